@@ -1,0 +1,1 @@
+"""Clients of the services, for other systems to import. No torch."""

@@ -1,0 +1,1 @@
+"""Models of torch and transformers: loading, forward passes over sequences, and weights as bytes."""

@@ -1,0 +1,1 @@
+"""The policy service: samples completions and takes new weights while it serves."""

@@ -1,0 +1,1 @@
+"""The trainer: reward-model training and PPO. Start reading at loop.py."""
