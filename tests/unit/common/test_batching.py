@@ -1,0 +1,226 @@
+"""The batcher: order, budget, bounds, failures, and callers that leave."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from rlhf_services.common.batching import Batcher, plan_batches
+from rlhf_services.common.errors import InternalError, NotReadyError, OverloadedError
+
+
+class Recorder:
+    """Answers 10 times each item, remembers its batches, and holds every run until `gate` is set."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+
+    def run(self, items: list[int]) -> list[int]:
+        self.batches.append(items)
+        self.entered.set()
+        assert self.gate.wait(10)
+        if -1 in items:
+            raise ValueError("item -1 cannot be run")
+        return [10 * item for item in items]
+
+    async def wait_until_running(self) -> None:
+        await asyncio.to_thread(self.entered.wait, 10)
+
+
+@asynccontextmanager
+async def running(
+    run: Callable[[list[int]], list[int]],
+    *,
+    max_batch_tokens: int = 1000,
+    max_queue_items: int = 100,
+    group_of: Callable[[int], int] = lambda item: 0,
+) -> AsyncIterator[Batcher[int, int]]:
+    """A started batcher of integers, each as long in tokens as it is large."""
+    batcher = Batcher(run, abs, max_batch_tokens, max_queue_items, group_of)
+    batcher.start()
+    try:
+        yield batcher
+    finally:
+        await batcher.close()
+
+
+def test_plan_keeps_the_padded_size_within_the_budget_and_gives_a_longer_item_its_own_batch():
+    # 700 > 500 goes alone; 200 + 190 is 400 padded, a third would make 600; 180 + 170 is 360.
+    assert plan_batches([170, 200, 700, 180, 190], 500) == [[2], [1, 4], [3, 0]]
+
+
+def test_plan_does_not_pad_a_short_item_to_a_long_one():
+    # One batch of 400 + 100 would be 300 of 800 padding, 37 %: more than the 15 % that are allowed.
+    assert plan_batches([400, 100], 10_000) == [[0], [1]]
+
+
+def test_plan_prefers_a_little_padding_to_another_pass():
+    # 3 * 30 = 90 padded, 48 of it padding: over half, but below what a pass costs.
+    assert plan_batches([30, 10, 2], 10_000) == [[0, 1, 2]]
+
+
+def test_plan_holds_every_item_once():
+    lengths = [(7 * i) % 251 + 1 for i in range(300)]
+    batches = plan_batches(lengths, 2048)
+    assert sorted(index for batch in batches for index in batch) == list(range(300))
+    assert all(len(batch) * max(lengths[i] for i in batch) <= 2048 for batch in batches)
+
+
+def test_plan_of_nothing_is_nothing():
+    assert plan_batches([], 100) == []
+
+
+async def test_results_come_back_in_the_order_of_the_items():
+    recorder = Recorder()
+    async with running(recorder.run) as batcher:
+        assert await batcher.submit_all([3, 500, 1, 499]) == [30, 5000, 10, 4990]
+    # 2 * 500 is the whole budget, so 500 and 499 share a batch; 3 and 1 would be padding in it.
+    assert recorder.batches == [[3, 1], [500, 499]]
+
+
+async def test_no_items_need_no_run():
+    recorder = Recorder()
+    async with running(recorder.run) as batcher:
+        assert await batcher.submit_all([]) == []
+    assert recorder.batches == []
+
+
+async def test_callers_that_wait_share_a_batch_and_each_gets_its_own():
+    recorder = Recorder()
+    async with running(recorder.run) as batcher:
+        recorder.gate.clear()
+        first = asyncio.create_task(batcher.submit_all([1]))
+        await recorder.wait_until_running()
+        others = [asyncio.create_task(batcher.submit_all([i])) for i in (2, 3, 4)]
+        await asyncio.sleep(0)
+        recorder.gate.set()
+        assert await asyncio.gather(first, *others) == [[10], [20], [30], [40]]
+    assert recorder.batches == [[1], [4, 3, 2]]
+
+
+async def test_items_of_different_groups_never_share_a_run():
+    recorder = Recorder()
+    async with running(recorder.run, group_of=lambda item: item % 2) as batcher:
+        assert await batcher.submit_all([1, 2, 3, 4]) == [10, 20, 30, 40]
+    assert recorder.batches == [[3, 1], [4, 2]]
+
+
+async def test_the_oldest_item_goes_next_however_short_it_is():
+    recorder = Recorder()
+    async with running(recorder.run) as batcher:
+        recorder.gate.clear()
+        calls = [asyncio.create_task(batcher.submit_all([1]))]
+        await recorder.wait_until_running()
+        for item in (2, 900, 901, 902):
+            calls.append(asyncio.create_task(batcher.submit_all([item])))
+            await asyncio.sleep(0)
+        recorder.gate.set()
+        await asyncio.gather(*calls)
+    assert recorder.batches == [[1], [2], [900], [901], [902]]
+
+
+async def test_a_full_queue_refuses_at_once_and_says_so():
+    recorder = Recorder()
+    async with running(recorder.run, max_queue_items=2) as batcher:
+        recorder.gate.clear()
+        first = asyncio.create_task(batcher.submit_all([1]))
+        await recorder.wait_until_running()
+        waiting = asyncio.create_task(batcher.submit_all([2, 3]))
+        await asyncio.sleep(0)
+        with pytest.raises(OverloadedError, match="the queue holds 2 of 2 items, no room for 1 more"):
+            await batcher.submit_all([4])
+        recorder.gate.set()
+        assert await first == [10]
+        assert await waiting == [20, 30]
+
+
+async def test_items_whose_caller_left_are_not_run_and_free_their_place():
+    recorder = Recorder()
+    async with running(recorder.run, max_queue_items=2) as batcher:
+        recorder.gate.clear()
+        first = asyncio.create_task(batcher.submit_all([1]))
+        await recorder.wait_until_running()
+        leaving = asyncio.create_task(batcher.submit_all([2, 3]))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        staying = asyncio.create_task(batcher.submit_all([4, 5]))
+        await asyncio.sleep(0)
+        recorder.gate.set()
+        assert await first == [10]
+        assert await staying == [40, 50]
+    assert recorder.batches == [[1], [5, 4]]
+
+
+async def test_a_caller_that_leaves_during_its_run_disturbs_nobody():
+    recorder = Recorder()
+    async with running(recorder.run) as batcher:
+        recorder.gate.clear()
+        first = asyncio.create_task(batcher.submit_all([1]))
+        await recorder.wait_until_running()
+        first.cancel()
+        second = asyncio.create_task(batcher.submit_all([2]))
+        await asyncio.sleep(0)
+        recorder.gate.set()
+        assert await second == [20]
+
+
+async def test_a_failed_run_reaches_its_callers_and_the_worker_goes_on():
+    recorder = Recorder()
+    async with running(recorder.run) as batcher:
+        with pytest.raises(ValueError, match="item -1 cannot be run"):
+            await batcher.submit_all([-1, 2])
+        assert await batcher.submit_all([2]) == [20]
+
+
+async def test_a_failure_in_one_batch_drops_the_rest_of_its_call():
+    recorder = Recorder()
+    async with running(recorder.run, group_of=lambda item: item) as batcher:
+        with pytest.raises(ValueError, match="item -1"):
+            await batcher.submit_all([-1, 2, 3])
+        assert await batcher.submit_all([4]) == [40]
+    assert [3] not in recorder.batches  # 2 may have begun before the call heard of the failure
+
+
+async def test_a_run_with_the_wrong_number_of_results_is_an_error():
+    async with running(lambda items: items[1:]) as batcher:
+        with pytest.raises(InternalError, match="1 results for 2 items"):
+            await batcher.submit_all([1, 2])
+
+
+async def test_the_event_loop_stays_free_while_a_batch_runs():
+    recorder = Recorder()
+    async with running(recorder.run) as batcher:
+        recorder.gate.clear()
+        call = asyncio.create_task(batcher.submit_all([1]))
+        await recorder.wait_until_running()
+        begin = time.monotonic()
+        await asyncio.sleep(0.02)
+        assert time.monotonic() - begin < 1
+        assert batcher.busy_seconds >= 0.01
+        recorder.gate.set()
+        await call
+        assert batcher.busy_seconds == 0
+
+
+async def test_closing_answers_those_that_wait_and_those_that_run():
+    recorder = Recorder()
+    async with running(recorder.run) as batcher:
+        recorder.gate.clear()
+        first = asyncio.create_task(batcher.submit_all([1]))
+        await recorder.wait_until_running()
+        second = asyncio.create_task(batcher.submit_all([2]))
+        await asyncio.sleep(0)
+        await batcher.close()
+        recorder.gate.set()
+        for call in (first, second):
+            with pytest.raises(NotReadyError, match="shutting down"):
+                await call
+        with pytest.raises(NotReadyError, match="not running"):
+            await batcher.submit_all([3])
