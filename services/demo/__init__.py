@@ -1,1 +1,1 @@
-"""`rlhf demo`: the whole of RLHF on a small task whose true preference is known, with every service as a local process."""
+"""`rlhf demo`: the whole of RLHF on a small task whose true preference is known. Start reading at demo.py."""

