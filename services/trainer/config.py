@@ -1,0 +1,174 @@
+"""Configuration of a PPO run: `rlhf train ppo --config FILE.toml`, or `rlhf-trainer` with the same file."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from rlhf_services.common.config import Port, Section, ServerConfig
+
+Target = Annotated[str, Field(min_length=1)]
+TokenId = Annotated[int, Field(ge=0)]
+
+
+class TrainerServerConfig(ServerConfig):
+    """Where the TrainerService of the run listens."""
+
+    port: Port = 50054
+    metrics_port: Port = 9054
+
+
+class ServicesConfig(Section):
+    """The services that the run calls, and how long it has patience with them."""
+
+    policy_targets: list[Target] = Field(default=["localhost:50051"], min_length=1)
+    """One "host:port" for each replica of the policy service; the prompts of a step are spread over them."""
+    reward_target: Target = "localhost:50052"
+    """"host:port" of the reward service."""
+    reference_target: Target = "localhost:50053"
+    """"host:port" of the reference service."""
+    wait_for_services_seconds: float = Field(default=300.0, ge=0)
+    """How long a service may be away before the run ends with an error."""
+    generate_deadline_seconds: float = Field(default=600.0, gt=0)
+    """Longest time for the completions of one step."""
+    score_deadline_seconds: float = Field(default=60.0, gt=0)
+    """Longest time for one completion's score or reference log-probabilities."""
+    push_deadline_seconds: float = Field(default=600.0, gt=0)
+    """Longest time for one weight push."""
+
+
+class ModelsConfig(Section):
+    """The models that are trained."""
+
+    policy_path: Path
+    """Hugging Face checkpoint of the initial policy."""
+    critic_path: Path
+    """Reward-model checkpoint that the critic starts as."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Element type of the forward and backward pass, and of the pushed weights: what the policy service serves. With
+    bfloat16 the optimizers keep float32 master weights."""
+    device: str = Field(default="auto", min_length=1)
+    """A torch device; "auto" takes CUDA where there is one, else the CPU."""
+
+
+class PromptsConfig(Section):
+    """Where the prompts come from."""
+
+    path: Path
+    """JSONL; each line has "prompt" (text) or "messages" (a list of role and content)."""
+    max_prompt_tokens: int = Field(default=512, ge=1)
+    """Longer prompts, after the chat template, are dropped and counted."""
+
+
+class SamplingConfig(Section):
+    """How completions are sampled."""
+
+    max_new_tokens: int = Field(default=128, ge=1)
+    """Most tokens of a completion, the stop id included."""
+    temperature: float = Field(default=1.0, gt=0, le=10)
+    """Divides the logits, in sampling and in every log-probability of training."""
+    stop_ids: tuple[TokenId, ...] = ()
+    """Token ids that end a completion; empty takes the model's own."""
+
+
+class OptimizerConfig(Section):
+    """AdamW with linear warm-up and linear decay."""
+
+    learning_rate: float = Field(default=2e-6, gt=0)
+    """Peak learning rate."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Optimizer steps over which the learning rate rises linearly to its peak."""
+    final_learning_rate_fraction: float = Field(default=1.0, ge=0, le=1)
+    """The learning rate falls linearly from its peak to this fraction of it at the last step; 1 keeps it constant."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the first moment."""
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of the second moment."""
+    eps: float = Field(default=1e-5, gt=0)
+    """Added to the root of the second moment; 1e-5 as in arXiv:2403.17031."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay of matrices; vectors (norms, biases) have none."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients whose global norm is larger are scaled down to it."""
+
+
+class CriticOptimizerConfig(OptimizerConfig):
+    """AdamW for the critic, which may move faster than the policy."""
+
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Peak learning rate."""
+
+
+class PpoConfig(Section):
+    """The algorithm. Formulas and sources: docs/architecture.md, and the functions of services/algorithms."""
+
+    steps: int = Field(default=100, ge=1)
+    """Steps of the run: each samples, scores, updates and pushes once."""
+    prompts_per_step: int = Field(default=64, ge=1)
+    """Prompts of one step."""
+    group_size: int = Field(default=1, ge=1, le=256)
+    """Completions of each prompt."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over the rollouts of a step."""
+    minibatches: int = Field(default=1, ge=1)
+    """Optimizer steps of each pass."""
+    clip_eps: float = Field(default=0.2, gt=0, lt=1)
+    """Half-width of the interval around 1 in which the probability ratio earns."""
+    value_clip_eps: float = Field(default=0.2, gt=0)
+    """How far a value may move from the old one before its loss is clipped, in units of reward."""
+    gamma: float = Field(default=1.0, ge=0, le=1)
+    """Discount per token."""
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    """Weight of longer returns in the advantage."""
+    whiten_advantages: bool = True
+    """Shift and scale the advantages of a step to mean 0 and variance 1."""
+    kl_coef: float = Field(default=0.05, ge=0)
+    """Reward lost per nat of KL to the reference; where kl_target is set, only the start value."""
+    kl_target: float | None = Field(default=None, gt=0)
+    """KL to the reference, in nats per completion, that kl_coef is adapted to hold; absent keeps kl_coef fixed."""
+    kl_horizon: int = Field(default=10_000, ge=1)
+    """Completions over which an adaptive kl_coef reacts; larger is slower."""
+    max_dropped_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """The run ends with an error when more than this share of a step's rollouts got no score or no finite numbers."""
+    micro_batch_tokens: int = Field(default=2048, ge=1)
+    """Most padded tokens of one forward and backward pass. Changes memory and speed, never the result."""
+    single_pass_tokens: int = Field(default=8192, ge=0)
+    """Where a step is one epoch of one minibatch with at most this many padded tokens, the activations of its forward
+    passes are kept until the advantages are known, so that none is run twice."""
+    seed: int = Field(default=0, ge=0)
+    """Decides the order of prompts, the seeds of completions and the split into minibatches."""
+
+
+class CheckpointConfig(Section):
+    """When the run saves what it needs to go on."""
+
+    every_steps: int = Field(default=10, ge=0)
+    """Steps between two checkpoints; 0 writes one only when it is asked for and when the run is stopped."""
+    keep_last: int = Field(default=2, ge=1)
+    """Older checkpoints are deleted."""
+
+
+class PpoRunConfig(Section):
+    """A PPO run."""
+
+    run_dir: Path
+    """Directory of the run: metrics.jsonl, checkpoints/, and at the end final/ (the policy, in Hugging Face form)."""
+    models: ModelsConfig
+    prompts: PromptsConfig
+    services: ServicesConfig = ServicesConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    ppo: PpoConfig = PpoConfig()
+    policy_optimizer: OptimizerConfig = OptimizerConfig()
+    critic_optimizer: CriticOptimizerConfig = CriticOptimizerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    server: TrainerServerConfig = TrainerServerConfig()
+
+    @model_validator(mode="after")
+    def _minibatches_have_rollouts(self) -> Self:
+        rollouts = self.ppo.prompts_per_step * self.ppo.group_size
+        if self.ppo.minibatches > rollouts:
+            raise ValueError(
+                f"ppo.minibatches is {self.ppo.minibatches}, but a step has only {rollouts} rollouts "
+                "(ppo.prompts_per_step * ppo.group_size); lower the former or raise one of the latter"
+            )
+        return self
