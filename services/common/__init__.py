@@ -1,1 +1,1 @@
-"""What every service shares: configuration, errors, the server bootstrap, channels, metrics, logs, and the wire's codec. No torch."""
+"""What every service shares: configuration, errors, the server bootstrap, channels, metrics, logs, codec. No torch."""

@@ -1,0 +1,55 @@
+"""What the clients share: a channel, deadlines, health, and errors that name the service and where it is."""
+
+from collections.abc import Awaitable, Sequence
+from typing import ClassVar, Self, TypeVar
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from rlhf_services.common.channel import open_channel
+from rlhf_services.common.errors import from_rpc_error
+
+T = TypeVar("T")
+
+
+class ServiceClient:
+    """Base of all clients; use as `async with RewardClient("reward:50052") as reward: ...`, or call close()."""
+
+    service: ClassVar[str]
+    """For messages: "reward service"."""
+    full_name: ClassVar[str]
+    """The gRPC service's full name."""
+    retried_methods: ClassVar[Sequence[str]] = ()
+    """Methods that may be repeated when the service is UNAVAILABLE."""
+
+    def __init__(self, target: str) -> None:
+        """Opens a channel to "host:port" (or "dns:///name:port"); nothing is connected before the first call."""
+        self.target = target
+        self._channel = open_channel(target, service=self.full_name, retried_methods=self.retried_methods)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
+
+    async def is_serving(self, deadline_seconds: float = 5.0) -> bool:
+        """Returns whether the service answers and says that it can serve."""
+        request = health_pb2.HealthCheckRequest(service=self.full_name)
+        try:
+            response = await self._health.Check(request, timeout=deadline_seconds)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def close(self) -> None:
+        """Closes the channel; calls in flight are cancelled."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _call(self, call: Awaitable[T]) -> T:
+        """Awaits a call; its failure comes out as an error of common.errors."""
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error, self.service, self.target) from None

@@ -1,0 +1,142 @@
+"""Client of the policy service."""
+
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import grpc
+
+from rlhf_services.clients.base import ServiceClient
+from rlhf_services.common import codec
+from rlhf_services.common.errors import from_rpc_error
+from rlhf_services.common.rollout import Prompt, Rollout, Sampling
+from rlhf_services.common.weights import WeightsManifest
+from rlhf_services.v1 import policy_pb2, policy_pb2_grpc
+
+CHUNK_BYTES = 1024 * 1024
+"""Size of one message of a push: large enough to be fast, small enough to interleave with other calls."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyModel:
+    """What a policy service serves; the fields are those of PolicyServiceGetModelResponse."""
+
+    model_name: str
+    tokenizer_digest: str
+    policy_version: int
+    weights_digest: str
+    engine: str
+    dtype: str
+    max_sequence_tokens: int
+    vocab_size: int
+    stop_ids: tuple[int, ...]
+    max_prompts: int
+    max_chunk_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PushResult:
+    """A push that took effect."""
+
+    policy_version: int
+    weights_digest: str
+    pause_seconds: float
+
+
+class PolicyClient(ServiceClient):
+    """Samples from the policy, and pushes weights to it."""
+
+    service = "policy service"
+    full_name = "rlhf_services.v1.PolicyService"
+    retried_methods = ("GetModel",)
+
+    def __init__(self, target: str) -> None:
+        super().__init__(target)
+        self._stub = policy_pb2_grpc.PolicyServiceStub(self._channel)
+
+    async def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        *,
+        min_policy_version: int = 0,
+        tokenizer_digest: str = "",
+        deadline_seconds: float = 600.0,
+    ) -> AsyncIterator[Rollout]:
+        """Yields each rollout as it finishes, in no particular order; leaving the loop cancels the rest.
+
+        Raises: ServiceError; rollouts that were yielded before are good. PreconditionError means that the service's
+            weights are older than min_policy_version: push, then ask again.
+        """
+        request = policy_pb2.GenerateRequest(
+            prompts=[codec.encode_prompt(prompt) for prompt in prompts],
+            sampling=codec.encode_sampling(sampling),
+            min_policy_version=min_policy_version,
+            tokenizer_digest=tokenizer_digest,
+        )
+        call = self._stub.Generate(request, timeout=deadline_seconds)
+        try:
+            async for response in call:
+                yield codec.decode_rollout(response.rollout)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error, self.service, self.target) from None
+        finally:
+            call.cancel()
+
+    async def update_weights(
+        self,
+        policy_version: int,
+        manifest: WeightsManifest,
+        payload: Iterable[bytes | memoryview],
+        *,
+        deadline_seconds: float = 600.0,
+    ) -> PushResult:
+        """Pushes all weights and returns when they are served.
+
+        Args:
+            policy_version: the version that the service has afterwards, at least 1.
+            manifest: the tensors with their digests.
+            payload: the raw little-endian bytes of each tensor, in the manifest's order.
+        Raises: ServiceError; the service's weights are then unchanged.
+        """
+        header = policy_pb2.WeightsHeader(
+            policy_version=policy_version,
+            encoding=policy_pb2.WEIGHTS_ENCODING_FULL,
+            tensors=codec.encode_manifest(manifest),
+            weights_digest=manifest.digest,
+        )
+        call = self._stub.UpdateWeights(_push_messages(header, payload), timeout=deadline_seconds)
+        response = await self._call(call)
+        return PushResult(response.policy_version, response.weights_digest, response.pause_seconds)
+
+    async def get_model(self, deadline_seconds: float = 10.0) -> PolicyModel:
+        """Returns what is being served."""
+        request = policy_pb2.PolicyServiceGetModelRequest()
+        response = await self._call(self._stub.GetModel(request, timeout=deadline_seconds))
+        return PolicyModel(
+            model_name=response.model_name,
+            tokenizer_digest=response.tokenizer_digest,
+            policy_version=response.policy_version,
+            weights_digest=response.weights_digest,
+            engine=response.engine,
+            dtype=response.dtype,
+            max_sequence_tokens=response.max_sequence_tokens,
+            vocab_size=response.vocab_size,
+            stop_ids=tuple(response.stop_ids),
+            max_prompts=response.max_prompts,
+            max_chunk_bytes=response.max_chunk_bytes,
+        )
+
+
+def _push_messages(
+    header: policy_pb2.WeightsHeader, payload: Iterable[bytes | memoryview]
+) -> Iterator[policy_pb2.UpdateWeightsRequest]:
+    """Yields the messages of a push: header, chunks of at most CHUNK_BYTES, commit."""
+    yield policy_pb2.UpdateWeightsRequest(header=header)
+    offset = 0
+    for tensor in payload:
+        view = memoryview(tensor).cast("B")
+        for start in range(0, len(view), CHUNK_BYTES):
+            data = bytes(view[start : start + CHUNK_BYTES])
+            yield policy_pb2.UpdateWeightsRequest(chunk=policy_pb2.WeightsChunk(offset_bytes=offset, data=data))
+            offset += len(data)
+    yield policy_pb2.UpdateWeightsRequest(commit=policy_pb2.WeightsCommit())

@@ -1,0 +1,51 @@
+"""Rollouts and sampling parameters as the code sees them. Their wire form is in codec.py."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A prompt to sample completions for."""
+
+    group_id: str
+    """Shared by all rollouts of this prompt."""
+    prompt_ids: list[int]
+    """Token ids after the chat template, without padding."""
+    seed: int | None = None
+    """Completion i is drawn with seed + i; None draws unpredictably."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How to sample completions. The distribution is always the whole softmax at `temperature`."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    """0 is greedy."""
+    completions_per_prompt: int = 1
+    stop_ids: tuple[int, ...] = ()
+    """Ids that end a completion; empty means the model's own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One sampled completion. Per-token lists cover completion_ids only and share its length T >= 1."""
+
+    rollout_id: str
+    """Unique in a request: group_id, a slash, and the index among the prompt's completions."""
+    group_id: str
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    logprobs: list[float]
+    """Nats, of the distribution that was sampled from, as the policy service reported them."""
+    policy_versions: list[int]
+    """The version of the weights that sampled each token."""
+    finish_reason: FinishReason
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompt and completion together."""
+        return len(self.prompt_ids) + len(self.completion_ids)
