@@ -1,0 +1,78 @@
+"""Child processes of which nothing survives the process that started them.
+
+On every way out that Python sees (the end, an error, Ctrl-C, SIGTERM) their owner calls terminate() and kill_group().
+On kill -9 of the owner the kernel does it: every child has asked to be killed when its parent dies.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
+from typing import NoReturn
+
+
+# Runs in the child before the command itself, which inherits the request across exec. Popen's preexec_fn could make it
+# too, but executes Python between fork and exec, which can deadlock where there are threads.
+_LAUNCHER = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)        # PR_SET_PDEATHSIG
+if os.getppid() != int(sys.argv[1]): sys.exit(1)  # the parent died before the request took effect
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+def spawn(command: Sequence[str], environment: Mapping[str, str], output: int | None) -> subprocess.Popen[bytes]:
+    """The command as a process in a session of its own, so that Ctrl-C reaches it only through the supervisor."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _LAUNCHER, str(os.getpid()), *command],
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+    )
+
+
+def terminate(processes: Sequence[subprocess.Popen[bytes]], grace_seconds: float) -> None:
+    """Ask processes to end, and return when they have or when the grace is over."""
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    deadline = time.monotonic() + grace_seconds
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(deadline - time.monotonic(), 0.0))
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of a process and its descendants."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def describe_exit(exit_code: int) -> str:
+    """How a process ended, in words."""
+    return f"killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit code {exit_code}"
+
+
+@contextlib.contextmanager
+def interrupt_on_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end this process as Ctrl-C does, through every `finally` and `with`.
+
+    Raises: SystemExit with 128 + the signal's number, in the main thread, when one arrives.
+    """
+
+    def leave(signal_number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + signal_number)
+
+    previous = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
