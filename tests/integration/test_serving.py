@@ -175,7 +175,7 @@ async def test_a_deadline_that_passes_names_the_service_and_cancels_its_work():
     async with Toy() as toy:
         await toy.server.wait_ready()
         toy.servicer.score = hang
-        with pytest.raises(NotReadyError, match="reward service at .* did not answer within"):
+        with pytest.raises(NotReadyError, match=r"reward service at .* did not answer within"):
             await toy.client.score([ITEM], deadline_seconds=0.3)
         await asyncio.wait_for(cancelled.wait(), 5)
 

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from pydantic import Field
 
 from rlhf_services.common.config import Port, Section, ServerConfig, load_config, load_toml
 from rlhf_services.common.errors import ConfigError
@@ -23,7 +24,7 @@ class ToyConfig(Section):
 
     server: ToyServer = ToyServer()
     model: ModelSection
-    targets: list[str] = ["a:1"]
+    targets: list[str] = Field(default=["a:1"])
     """Addresses."""
 
 
@@ -96,7 +97,7 @@ def test_an_unknown_variable_of_our_prefix_is_refused(monkeypatch):
 
 
 def test_a_file_that_does_not_exist_is_named():
-    with pytest.raises(ConfigError, match="--config is 'nowhere.toml': no such file"):
+    with pytest.raises(ConfigError, match=r"--config is 'nowhere\.toml': no such file"):
         load("--config", "nowhere.toml")
 
 
