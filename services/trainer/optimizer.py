@@ -8,16 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_services.trainer.config import OptimizerConfig
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or a gradient is NaN or infinite; nothing was changed by it."""
-
-    def __init__(self, quantity: str, value: float) -> None:
-        super().__init__(
-            f"{quantity} is {value}; the weights were left as they were. Lower the learning rate or max_grad_norm, and "
-            "look at the rewards of this step"
-        )
+from rlhf_services.trainer.errors import NonFiniteError
 
 
 def require_finite(quantity: str, value: Tensor | float) -> None:

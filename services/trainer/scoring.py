@@ -1,0 +1,123 @@
+"""From a rollout to a sample: its rewards and its reference log-probabilities, asked for at the same time."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from rlhf_services.clients.reference import LogprobsItem
+from rlhf_services.clients.reward import RewardClient, RewardError, ScoreItem
+from rlhf_services.common.errors import InternalError
+from rlhf_services.common.rollout import Rollout
+from rlhf_services.trainer.errors import RunError
+from rlhf_services.trainer.peers import TRAINING_REWARD, Peers
+from rlhf_services.trainer.tasks import task_group
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """A rollout with all that training needs to know about it; every number is finite."""
+
+    rollout: Rollout
+    rewards: dict[str, float]
+    """By the name of the reward service that gave it."""
+    ref_logprobs: list[float]
+    """Nats under the reference policy, one for each completion token."""
+
+    @property
+    def reward(self) -> float:
+        """What the run's own reward service gave."""
+        return self.rewards[TRAINING_REWARD]
+
+
+class UnusableError(Exception):
+    """A rollout that lacks a finite number; the argument is a code such as "score_too_long"."""
+
+
+class Scoring:
+    """Completes rollouts of one step, and remembers when the last answers came."""
+
+    def __init__(self, peers: Peers, *, temperature: float, policy_version: int | None) -> None:
+        """Args: the services; the sampling temperature; the version that must have sampled every token (None: any)."""
+        self.scored_at = self.referenced_at = 0.0
+        """time.monotonic() of the last score and of the last reference log-probabilities."""
+        self._peers = peers
+        # Greedy sampling reports log-probabilities at temperature 1 (rollout.proto).
+        self._temperature = temperature or 1.0
+        self._policy_version = policy_version
+
+    async def complete(self, rollout: Rollout) -> Sample:
+        """Returns the rollout with its scores.
+
+        Raises: UnusableError if a number is missing or not finite; RunError if the reference is no longer the same
+            model; ServiceError if a service stayed away for too long or broke its contract.
+        """
+        if not _all_finite(rollout.logprobs):
+            raise UnusableError("sampler_not_finite")
+        if self._policy_version is not None and set(rollout.policy_versions) != {self._policy_version}:
+            raise UnusableError("policy_version_not_current")
+        async with task_group() as tasks:
+            reference = tasks.create_task(self._ref_logprobs(rollout))
+            scores = {name: tasks.create_task(self._score(each, rollout)) for name, each in self._peers.rewards.items()}
+        rewards = {name: task.result() for name, task in scores.items()}
+        return Sample(rollout=rollout, rewards=rewards, ref_logprobs=reference.result())
+
+    async def _score(self, client: RewardClient, rollout: Rollout) -> float:
+        item = ScoreItem.tokens(rollout.prompt_ids, rollout.completion_ids, rollout.rollout_id)
+        batch = await self._peers.call(
+            client,
+            lambda: client.score(
+                [item],
+                tokenizer_digest=self._peers.tokenizer_digest,
+                deadline_seconds=self._peers.config.score_deadline_seconds,
+            ),
+        )
+        self.scored_at = time.monotonic()
+        result = _only(batch.results, client.service, client.target)
+        if isinstance(result, RewardError):
+            raise UnusableError(f"score_{result.code}")
+        if not math.isfinite(result.reward):
+            raise UnusableError("score_not_finite")
+        return result.reward
+
+    async def _ref_logprobs(self, rollout: Rollout) -> list[float]:
+        client = self._peers.reference
+        item = LogprobsItem(rollout.prompt_ids, rollout.completion_ids, rollout.rollout_id)
+        batch = await self._peers.call(
+            client,
+            lambda: client.compute_logprobs(
+                [item],
+                temperature=self._temperature,
+                tokenizer_digest=self._peers.tokenizer_digest,
+                deadline_seconds=self._peers.config.score_deadline_seconds,
+            ),
+        )
+        self.referenced_at = time.monotonic()
+        source = f"{client.service} at {client.target}"
+        if batch.reference_version != self._peers.reference_version:
+            raise RunError(
+                f"{source} now serves {batch.reference_version[:12]}, the run began with "
+                f"{self._peers.reference_version[:12]}: start it with the first model again, then use --resume"
+            )
+        logprobs = _only(batch.logprobs, client.service, client.target)
+        if len(logprobs) != len(rollout.completion_ids):
+            raise InternalError(
+                f"{source} sent {len(logprobs)} log-probabilities for {len(rollout.completion_ids)} tokens of rollout "
+                f"{rollout.rollout_id!r}"
+            )
+        if not _all_finite(logprobs):
+            raise UnusableError("reference_not_finite")
+        return logprobs
+
+
+def _only(results: Sequence[T], service: str, target: str) -> T:
+    if len(results) != 1:
+        raise InternalError(f"{service} at {target} sent {len(results)} results for 1 item")
+    return results[0]
+
+
+def _all_finite(values: Sequence[float]) -> bool:
+    return all(math.isfinite(value) for value in values)
