@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def fault_of_ids(field: str, ids: Sequence[int], vocab_size: int) -> str | None:
-    """Says what is wrong with a list of token ids and what to do, or returns None: at least one, each in the vocabulary."""
+    """Says what is wrong with a list of token ids and the remedy; None if it has some and all are known."""
     if not ids:
         return f"{field} is empty; send at least one token id"
     if min(ids) < 0 or max(ids) >= vocab_size:
