@@ -1,0 +1,91 @@
+"""Configuration of the reward service."""
+
+import re
+from typing import Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from rlhf_services.common.config import Port, Section, ServerConfig
+
+
+class RewardServerConfig(ServerConfig):
+    """Where the reward service listens."""
+
+    port: Port = 50052
+    """gRPC port; 0 takes a free one."""
+    metrics_port: Port = 9052
+    """HTTP port of Prometheus' /metrics; 0 takes a free one."""
+
+
+class ScorerConfig(Section):
+    """What gives the rewards: a model, or a rule."""
+
+    kind: Literal["model", "sentiment", "length", "pattern"]
+    """model: a reward model; sentiment, length, pattern: rules over the completion's text (reward/rule_scorer.py)."""
+    path: str = ""
+    """model: directory of a transformers sequence-classification checkpoint with one label."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """model: element type of its weights."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """model: auto (cuda if there is one), cpu, cuda or cuda:N."""
+    tokenizer: str = ""
+    """Rules: directory of the tokenizer that turns token ids into text; without it they take text alone."""
+    target_length: int = Field(default=200, ge=1)
+    """length: the length that earns most."""
+    length_unit: Literal["characters", "words"] = "characters"
+    """length: what is counted."""
+    pattern: str = ""
+    """pattern: a Python regular expression, searched in the completion."""
+    pattern_mode: Literal["match", "count"] = "match"
+    """pattern: match is 1 if it is found and 0 if not; count is the number of matches, up to 100."""
+
+    @field_validator("path")
+    @classmethod
+    def _require_path(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("kind") == "model" and not value:
+            raise ValueError("scorer.kind model needs the directory of a reward model: --scorer.path DIR")
+        return value
+
+    @field_validator("pattern")
+    @classmethod
+    def _require_pattern(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("kind") != "pattern":
+            return value
+        if not value:
+            raise ValueError("scorer.kind pattern needs a regular expression: --scorer.pattern REGEX")
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}; mend it, or escape what is meant literally") from None
+        return value
+
+
+class LimitsConfig(Section):
+    """How much is accepted, and how it is batched."""
+
+    max_items: int = Field(default=1024, ge=1)
+    """Most items in one call."""
+    max_queue_items: int = Field(default=8192, ge=1)
+    """Most items that wait; what comes past it is refused at once. At least max_items."""
+    max_batch_tokens: int = Field(default=8192, ge=1)
+    """Most tokens of one forward pass, padding included; a longer sequence goes alone."""
+    max_text_characters: int = Field(default=1_000_000, ge=1)
+    """Longest prompt and completion together that is accepted as text."""
+    stuck_after_seconds: float = Field(default=120.0, gt=0)
+    """A batch that takes longer turns readiness off until it ends."""
+
+    @field_validator("max_queue_items")
+    @classmethod
+    def _hold_a_call(cls, value: int, info: ValidationInfo) -> int:
+        max_items = info.data.get("max_items", 0)
+        if value < max_items:
+            raise ValueError(f"a call of limits.max_items = {max_items} would never fit; make it at least that")
+        return value
+
+
+class RewardConfig(Section):
+    """Serves rewards over gRPC."""
+
+    server: RewardServerConfig = RewardServerConfig()
+    scorer: ScorerConfig
+    limits: LimitsConfig = LimitsConfig()

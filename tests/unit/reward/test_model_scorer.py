@@ -1,0 +1,115 @@
+"""The model scorer against a straightforward transformers forward pass."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_model import ASSISTANT_ID, EOS_ID, MAX_SEQUENCE_TOKENS, USER_ID, VOCAB_SIZE
+from transformers import AutoModelForSequenceClassification
+
+from rlhf_services.common.errors import ConfigError
+from rlhf_services.models.loading import load_tokenizer
+from rlhf_services.models.scalar_model import ScalarModel
+from rlhf_services.reward.config import ScorerConfig
+from rlhf_services.reward.factory import build_scorer
+from rlhf_services.reward.model_scorer import ModelScorer, load_model_scorer
+from rlhf_services.reward.scorer import ErrorCode, ScoreError, TextPair, TokenPair
+
+
+def config_of(path: Path, dtype: str = "float32") -> ScorerConfig:
+    return ScorerConfig.model_validate({"kind": "model", "path": str(path), "dtype": dtype, "device": "cpu"})
+
+
+@pytest.fixture(scope="module")
+def scorer(tiny_reward_path: Path) -> ModelScorer:
+    return load_model_scorer(config_of(tiny_reward_path))
+
+
+def pairs_of_many_lengths() -> list[TokenPair]:
+    generator = torch.Generator().manual_seed(1)
+    lengths = [(1, 1), (3, 40), (70, 2), (9, 9)]
+    return [
+        TokenPair(*(torch.randint(4, VOCAB_SIZE, (n,), generator=generator).tolist() for n in pair)) for pair in lengths
+    ]
+
+
+def oracle(path: Path, pairs: list[TokenPair], dtype: torch.dtype) -> list[float]:
+    """One unpadded forward pass of transformers' own classifier for each pair."""
+    model = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype).eval()
+    with torch.no_grad():
+        return [float(model(torch.tensor([[*p.prompt_ids, *p.completion_ids]])).logits[0, 0]) for p in pairs]
+
+
+def test_scores_in_float32_are_those_of_transformers(scorer: ModelScorer, tiny_reward_path: Path):
+    pairs = pairs_of_many_lengths()
+    assert scorer.score(pairs) == pytest.approx(oracle(tiny_reward_path, pairs, torch.float32), abs=1e-5)
+
+
+def test_scores_in_bfloat16_are_near_those_of_float32(tiny_reward_path: Path):
+    pairs = pairs_of_many_lengths()
+    scores = load_model_scorer(config_of(tiny_reward_path, "bfloat16")).score(pairs)
+    assert scores == pytest.approx(oracle(tiny_reward_path, pairs, torch.float32), abs=0.15)
+
+
+def test_text_becomes_the_chat_templates_ids_and_an_ended_completion(scorer: ModelScorer, tiny_reward_path: Path):
+    encode = load_tokenizer(tiny_reward_path).encode
+    prompt_ids = [USER_ID, *encode("hi"), EOS_ID, ASSISTANT_ID]
+    assert scorer.prepare(TextPair("hi", "yes")) == TokenPair(prompt_ids, [*encode("yes"), EOS_ID])
+
+
+@pytest.mark.parametrize(
+    ("pair", "code", "message"),
+    [
+        (TokenPair([], [5]), ErrorCode.INVALID_ITEM, "tokens.prompt_ids is empty"),
+        (TokenPair([5], []), ErrorCode.INVALID_ITEM, "tokens.completion_ids is empty"),
+        (TokenPair([5], [6, VOCAB_SIZE]), ErrorCode.INVALID_ITEM, "tokens.completion_ids[1] is 260, outside"),
+        (TokenPair([5], [-1]), ErrorCode.INVALID_ITEM, "tokens.completion_ids[0] is -1"),
+        (TokenPair([5], [6] * MAX_SEQUENCE_TOKENS), ErrorCode.TOO_LONG, "513 tokens, the model takes at most 512"),
+        (TextPair("p", "x" * 600), ErrorCode.TOO_LONG, "the model takes at most 512"),
+    ],
+)
+def test_a_bad_pair_is_refused_by_name(scorer: ModelScorer, pair: TextPair | TokenPair, code: ErrorCode, message: str):
+    fault = scorer.prepare(pair)
+    assert isinstance(fault, ScoreError)
+    assert fault.code is code
+    assert message in fault.message
+
+
+def test_a_pair_of_exactly_the_models_length_is_scored(scorer: ModelScorer):
+    pair = TokenPair([5], [6] * (MAX_SEQUENCE_TOKENS - 1))
+    assert scorer.prepare(pair) == pair
+    assert len(scorer.score([pair])) == 1
+
+
+def test_the_stored_normalisation_is_applied_and_part_of_the_version(
+    scorer: ModelScorer, tiny_reward_path: Path, tmp_path: Path
+):
+    model = ScalarModel.load(tiny_reward_path, dtype="float32")
+    model.set_normalization(mean=2.0, std=4.0)
+    model.save(tmp_path, load_tokenizer(tiny_reward_path))
+    normalised = load_model_scorer(config_of(tmp_path))
+    pairs = pairs_of_many_lengths()
+    expected = [(score - 2.0) / 4.0 for score in scorer.score(pairs)]
+    assert normalised.score(pairs) == pytest.approx(expected, abs=1e-6)
+    assert normalised.info.version != scorer.info.version
+
+
+def test_the_version_is_that_of_the_weights_not_of_the_folder(
+    scorer: ModelScorer, tiny_reward_path: Path, tmp_path: Path
+):
+    ScalarModel.load(tiny_reward_path, dtype="float32").save(tmp_path, load_tokenizer(tiny_reward_path))
+    assert load_model_scorer(config_of(tmp_path)).info.version == scorer.info.version
+    assert load_model_scorer(config_of(tmp_path, "bfloat16")).info.version != scorer.info.version
+
+
+def test_a_missing_folder_is_a_config_error_that_names_the_field(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"scorer.path is '.*nowhere': no such directory"):
+        build_scorer(config_of(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"scorer.tokenizer is '.*nowhere': no such directory"):
+        build_scorer(ScorerConfig(kind="length", tokenizer=str(tmp_path / "nowhere")))
+
+
+def test_a_rule_with_a_tokenizer_reads_tokens_without_their_special_ones(tiny_reward_path: Path):
+    rule = build_scorer(ScorerConfig(kind="length", target_length=3, tokenizer=str(tiny_reward_path)))
+    completion_ids = [*load_tokenizer(tiny_reward_path).encode("yes"), EOS_ID]
+    assert rule.prepare(TokenPair([USER_ID], completion_ids)) == "yes"
