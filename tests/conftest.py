@@ -1,0 +1,26 @@
+"""Fixtures that several tests share. The models are made once a session; a test that changes one loads its own."""
+
+from pathlib import Path
+
+import pytest
+from tiny_model import make_tiny_model, make_tiny_reward_model
+
+
+@pytest.fixture(scope="session")
+def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the tiny random policy."""
+    return make_tiny_model(tmp_path_factory.mktemp("tiny_model"))
+
+
+@pytest.fixture(scope="session")
+def tiny_reward_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the tiny random reward model; it shares its tokenizer with the tiny policy."""
+    return make_tiny_reward_model(tmp_path_factory.mktemp("tiny_reward"))
+
+
+@pytest.fixture(scope="session")
+def smollm_path() -> Path:
+    """Folder of the small real model, SmolLM2-135M-Instruct; fetched once and kept in the user's cache."""
+    from rlhf_services.demo.small_model import fetch_small_model
+
+    return fetch_small_model()
