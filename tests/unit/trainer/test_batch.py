@@ -1,0 +1,68 @@
+"""Samples as tensors."""
+
+import pytest
+import torch
+
+from rlhf_services.common.rollout import Rollout
+from rlhf_services.trainer.batch import collate, micro_batches
+from rlhf_services.trainer.scoring import Sample
+
+
+def make_sample(prompt_ids: list[int], completion_ids: list[int], reward: float) -> Sample:
+    rollout = Rollout(
+        rollout_id="0/0",
+        group_id="0",
+        prompt_ids=prompt_ids,
+        completion_ids=completion_ids,
+        logprobs=[-0.1 * token for token in completion_ids],
+        policy_versions=[1] * len(completion_ids),
+        finish_reason="stop",
+    )
+    return Sample(rollout=rollout, rewards={"reward": reward}, ref_logprobs=[-0.2 * token for token in completion_ids])
+
+
+SAMPLES = [make_sample([5], [1, 2, 3], 1.5), make_sample([6, 7], [4], -2.0), make_sample([8, 9, 10], [1, 2], 0.0)]
+
+
+def test_per_token_tensors_cover_the_completions_alone() -> None:
+    batch = collate(SAMPLES)
+    assert batch.sequences.input_ids.tolist() == [[5, 1, 2, 3, 0], [6, 7, 4, 0, 0], [8, 9, 10, 1, 2]]
+    assert batch.completion_mask.tolist() == [[True, True, True], [True, False, False], [True, True, False]]
+    torch.testing.assert_close(
+        batch.sampler_logprobs, torch.tensor([[-0.1, -0.2, -0.3], [-0.4, 0.0, 0.0], [-0.1, -0.2, 0.0]])
+    )
+    torch.testing.assert_close(
+        batch.ref_logprobs, torch.tensor([[-0.2, -0.4, -0.6], [-0.8, 0.0, 0.0], [-0.2, -0.4, 0.0]])
+    )
+    assert batch.rewards.tolist() == [1.5, -2.0, 0.0]
+    assert (batch.size, batch.num_completion_tokens, batch.lengths) == (3, 6, [4, 3, 5])
+
+
+def test_micro_batches_keep_like_lengths_together_and_drop_padding() -> None:
+    batch = collate(SAMPLES)
+    # Lengths 4, 3, 5, longest first: 5 alone would leave 3 of 8 tokens, 5 + 5 > 8; then 4 and 3, padded to 4 + 4 = 8.
+    first, second = micro_batches(batch, [0, 1, 2], max_tokens=8)
+    assert (first.rows.tolist(), second.rows.tolist()) == ([2], [0, 1])
+    assert second.sequences.input_ids.tolist() == [[5, 1, 2, 3], [6, 7, 4, 0]]
+    assert first.take(batch.ref_logprobs).shape == (1, 2)
+
+
+def test_only_the_rows_asked_for_are_split() -> None:
+    batch = collate(SAMPLES)
+    (micro,) = micro_batches(batch, [2, 1], max_tokens=100)
+    assert micro.rows.tolist() == [2, 1]
+
+
+def test_what_is_put_comes_back_and_leaves_other_rows_alone() -> None:
+    batch = collate(SAMPLES)
+    target = torch.full((3, 3), 9.0)
+    (micro,) = micro_batches(batch, [1, 2], max_tokens=100)
+    values = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    micro.put(values, target)  # rows are 2 (length 5), then 1 (length 3); two columns
+    assert target.tolist() == [[9.0, 9.0, 9.0], [3.0, 4.0, 9.0], [1.0, 2.0, 9.0]]
+    assert torch.equal(micro.take(target), values)
+
+
+def test_no_samples_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        collate([])
