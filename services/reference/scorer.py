@@ -1,0 +1,45 @@
+"""Log-probabilities of completions under a frozen causal language model."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from rlhf_services.models.devices import resolve_device
+from rlhf_services.models.loading import load_policy, load_tokenizer, tokenizer_digest
+from rlhf_services.models.sequences import pad_sequences
+from rlhf_services.models.token_scores import completion_logprobs
+from rlhf_services.models.weights import model_manifest
+from rlhf_services.reference.config import ModelConfig
+from rlhf_services.reference.core import Completion, ReferenceInfo
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobsScorer:
+    """A Scorer of reference/core.py over a transformers model."""
+
+    info: ReferenceInfo
+    model: PreTrainedModel
+
+    def compute(self, batch: list[Completion], temperature: float) -> list[list[float]]:
+        """Returns each completion's log-probabilities [T_i] in nats, from one forward pass."""
+        sequences = pad_sequences([item.prompt_ids for item in batch], [item.completion_ids for item in batch])
+        with torch.inference_mode():
+            logprobs = completion_logprobs(self.model, sequences.to(self.model.device), temperature)
+        rows = logprobs.float().cpu().tolist()
+        return [row[: len(item.completion_ids)] for row, item in zip(rows, batch, strict=True)]
+
+
+def load_logprobs_scorer(config: ModelConfig) -> LogprobsScorer:
+    """Returns the scorer of a checkpoint. Raises: ConfigError if the directory holds no causal language model."""
+    device = resolve_device(config.device, "model.device")
+    digest = tokenizer_digest(load_tokenizer(config.path))
+    model = load_policy(config.path, dtype=config.dtype, device=str(device))
+    info = ReferenceInfo(
+        name=config.path,
+        version=model_manifest(model).digest,
+        tokenizer_digest=digest,
+        max_sequence_tokens=model.config.max_position_embeddings,
+        vocab_size=model.config.vocab_size,
+    )
+    return LogprobsScorer(info, model)

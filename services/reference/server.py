@@ -1,0 +1,30 @@
+"""Starts the reference service: rlhf-reference --model.path DIR."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from rlhf_services.common.config import exit_on_config_error, load_config
+from rlhf_services.common.serving import run_service
+from rlhf_services.reference.config import ModelConfig, ReferenceConfig
+from rlhf_services.reference.core import ReferenceCore, Scorer
+from rlhf_services.reference.metrics import ReferenceMetrics
+from rlhf_services.reference.servicer import ReferenceServicer
+from rlhf_services.v1 import reference_pb2_grpc
+
+FULL_NAME = "rlhf_services.v1.ReferenceService"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serves until told to stop; returns the exit code."""
+    with exit_on_config_error("rlhf-reference"):
+        config = load_config(ReferenceConfig, prog="rlhf-reference", argv=argv, env_prefix="RLHF_REFERENCE")
+        core = ReferenceCore(partial(build_scorer, config.model), config.limits, ReferenceMetrics())
+        register = partial(reference_pb2_grpc.add_ReferenceServiceServicer_to_server, ReferenceServicer(core))
+        return run_service("reference", FULL_NAME, config.server, register, core)
+
+
+def build_scorer(config: ModelConfig) -> Scorer:
+    """Returns the scorer. Torch is imported only here, so that the ports are bound and bad flags refused at once."""
+    from rlhf_services.reference.scorer import load_logprobs_scorer
+
+    return load_logprobs_scorer(config)
