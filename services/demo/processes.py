@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import NoReturn
 
-
 # Runs in the child before the command itself, which inherits the request across exec. Popen's preexec_fn could make it
 # too, but executes Python between fork and exec, which can deadlock where there are threads.
 _LAUNCHER = """

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_services.common.errors import ConfigError
+from rlhf_services.trainer.prompts import read_prompt
 
 TEXT_KEYS = ("chosen", "rejected")
 ID_KEYS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -44,7 +45,7 @@ def load_preferences(path: Path, tokenizer: PreTrainedTokenizerBase, *, max_toke
     Text is tokenized as the reward service does it: the prompt as a user's message up to where the answer begins, each
     completion with the end-of-sequence id after it. Token ids are taken as they are.
 
-    Raises: ConfigError naming file and line for a line that is no pair or whose sides are equal; also if no pair is left.
+    Raises: ConfigError naming file and line of what is no pair or has equal sides, or saying that no pair is left.
     """
     pairs: list[PreferencePair] = []
     num_too_long = 0
@@ -76,8 +77,8 @@ def split_by_prompt(
     num_heldout = max(1, round(len(prompts) * heldout_fraction)) if heldout_fraction > 0 else 0
     if num_heldout >= len(prompts):
         raise ConfigError(
-            f"data.heldout_fraction is {heldout_fraction}: of {len(prompts)} distinct prompts none would be left to train "
-            "on; lower it, or give preferences for more prompts"
+            f"data.heldout_fraction is {heldout_fraction}: of {len(prompts)} distinct prompts none would be left to "
+            "train on; lower it, or give preferences for more prompts"
         )
     heldout = set(prompts[:num_heldout])
     return (
@@ -110,7 +111,10 @@ def _pair(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, place: 
         prompt_ids, chosen_ids, rejected_ids = (_ids(record, key, len(tokenizer), place) for key in ID_KEYS)
     else:
         chosen, rejected = (_text(record, key, place) for key in TEXT_KEYS)
-        prompt_ids = _encode_prompt(record, tokenizer, place)
+        try:
+            prompt_ids = tuple(read_prompt(record, tokenizer).prompt_ids)
+        except ValueError as error:
+            raise ConfigError(f"{place}: {error}") from None
         chosen_ids, rejected_ids = (_encode_completion(text, tokenizer) for text in (chosen, rejected))
     if chosen_ids == rejected_ids:
         raise ConfigError(f"{place}: chosen and rejected are equal; leave out pairs without a preference")
@@ -132,28 +136,6 @@ def _text(record: Mapping[str, Any], key: str, place: str) -> str:
     if not isinstance(value, str) or not value:
         raise ConfigError(f"{place}: {key} is {value!r:.60}; it must be text, not empty")
     return value
-
-
-def _encode_prompt(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, place: str) -> tuple[int, ...]:
-    messages = record.get("messages")
-    if messages is None:
-        prompt = _text(record, "prompt", place)
-        if not tokenizer.chat_template:
-            return tuple(tokenizer(prompt)["input_ids"])
-        messages = [{"role": "user", "content": prompt}]
-    elif not tokenizer.chat_template:
-        raise ConfigError(f"{place}: messages need a chat template, which the tokenizer lacks; give prompt instead")
-    if not _are_messages(messages):
-        raise ConfigError(f"{place}: messages is {messages!r:.60}; it must be a list of objects with role and content")
-    return tuple(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
-
-
-def _are_messages(messages: object) -> bool:
-    return (
-        isinstance(messages, list)
-        and bool(messages)
-        and all(isinstance(each, dict) and {"role", "content"} <= each.keys() for each in messages)
-    )
 
 
 def _encode_completion(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

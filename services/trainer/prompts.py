@@ -75,7 +75,14 @@ def _read_line(line: str, tokenizer: PreTrainedTokenizerBase) -> PromptItem:
         value = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error}") from None
-    if not isinstance(value, dict) or ("prompt" in value) == ("messages" in value):
+    if not isinstance(value, dict):
+        raise ValueError('expected an object with either "prompt" or "messages"')
+    return read_prompt(value, tokenizer)
+
+
+def read_prompt(value: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> PromptItem:
+    """Returns the prompt of an object with either "prompt" or "messages". Raises ValueError as load_prompts says it."""
+    if ("prompt" in value) == ("messages" in value):
         raise ValueError('expected an object with either "prompt" or "messages"')
     if "messages" in value:
         messages = _check_messages(value["messages"])

@@ -63,7 +63,7 @@ class RewardModelRunConfig(Section):
     """A training of a reward model."""
 
     run_dir: Path
-    """Directory of the run: metrics.jsonl, reward_model_report.json, and model/, the checkpoint that rlhf-reward serves."""
+    """Directory of the run: metrics.jsonl, reward_model_report.json, and model/, which rlhf-reward serves."""
     model: RewardModelBaseConfig
     data: PreferencesConfig
     training: TrainingConfig = TrainingConfig()
