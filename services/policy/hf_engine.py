@@ -1,0 +1,177 @@
+"""The transformers engine: a sampling loop of our own, for tests and for machines where vLLM cannot be installed.
+
+One thread owns the model. Between two tokens it takes what has arrived: new requests join the batch, cancelled ones
+leave it, and weights are swapped. A joining request or a swap drops the keys and values, which are computed anew over
+prompts and completions so far; so the tokens after a swap are exactly what the new weights give.
+"""
+
+import asyncio
+import queue
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from rlhf_services.common.errors import FatalError, InvalidRequestError, NotReadyError
+from rlhf_services.models.devices import resolve_device
+from rlhf_services.models.loading import load_policy
+from rlhf_services.models.weights import load_tensors
+from rlhf_services.policy.config import PolicyConfig
+from rlhf_services.policy.engine import Completion, EngineInfo, SampleParams
+from rlhf_services.policy.liveness import RESTART
+from rlhf_services.policy.model_facts import read_engine_info
+from rlhf_services.policy.row_sampling import Row, pad_left, sample_next
+from rlhf_services.policy.staged_tensors import map_tensors
+from rlhf_services.policy.weight_stage import StagedWeights
+
+
+class HfEngine:
+    """Implements engine.Engine."""
+
+    info: EngineInfo
+
+    def __init__(self, config: PolicyConfig) -> None:
+        self._config = config.model
+        self._model: PreTrainedModel
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="hf-engine")
+        self._loop_done: Future[None] | None = None
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._closing = False
+        self._version = 0
+        self._rows: list[Row] = []
+        self._cache: DynamicCache | None = None
+        self._attention_mask: torch.Tensor
+
+    async def start(self) -> None:
+        """Loads the model and begins the loop."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
+        self._loop_done = self._thread.submit(self._run)
+
+    async def generate(self, prompt_ids: list[int], params: SampleParams, request_id: str) -> Completion:
+        """Samples one completion; see Engine.generate."""
+        row = Row(prompt_ids, params)
+        self._send(lambda: self._join(row))
+        try:
+            return await asyncio.wrap_future(row.done)
+        finally:
+            row.cancelled = True
+
+    async def update_weights(self, staged: StagedWeights) -> float:
+        """Swaps between two tokens; see Engine.update_weights."""
+        done: Future[float] = Future()
+        self._send(lambda: self._swap(staged, done))
+        return await asyncio.wrap_future(done)
+
+    async def check(self) -> None:
+        """Raises FatalError if the loop ended; see Engine.check."""
+        self._require_alive()
+
+    async def close(self) -> None:
+        """Ends the loop."""
+        self._closing = True
+        self._inbox.put(lambda: None)  # wakes the loop
+        self._thread.shutdown(wait=False)
+
+    def _send(self, work: Callable[[], None]) -> None:
+        """Has the loop's thread do something between two tokens."""
+        self._inbox.put(work)
+        self._require_alive()  # afterwards: a loop that ends meanwhile empties its inbox, or is seen to have ended
+
+    def _require_alive(self) -> None:
+        if self._loop_done is not None and self._loop_done.done() and self._loop_done.exception():
+            raise FatalError(f"the sampling loop failed: {self._loop_done.exception()}. {RESTART}")
+        if self._closing:
+            raise NotReadyError("the engine has ended")
+
+    def _load(self) -> None:
+        self.info = read_engine_info(self._config)
+        device = resolve_device("auto", "model.device")
+        self._model = load_policy(self._config.path, dtype=self._config.dtype, device=str(device))
+
+    def _run(self) -> None:
+        """Samples until closed. Whatever ends it fails the requests in flight and those that still come."""
+        try:
+            while not self._closing:
+                self._take_arrivals()
+                self._drop_rows(lambda row: row.cancelled)
+                if self._rows:
+                    self._step()
+        finally:
+            self._closing = True
+            while not self._inbox.empty():
+                self._inbox.get()()
+            for row in self._rows:
+                row.done.set_exception(NotReadyError("the engine ended before the completion did; repeat the request"))
+
+    def _take_arrivals(self) -> None:
+        """Does what waits in the inbox; waits itself if there is nothing to sample."""
+        if not self._rows:
+            self._inbox.get()()
+        while not self._inbox.empty():
+            self._inbox.get()()
+
+    def _join(self, row: Row) -> None:
+        if row.done.set_running_or_notify_cancel():  # from here on the waiting side cannot cancel it by itself
+            self._rows.append(row)
+            self._cache = None
+
+    def _drop_rows(self, leaves: Callable[[Row], bool]) -> None:
+        keep = [index for index, row in enumerate(self._rows) if not leaves(row)]
+        if len(keep) == len(self._rows):
+            return
+        self._rows = [self._rows[index] for index in keep]
+        if self._cache is not None and keep:
+            indices = torch.tensor(keep, device=self._model.device)
+            self._cache.batch_select_indices(indices)
+            self._attention_mask = self._attention_mask[indices]
+
+    @torch.inference_mode()
+    def _step(self) -> None:
+        """Samples one token for every row."""
+        logits = self._forward()
+        sample_next(self._rows, logits, self._version)
+        for row in self._rows:
+            row.finish_if_ended()
+        self._drop_rows(lambda row: row.done.done())
+
+    def _forward(self) -> torch.Tensor:
+        """Returns the logits of each row's next token: [B, V] float32."""
+        if self._cache is None:
+            self._cache = DynamicCache(config=self._model.config)
+            input_ids, self._attention_mask = pad_left([row.ids for row in self._rows], self._model.device)
+        else:
+            input_ids = torch.tensor([[row.ids[-1]] for row in self._rows], device=self._model.device)
+            self._attention_mask = torch.cat([self._attention_mask, torch.ones_like(input_ids)], dim=1)
+        positions = (self._attention_mask.cumsum(1) - 1).clamp(min=0)
+        output = self._model(
+            input_ids=input_ids,
+            attention_mask=self._attention_mask,
+            position_ids=positions[:, -input_ids.shape[1] :],
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: torch.Tensor = output.logits[:, -1].float()
+        return logits
+
+    def _swap(self, staged: StagedWeights, done: "Future[float]") -> None:
+        started = time.perf_counter()
+        tensors = staged.manifest.tensors
+        views = map_tensors(
+            staged.path,
+            staged.num_bytes,
+            [info.dtype for info in tensors],
+            [info.shape for info in tensors],
+            staged.offsets,
+        )
+        names = [info.name for info in tensors]
+        try:
+            load_tensors(self._model, zip(names, views, strict=True))
+        except InvalidRequestError as error:  # raised before anything is changed
+            done.set_exception(error)
+            return
+        self._cache = None
+        self._version = staged.policy_version
+        done.set_result(time.perf_counter() - started)

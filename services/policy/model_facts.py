@@ -1,0 +1,51 @@
+"""What an engine needs to know of a checkpoint before it is loaded."""
+
+from transformers import AutoConfig, GenerationConfig
+
+from rlhf_services.common.errors import ConfigError
+from rlhf_services.models.loading import load_tokenizer, stop_ids_of, tokenizer_digest
+from rlhf_services.models.weights import checkpoint_manifest
+from rlhf_services.policy.config import ModelConfig
+from rlhf_services.policy.engine import EngineInfo
+
+DTYPE_NAMES = {"bfloat16": "BF16", "float32": "F32"}
+"""Element types of the configuration, as a manifest names them."""
+
+
+DEFAULT_MAX_SEQUENCE_TOKENS = 2048
+
+
+def read_engine_info(config: ModelConfig) -> EngineInfo:
+    """Returns what a checkpoint offers; reads and hashes all of its weights.
+
+    Raises: ConfigError if there is no model, or one that takes fewer tokens than max_sequence_tokens.
+    """
+    num_tokens = max_sequence_tokens(config)
+    tokenizer = load_tokenizer(config.path)
+    model_config = AutoConfig.from_pretrained(config.path, local_files_only=True)
+    stop_ids = set(stop_ids_of(model_config, tokenizer))
+    if (config.path / "generation_config.json").is_file():  # chat models often name more of them there
+        stop_ids.update(stop_ids_of(GenerationConfig.from_pretrained(config.path), tokenizer))
+    return EngineInfo(
+        name=config.engine,
+        tokenizer_digest=tokenizer_digest(tokenizer),
+        vocab_size=model_config.vocab_size,
+        max_sequence_tokens=num_tokens,
+        stop_ids=tuple(sorted(stop_ids)),
+        dtype=DTYPE_NAMES[config.dtype],
+        manifest=checkpoint_manifest(config.path, config.dtype),
+    )
+
+
+def max_sequence_tokens(config: ModelConfig) -> int:
+    """Returns how many tokens a sequence may have. Raises ConfigError if more are configured than the model takes."""
+    model_config = AutoConfig.from_pretrained(config.path, local_files_only=True)
+    positions: int | None = getattr(model_config, "max_position_embeddings", None)
+    if config.max_sequence_tokens is None:
+        return min(positions or DEFAULT_MAX_SEQUENCE_TOKENS, DEFAULT_MAX_SEQUENCE_TOKENS)
+    if positions is not None and positions < config.max_sequence_tokens:
+        raise ConfigError(
+            f"model.max_sequence_tokens is {config.max_sequence_tokens}, the model at {config.path} takes {positions}; "
+            "lower it"
+        )
+    return config.max_sequence_tokens

@@ -1,0 +1,114 @@
+"""The gRPC face of the policy service: decode, core, encode."""
+
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias
+
+import grpc
+
+from rlhf_services.common import codec
+from rlhf_services.common.errors import InvalidRequestError
+from rlhf_services.policy.config import PolicyConfig
+from rlhf_services.policy.engine import Engine
+from rlhf_services.policy.generator import Generator
+from rlhf_services.policy.metrics import PolicyMetrics
+from rlhf_services.policy.requests import GenerateJob
+from rlhf_services.policy.updater import PushChunk, PushCommit, PushHeader, PushPart, WeightUpdater
+from rlhf_services.v1 import policy_pb2, policy_pb2_grpc
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+_ENCODINGS: MappingProxyType[int, Literal["full", "sparse_patch"]] = MappingProxyType(
+    {policy_pb2.WEIGHTS_ENCODING_FULL: "full", policy_pb2.WEIGHTS_ENCODING_SPARSE_PATCH: "sparse_patch"}
+)
+
+
+class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
+    """Implements rlhf_services.v1.PolicyService. Its methods are called only once the engine is loaded."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        weights: WeightUpdater,
+        config: PolicyConfig,
+        metrics: PolicyMetrics,
+    ) -> None:
+        self._engine = engine
+        self._weights = weights
+        self._config = config
+        self._generator = Generator(engine, weights, config.limits, metrics)
+
+    async def Generate(
+        self, request: policy_pb2.GenerateRequest, context: Context
+    ) -> AsyncIterator[policy_pb2.GenerateResponse]:
+        """Streams each rollout as it finishes."""
+        async with aclosing(self._generator.generate(_decode_job(request))) as rollouts:
+            async for rollout in rollouts:
+                yield policy_pb2.GenerateResponse(rollout=codec.encode_rollout(rollout))
+
+    async def UpdateWeights(
+        self, request_iterator: AsyncIterator[policy_pb2.UpdateWeightsRequest], context: Context
+    ) -> policy_pb2.UpdateWeightsResponse:
+        """Takes a weight push."""
+        outcome = await self._weights.push(_decode_parts(request_iterator))
+        return policy_pb2.UpdateWeightsResponse(
+            policy_version=outcome.served.policy_version,
+            weights_digest=outcome.served.digest,
+            pause_seconds=outcome.pause_seconds,
+        )
+
+    async def GetModel(
+        self, request: policy_pb2.PolicyServiceGetModelRequest, context: Context
+    ) -> policy_pb2.PolicyServiceGetModelResponse:
+        """Says what is served, and its limits."""
+        info = self._engine.info
+        return policy_pb2.PolicyServiceGetModelResponse(
+            model_name=str(self._config.model.path),
+            tokenizer_digest=info.tokenizer_digest,
+            policy_version=self._weights.served.policy_version,
+            weights_digest=self._weights.served.digest,
+            engine=info.name,
+            dtype=info.dtype,
+            max_sequence_tokens=info.max_sequence_tokens,
+            vocab_size=info.vocab_size,
+            stop_ids=info.stop_ids,
+            max_prompts=self._config.limits.max_prompts,
+            max_chunk_bytes=self._config.limits.max_chunk_bytes,
+        )
+
+
+def _decode_job(request: policy_pb2.GenerateRequest) -> GenerateJob:
+    if not request.HasField("sampling"):
+        raise InvalidRequestError("sampling is missing; send at least sampling.max_new_tokens")
+    sampling = request.sampling
+    return GenerateJob(
+        request_id=request.request_id or uuid.uuid4().hex,
+        prompts=[codec.decode_prompt(prompt) for prompt in request.prompts],
+        sampling=codec.decode_sampling(sampling),
+        min_policy_version=request.min_policy_version,
+        tokenizer_digest=request.tokenizer_digest,
+        top_p=sampling.top_p if sampling.HasField("top_p") else None,
+        top_k=sampling.top_k if sampling.HasField("top_k") else None,
+    )
+
+
+async def _decode_parts(requests: AsyncIterator[policy_pb2.UpdateWeightsRequest]) -> AsyncIterator[PushPart]:
+    async for request in requests:
+        match request.WhichOneof("part"):
+            case "header":
+                header = request.header
+                yield PushHeader(
+                    policy_version=header.policy_version,
+                    base_policy_version=header.base_policy_version,
+                    encoding=_ENCODINGS.get(header.encoding, "unspecified"),
+                    manifest=codec.decode_manifest(header),
+                    weights_digest=header.weights_digest,
+                )
+            case "chunk":
+                yield PushChunk(request.chunk.offset_bytes, request.chunk.data)
+            case "commit":
+                yield PushCommit()
+            case _:
+                raise InvalidRequestError("a message of the push has no part; send a header, a chunk or the commit")
