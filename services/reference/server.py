@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from rlhf_services.common.config import exit_on_config_error, load_config
+from rlhf_services.common.errors import ConfigError
 from rlhf_services.common.serving import run_service
 from rlhf_services.reference.config import ModelConfig, ReferenceConfig
 from rlhf_services.reference.core import ReferenceCore, Scorer
@@ -24,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_scorer(config: ModelConfig) -> Scorer:
-    """Returns the scorer. Torch is imported only here, so that the ports are bound and bad flags refused at once."""
+    """Returns the scorer. Torch takes seconds to import: only when the path is good. Raises: ConfigError."""
+    if not Path(config.path).is_dir():
+        raise ConfigError(f"model.path is '{config.path}': no such directory; give the folder of a Hugging Face model")
     from rlhf_services.reference.scorer import load_logprobs_scorer
 
     return load_logprobs_scorer(config)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rlhf_services.common.errors import ConfigError
@@ -21,6 +22,7 @@ from rlhf_services.reward.scorer import Scorer
 def build_scorer(config: ScorerConfig) -> Scorer[Any]:
     """Returns the scorer. Raises: ConfigError if its files are missing or wrong."""
     if config.kind == "model":
+        _require_directory("scorer.path", config.path)
         from rlhf_services.reward.model_scorer import load_model_scorer
 
         with _naming("scorer.path"):
@@ -38,10 +40,17 @@ def build_scorer(config: ScorerConfig) -> Scorer[Any]:
 def _load_decoder(config: ScorerConfig) -> Decoder | None:
     if not config.tokenizer:
         return None
+    _require_directory("scorer.tokenizer", config.tokenizer)
     from rlhf_services.reward.tokenizing import PairTokenizer
 
     with _naming("scorer.tokenizer"):
         return PairTokenizer(config.tokenizer)
+
+
+def _require_directory(field: str, path: str) -> None:
+    """Raises ConfigError before torch is imported, which takes seconds."""
+    if not Path(path).is_dir():
+        raise ConfigError(f"{field} is '{path}': no such directory; give the folder of a Hugging Face checkpoint")
 
 
 @contextmanager
