@@ -5,7 +5,16 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from rlhf_services.common.config import Section, ServerConfig
+from rlhf_services.common.config import Port, Section, ServerConfig
+
+
+class PolicyServerConfig(ServerConfig):
+    """Where the policy service listens."""
+
+    port: Port = 50051
+    """gRPC port; 0 takes a free one."""
+    metrics_port: Port = 9051
+    """HTTP port of Prometheus' /metrics; 0 takes a free one."""
 
 
 class ModelConfig(Section):
@@ -73,7 +82,7 @@ class LimitsConfig(Section):
 class PolicyConfig(Section):
     """The policy service: samples completions and takes new weights while it serves."""
 
-    server: ServerConfig = ServerConfig(port=50051, metrics_port=9051)
+    server: PolicyServerConfig = PolicyServerConfig()
     model: ModelConfig
     vllm: VllmConfig = VllmConfig()
     limits: LimitsConfig = LimitsConfig()

@@ -185,6 +185,9 @@ class VllmEngine:
                 kv_cache_memory_bytes=int(self._config.kv_cache_gib * 2**30) if on_cpu else None,
                 distributed_executor_backend="uni" if on_cpu and self._config.tensor_parallel_size == 1 else None,
                 enforce_eager=eager,
+                # On a CPU, vLLM 0.32 cannot take back the random number that a seeded request drew at the end of a
+                # chunk of its prompt, and the engine dies of it ("CPU Generator does not use offset").
+                enable_chunked_prefill=False if on_cpu else None,
                 generation_config="vllm",  # the checkpoint's own defaults must not touch the distribution
                 logprobs_mode="processed_logprobs",  # after temperature
                 weight_transfer_config={"backend": BACKEND},

@@ -12,7 +12,6 @@ from prometheus_client import CollectorRegistry
 
 from rlhf_services.clients.policy import PolicyClient
 from rlhf_services.common import codec
-from rlhf_services.common.config import ServerConfig
 from rlhf_services.common.errors import InvalidRequestError, OverloadedError, PreconditionError
 from rlhf_services.common.rollout import Prompt, Rollout, Sampling
 from rlhf_services.common.weights import WeightsManifest
@@ -20,7 +19,7 @@ from rlhf_services.models.loading import load_policy
 from rlhf_services.models.sequences import pad_sequences
 from rlhf_services.models.token_scores import completion_logprobs
 from rlhf_services.models.weights import checkpoint_manifest, checkpoint_tensors, model_manifest, tensor_bytes
-from rlhf_services.policy.config import LimitsConfig, ModelConfig, PolicyConfig
+from rlhf_services.policy.config import LimitsConfig, ModelConfig, PolicyConfig, PolicyServerConfig
 from rlhf_services.policy.server import make_engine, make_server
 from rlhf_services.v1 import policy_pb2, policy_pb2_grpc
 
@@ -56,7 +55,7 @@ class Service:
 @pytest_asyncio.fixture
 async def service(tiny_model_path: Path) -> AsyncIterator[Service]:
     config = PolicyConfig(
-        server=ServerConfig(host="127.0.0.1", port=0, metrics_port=0, drain_seconds=0.0),
+        server=PolicyServerConfig(host="127.0.0.1", port=0, metrics_port=0, drain_seconds=0.0),
         model=ModelConfig(path=tiny_model_path, dtype="float32", engine="transformers"),
         limits=LimitsConfig(max_prompts=8, max_in_flight=16, push_idle_seconds=0.5),
     )
