@@ -59,8 +59,8 @@ async def collect(
     sampling: Sampling,
     peers: Peers,
     *,
-    policy_version: int | None,
-    bring_current: Callable[[PolicyClient], Awaitable[None]],
+    policy_version: int | None = None,
+    bring_current: Callable[[PolicyClient], Awaitable[None]] | None = None,
 ) -> Collected:
     """Returns scored samples for every prompt.
 
@@ -69,7 +69,7 @@ async def collect(
         sampling: how to sample; completions_per_prompt for each prompt.
         peers: the services, checked.
         policy_version: the version that every token must be sampled by; None takes any.
-        bring_current: pushes the current weights to a policy service that has lost them.
+        bring_current: pushes the current weights to a policy service that has lost them; None lets that be an error.
     Raises: NotReadyError when a service stayed away for too long; RunError when the reference is no longer the same
         model; other ServiceErrors as they come.
     """
@@ -100,7 +100,7 @@ class _Collection:
         peers: Peers,
         scoring: Scoring,
         min_policy_version: int,
-        bring_current: Callable[[PolicyClient], Awaitable[None]],
+        bring_current: Callable[[PolicyClient], Awaitable[None]] | None,
     ) -> None:
         self.samples: dict[str, Sample] = {}
         self.dropped: Counter[str] = Counter()
@@ -129,6 +129,8 @@ class _Collection:
         try:
             await self._stream(policy, share, tasks)
         except PreconditionError:
+            if self._bring_current is None:
+                raise
             await self._bring_current(policy)
             await self._stream(policy, share, tasks)
 

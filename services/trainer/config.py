@@ -138,6 +138,33 @@ class PpoConfig(Section):
     seed: int = Field(default=0, ge=0)
     """Decides the order of prompts, the seeds of completions and the split into minibatches."""
 
+    @property
+    def rollouts_per_step(self) -> int:
+        """Completions sampled in one step."""
+        return self.prompts_per_step * self.group_size
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.steps * self.epochs * self.minibatches
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> Self:
+        rollouts = self.rollouts_per_step
+        if self.minibatches > rollouts:
+            raise ValueError(
+                f"ppo.minibatches is {self.minibatches}, but a step has only {rollouts} rollouts "
+                "(ppo.prompts_per_step * ppo.group_size); lower the former or raise one of the latter"
+            )
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError("ppo.kl_coef is 0, which no kl_target can adapt; give a start value above 0")
+        if self.kl_target is not None and self.kl_horizon * 5 <= rollouts:
+            raise ValueError(
+                f"ppo.kl_horizon is {self.kl_horizon}, too short for {rollouts} rollouts a step; raise it above "
+                f"{rollouts // 5}"
+            )
+        return self
+
 
 class CheckpointConfig(Section):
     """When the run saves what it needs to go on."""
@@ -162,13 +189,3 @@ class PpoRunConfig(Section):
     critic_optimizer: CriticOptimizerConfig = CriticOptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     server: TrainerServerConfig = TrainerServerConfig()
-
-    @model_validator(mode="after")
-    def _minibatches_have_rollouts(self) -> Self:
-        rollouts = self.ppo.prompts_per_step * self.ppo.group_size
-        if self.ppo.minibatches > rollouts:
-            raise ValueError(
-                f"ppo.minibatches is {self.ppo.minibatches}, but a step has only {rollouts} rollouts "
-                "(ppo.prompts_per_step * ppo.group_size); lower the former or raise one of the latter"
-            )
-        return self

@@ -1,0 +1,156 @@
+"""How good a served policy is: completions of held-out prompts, scored, with means and 95 % intervals."""
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rlhf_services.common.rollout import Prompt, Sampling
+from rlhf_services.trainer.collect import collect
+from rlhf_services.trainer.peers import Peers
+from rlhf_services.trainer.prompts import PromptItem
+from rlhf_services.trainer.scoring import Sample
+
+Z_95 = statistics.NormalDist().inv_cdf(0.975)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationRow:
+    """One completion."""
+
+    prompt_index: int
+    """Of the prompt among those given."""
+    prompt: str
+    completion: str
+    rewards: dict[str, float]
+    """By the name of the reward service."""
+    kl: float
+    """Sum over its tokens of log policy - log reference, in nats: the k1 estimate of the completion's KL."""
+    num_tokens: int
+    """Tokens of the completion."""
+    distinct_2: float | None
+    """Different pairs of neighbouring words, as a share of all its pairs; None with fewer than two words."""
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Returns what is averaged, by name: "reward/<name>", "kl", "num_tokens", "distinct_2"."""
+        values = {f"reward/{name}": reward for name, reward in self.rewards.items()}
+        values |= {"kl": self.kl, "num_tokens": float(self.num_tokens)}
+        return values if self.distinct_2 is None else {**values, "distinct_2": self.distinct_2}
+
+
+@dataclass(frozen=True, slots=True)
+class MeanWithInterval:
+    """A mean over completions; the truth lies within half_width of it in 95 % of such evaluations."""
+
+    mean: float
+    half_width: float | None
+    """None if there are fewer than two prompts: nothing then tells how much prompts differ."""
+    count: int
+    """Completions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """The completions of all prompts and what they come to."""
+
+    rows: list[EvaluationRow]
+    summary: dict[str, MeanWithInterval]
+    """By the names of EvaluationRow.values."""
+    dropped: dict[str, int]
+    """Completions without a usable number, by reason; in neither of the two above."""
+
+
+async def evaluate(
+    prompts: Sequence[PromptItem],
+    peers: Peers,
+    decode: Callable[[list[int]], str],
+    *,
+    samples_per_prompt: int = 1,
+    max_new_tokens: int = 128,
+    temperature: float = 1.0,
+    stop_ids: tuple[int, ...] = (),
+    seed: int = 0,
+) -> Evaluation:
+    """Returns scored completions of every prompt by the policy as it is served now.
+
+    Args:
+        prompts: as load_prompts reads them.
+        peers: the policy, reference and reward services (any number, by name); they are checked first.
+        decode: turns completion ids into text, without special tokens.
+        samples_per_prompt, max_new_tokens, temperature, stop_ids: how to sample; 0 is greedy, with one sample a prompt.
+        seed: equal seeds draw equal completions from equal weights, up to the rounding of batches.
+    Raises: ConfigError if a tokenizer differs; ServiceError if a service stays away; RunError if no completion is usable.
+    """
+    await peers.check()
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        completions_per_prompt=samples_per_prompt,
+        stop_ids=stop_ids,
+    )
+    # Seeds of neighbours are far apart: completion i of a prompt is drawn with its seed + i.
+    questions = [
+        Prompt(group_id=str(index), prompt_ids=item.prompt_ids, seed=(seed * len(prompts) + index) * 1024)
+        for index, item in enumerate(prompts)
+    ]
+    collected = await collect(questions, sampling, peers)
+    collected.require_enough(1.0)
+    rows = [_row(sample, prompts, decode) for sample in collected.samples]
+    return Evaluation(rows=rows, summary=summarise(rows), dropped=dict(collected.dropped))
+
+
+def summarise(rows: Sequence[EvaluationRow]) -> dict[str, MeanWithInterval]:
+    """Returns the mean of every value with its interval; completions of one prompt count as one draw of a prompt."""
+    by_name: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        for name, value in row.values.items():
+            by_name.setdefault(name, []).append((row.prompt_index, value))
+    return {
+        name: clustered_mean([value for _, value in pairs], [index for index, _ in pairs])
+        for name, pairs in by_name.items()
+    }
+
+
+def clustered_mean(values: Sequence[float], clusters: Sequence[int]) -> MeanWithInterval:
+    """Returns the mean of the values with a 95 % interval that allows for likeness within clusters.
+
+    The variance of the mean is G / (G - 1) * sum over the G clusters of (sum of their deviations)^2 / n^2; the interval
+    is that of a normal distribution.
+
+    Args:
+        values: at least one. clusters: the cluster of each.
+    """
+    mean = statistics.fmean(values)
+    deviations: defaultdict[int, float] = defaultdict(float)
+    for value, cluster in zip(values, clusters, strict=True):
+        deviations[cluster] += value - mean
+    num_clusters = len(deviations)
+    if num_clusters < 2:
+        return MeanWithInterval(mean, None, len(values))
+    squares = math.fsum(total * total for total in deviations.values())
+    variance = num_clusters / (num_clusters - 1) * squares / len(values) ** 2
+    return MeanWithInterval(mean, Z_95 * math.sqrt(variance), len(values))
+
+
+def distinct_2(text: str) -> float | None:
+    """Returns the share of different pairs among the pairs of neighbouring words, in (0, 1]; None if there is no pair."""
+    words = text.split()
+    pairs = list(zip(words, words[1:], strict=False))
+    return len(set(pairs)) / len(pairs) if pairs else None
+
+
+def _row(sample: Sample, prompts: Sequence[PromptItem], decode: Callable[[list[int]], str]) -> EvaluationRow:
+    rollout = sample.rollout
+    index = int(rollout.group_id)
+    completion = decode(rollout.completion_ids)
+    return EvaluationRow(
+        prompt_index=index,
+        prompt=prompts[index].text,
+        completion=completion,
+        rewards=dict(sample.rewards),
+        kl=math.fsum(rollout.logprobs) - math.fsum(sample.ref_logprobs),
+        num_tokens=len(rollout.completion_ids),
+        distinct_2=distinct_2(completion),
+    )
