@@ -32,18 +32,16 @@ def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Ten
     Raises: ValueError if the shapes do not fit or the temperature is not above 0.
     """
     require_same_shape(logits=logits[..., 0], ids=ids)
-    scaled = _scaled(logits, temperature)
-    return _at_ids(scaled, ids) - scaled.logsumexp(-1)
+    return _at_ids(_scaled(logits, temperature).log_softmax(-1), ids)
 
 
 def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Returns the entropy of softmax(logits / temperature), in nats: [..., V] -> [...], at least float32."""
-    logprobs = _scaled(logits, temperature).log_softmax(-1)
-    return -(logprobs.exp() * logprobs).sum(-1)
+    return _entropy(_scaled(logits, temperature).log_softmax(-1))
 
 
 def token_logprobs_from_hidden(
-    hidden: Tensor, lm_head_weight: Tensor, ids: Tensor, temperature: float = 1.0, chunk_size: int = 128
+    hidden: Tensor, lm_head_weight: Tensor, ids: Tensor, temperature: float = 1.0, chunk_size: int = 256
 ) -> Tensor:
     """Returns token_logprobs(hidden @ lm_head_weight.T, ids, temperature) without ever holding all the logits.
 
@@ -60,7 +58,7 @@ def token_logprobs_from_hidden(
 
 
 def token_logprobs_and_entropy_from_hidden(
-    hidden: Tensor, lm_head_weight: Tensor, ids: Tensor, temperature: float = 1.0, chunk_size: int = 128
+    hidden: Tensor, lm_head_weight: Tensor, ids: Tensor, temperature: float = 1.0, chunk_size: int = 256
 ) -> tuple[Tensor, Tensor]:
     """Returns token_logprobs_from_hidden and the entropy of the same distributions, [N] nats each."""
     return _chunked(hidden, lm_head_weight, ids, temperature, chunk_size, with_entropy=True)
@@ -96,12 +94,14 @@ def _one_chunk(
     hidden: Tensor, lm_head_weight: Tensor, ids: Tensor, temperature: float, with_entropy: bool
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies (zeros if not wanted) of one chunk, [n] each."""
-    scaled = _scaled(hidden @ lm_head_weight.T, temperature)
-    if not with_entropy:
-        logprobs = _at_ids(scaled, ids) - scaled.logsumexp(-1)
-        return logprobs, torch.zeros_like(logprobs)
-    all_logprobs = scaled.log_softmax(-1)
-    return _at_ids(all_logprobs, ids), -(all_logprobs.exp() * all_logprobs).sum(-1)
+    # log_softmax is one fused pass in each direction; logit minus logsumexp is several.
+    all_logprobs = _scaled(hidden @ lm_head_weight.T, temperature).log_softmax(-1)
+    logprobs = _at_ids(all_logprobs, ids)
+    return logprobs, _entropy(all_logprobs) if with_entropy else torch.zeros_like(logprobs)
+
+
+def _entropy(all_logprobs: Tensor) -> Tensor:
+    return -(all_logprobs.exp() * all_logprobs).sum(-1)
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
