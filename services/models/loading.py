@@ -73,6 +73,7 @@ def load_policy(path: str | Path, *, dtype: DtypeName, device: str = "cpu") -> P
         the output projection (soft-capping, scaling): its log-probabilities would come out wrong.
     """
     model = load_pretrained(AutoModelForCausalLM, path, dtype=dtype, device=device)
+    _require_language_model(model, path)
     _require_plain_output_projection(model, path)
     return model
 
@@ -123,6 +124,15 @@ def _let_every_embedding_learn(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.padding_idx = None
+
+
+def _require_language_model(model: PreTrainedModel, path: str | Path) -> None:
+    """Refuses a reward model, whose weights lack nothing that a language model with tied embeddings needs."""
+    for architecture in model.config.architectures or []:
+        if architecture.endswith("ForSequenceClassification"):
+            raise ConfigError(
+                f"model.path is '{path}': it holds a {architecture}, a reward model; give a causal language model"
+            )
 
 
 @torch.no_grad()

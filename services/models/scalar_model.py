@@ -29,9 +29,18 @@ class ScalarModel(nn.Module):
         self.head = head
         self.set_normalization(mean, std)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """Returns (score - mean) / std at every position: [B, L] int64 -> [B, L] float32. Padding goes on the right."""
+    def forward(self, input_ids: Tensor, at: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Returns (score - mean) / std in float32, carrying gradient where it is enabled.
+
+        Args:
+            input_ids: [B, L] int64, padded on the right.
+            at: (rows [N], positions [N]) to read, None for all. The head sees nothing else: what stands at padding
+                can reach neither the result nor the head's gradient.
+        Returns: [N], or [B, L] without `at`.
+        """
         hidden = self.backbone(input_ids=input_ids, use_cache=False).last_hidden_state
+        if at is not None:
+            hidden = hidden[at]
         # The head is small and its result is a sum over the hidden size: float32 costs nothing and keeps the digits.
         scores = functional.linear(hidden.float(), self.head.weight.float()).squeeze(-1)
         return (scores - self.mean) / self.std

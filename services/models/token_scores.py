@@ -44,8 +44,7 @@ def completion_logprobs(
         with_entropy: return (logprobs, entropies) of the same shape.
     """
     mask = sequences.completion_mask
-    positions = predictor_positions(sequences.prompt_lengths, mask.shape[1])[mask]
-    rows = mask.nonzero()[:, 0]
+    rows, positions = _predictors(sequences, mask)
     ids = sequences.input_ids[rows, positions + 1]
     hidden = model.base_model(input_ids=sequences.input_ids, use_cache=False).last_hidden_state[rows, positions]
     lm_head_weight = model.get_output_embeddings().weight
@@ -58,16 +57,20 @@ def completion_logprobs(
 def completion_values(scalar_model: ScalarModel, sequences: PaddedSequences) -> Tensor:
     """Returns the value of the state before each completion token, [B, T] float32, 0.0 at padding. Carries gradient."""
     mask = sequences.completion_mask
-    positions = predictor_positions(sequences.prompt_lengths, mask.shape[1])[mask]
-    rows = mask.nonzero()[:, 0]
-    return _scatter(scalar_model(sequences.input_ids)[rows, positions], mask)
+    return _scatter(scalar_model(sequences.input_ids, at=_predictors(sequences, mask)), mask)
 
 
 def sequence_scores(scalar_model: ScalarModel, sequences: PaddedSequences) -> Tensor:
     """Returns the score of each sequence, read at its last real token: [B] float32. Carries gradient."""
     last = sequences.prompt_lengths + sequences.completion_lengths - 1
-    values: Tensor = scalar_model(sequences.input_ids)
-    return values.gather(1, last[:, None]).squeeze(1)
+    scores: Tensor = scalar_model(sequences.input_ids, at=(torch.arange(len(last), device=last.device), last))
+    return scores
+
+
+def _predictors(sequences: PaddedSequences, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and positions, [N] each, at which the N completion tokens are predicted, in the order of mask [B, T]."""
+    rows, tokens = mask.nonzero(as_tuple=True)
+    return rows, predictor_positions(sequences.prompt_lengths, mask.shape[1])[rows, tokens]
 
 
 def _scatter(values: Tensor, mask: Tensor) -> Tensor:
