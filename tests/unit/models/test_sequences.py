@@ -1,0 +1,60 @@
+"""Padding, the completion mask, and grouping by size."""
+
+import pytest
+import torch
+
+from rlhf_services.models.sequences import pad_sequences, split_by_tokens
+
+
+def test_rows_are_prompt_completion_padding():
+    sequences = pad_sequences([[5, 6, 7], [8]], [[9], [10, 11]], pad_id=3)
+    assert sequences.input_ids.tolist() == [[5, 6, 7, 9], [8, 10, 11, 3]]
+    assert sequences.prompt_lengths.tolist() == [3, 1]
+    assert sequences.completion_lengths.tolist() == [1, 2]
+    assert sequences.completion_mask.tolist() == [[True, False], [True, True]]
+
+
+def test_moving_keeps_the_values():
+    sequences = pad_sequences([[5, 6]], [[7]])
+    moved = sequences.to("cpu")
+    assert torch.equal(moved.input_ids, sequences.input_ids)
+    assert torch.equal(moved.completion_mask, sequences.completion_mask)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "completions", "message"),
+    [
+        ([], [], "0 prompts and 0 completions"),
+        ([[1]], [[1], [2]], "1 prompts and 2 completions"),
+        ([[1], []], [[1], [2]], r"prompts\[1\] is empty"),
+        ([[1]], [[]], r"completions\[0\] is empty"),
+    ],
+)
+def test_what_cannot_be_padded_is_named(prompts: list[list[int]], completions: list[list[int]], message: str):
+    with pytest.raises(ValueError, match=message):
+        pad_sequences(prompts, completions)
+
+
+def test_groups_fill_up_to_the_limit_longest_first():
+    # Longest first: 9, 5, 4, 4, 2. A limit of 10 takes 9 alone; 5 and a 4 (2 x 5); 4 and 2 (2 x 4).
+    assert split_by_tokens([4, 9, 2, 5, 4], max_tokens=10) == [[1], [3, 0], [4, 2]]
+
+
+def test_a_sequence_over_the_limit_goes_alone():
+    assert split_by_tokens([3, 100, 3], max_tokens=6) == [[1], [0, 2]]
+
+
+def test_every_index_comes_once_and_no_group_is_too_large():
+    lengths = [(7 * i) % 31 + 1 for i in range(50)]
+    groups = split_by_tokens(lengths, max_tokens=64)
+    assert sorted(index for group in groups for index in group) == list(range(50))
+    assert all(len(group) * max(lengths[index] for index in group) <= 64 for group in groups)
+
+
+def test_nothing_gives_no_groups():
+    assert split_by_tokens([], max_tokens=8) == []
+
+
+def test_a_limit_below_one_is_refused():
+    with pytest.raises(ValueError, match="max_tokens is 0"):
+        split_by_tokens([1], max_tokens=0)

@@ -1,0 +1,167 @@
+"""Forward passes: padding is invisible, positions are right, and gradients flow where they must."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle as Handle
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from rlhf_services.models.loading import load_policy
+from rlhf_services.models.scalar_model import ScalarModel
+from rlhf_services.models.sequences import PaddedSequences, pad_sequences
+from rlhf_services.models.token_scores import completion_logprobs, completion_values, sequence_scores
+
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13]]
+COMPLETIONS = [[20, 21], [22, 23, 24, 25, 26, 27], [28]]
+TEMPERATURE = 0.7
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_model_path: Path) -> PreTrainedModel:
+    return load_policy(tiny_model_path, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def scalar_model(tiny_reward_path: Path) -> ScalarModel:
+    return ScalarModel.load(tiny_reward_path, "float32")
+
+
+@pytest.fixture
+def sequences() -> PaddedSequences:
+    return pad_sequences(PROMPTS, COMPLETIONS)
+
+
+def whole_logits(policy: PreTrainedModel, prompt: list[int], completion: list[int]) -> Tensor:
+    """The model's own logits of one unpadded sequence that predict its completion, [T, V]."""
+    logits = policy(input_ids=torch.tensor([prompt + completion]), use_cache=False).logits[0]
+    return logits[len(prompt) - 1 : -1] / TEMPERATURE
+
+
+@torch.no_grad()
+def test_logprobs_and_entropies_are_those_of_each_sequence_alone(policy: PreTrainedModel, sequences: PaddedSequences):
+    logprobs, entropies = completion_logprobs(policy, sequences, TEMPERATURE, with_entropy=True)
+    for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
+        expected = whole_logits(policy, prompt, completion).log_softmax(-1)
+        length = len(completion)
+        torch.testing.assert_close(logprobs[row, :length], expected[range(length), completion])
+        torch.testing.assert_close(entropies[row, :length], -(expected.exp() * expected).sum(-1))
+        assert logprobs[row, length:].tolist() == entropies[row, length:].tolist() == [0.0] * (6 - length)
+
+
+def test_logprobs_carry_the_gradient_of_the_plain_computation(policy: PreTrainedModel, sequences: PaddedSequences):
+    policy.zero_grad()
+    (-completion_logprobs(policy, sequences, TEMPERATURE).sum()).backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in policy.named_parameters()}
+    policy.zero_grad()
+    for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True):
+        logits = whole_logits(policy, prompt, completion)
+        functional.cross_entropy(logits, torch.tensor(completion), reduction="sum").backward()
+    for name, parameter in policy.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_padding_id_makes_no_difference(policy: PreTrainedModel, scalar_model: ScalarModel):
+    first, second = (pad_sequences(PROMPTS, COMPLETIONS, pad_id) for pad_id in (0, 99))
+    torch.testing.assert_close(
+        completion_logprobs(policy, first, 1.0), completion_logprobs(policy, second, 1.0), rtol=0, atol=0
+    )
+    torch.testing.assert_close(sequence_scores(scalar_model, first), sequence_scores(scalar_model, second))
+
+
+def poison(module: nn.Module, positions: list[tuple[int, int]]) -> Handle:
+    """Makes a backbone answer NaN at (row, position)s. Inside it, attention would carry NaN to every position."""
+
+    def hook(_module: nn.Module, _arguments: object, output: BaseModelOutputWithPast) -> BaseModelOutputWithPast:
+        mask = torch.zeros(output.last_hidden_state.shape[:2], dtype=torch.bool)
+        mask[tuple(zip(*positions, strict=True))] = True
+        return BaseModelOutputWithPast(
+            last_hidden_state=output.last_hidden_state.masked_fill(mask[..., None], math.nan)
+        )
+
+    return module.register_forward_hook(hook)
+
+
+# The rows are 5, 7 and 6 tokens long.
+PADDING = [(0, 5), (0, 6), (2, 6)]
+
+
+def test_nan_at_padding_reaches_neither_results_nor_gradients(
+    policy: PreTrainedModel, scalar_model: ScalarModel, sequences: PaddedSequences
+):
+    computations = (
+        (policy, policy.base_model, lambda: completion_logprobs(policy, sequences, 1.0)),
+        (scalar_model, scalar_model.backbone, lambda: completion_values(scalar_model, sequences)),
+        (scalar_model, scalar_model.backbone, lambda: sequence_scores(scalar_model, sequences)),
+    )
+    for model, backbone, compute in computations:
+        clean = compute().detach()
+        with poison(backbone, PADDING):
+            model.zero_grad()
+            poisoned = compute()
+            poisoned.sum().backward()
+        torch.testing.assert_close(poisoned.detach(), clean)
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        assert gradients
+        assert all(gradient.isfinite().all() for gradient in gradients)
+        model.zero_grad()
+
+
+@torch.no_grad()
+def test_a_nan_at_a_real_position_surfaces(
+    policy: PreTrainedModel, scalar_model: ScalarModel, sequences: PaddedSequences
+):
+    # Position 3 of row 0 holds the first of its completion's two tokens: the second is predicted, and valued, there.
+    with poison(policy.base_model, [(0, 3)]), poison(scalar_model.backbone, [(0, 3), (0, 4)]):
+        assert completion_logprobs(policy, sequences, 1.0).isnan().nonzero().tolist() == [[0, 1]]
+        assert completion_values(scalar_model, sequences).isnan().nonzero().tolist() == [[0, 1]]
+        assert sequence_scores(scalar_model, sequences).isnan().tolist() == [True, False, False]
+
+
+@torch.no_grad()
+def test_values_are_read_before_each_token_and_scores_at_the_last(
+    scalar_model: ScalarModel, sequences: PaddedSequences
+):
+    values, scores = completion_values(scalar_model, sequences), sequence_scores(scalar_model, sequences)
+    for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
+        alone = scalar_model(torch.tensor([prompt + completion]))[0]
+        torch.testing.assert_close(values[row, : len(completion)], alone[len(prompt) - 1 : -1])
+        assert values[row, len(completion) :].tolist() == [0.0] * (6 - len(completion))
+        torch.testing.assert_close(scores[row], alone[-1])
+
+
+def test_values_and_scores_carry_gradient(scalar_model: ScalarModel, sequences: PaddedSequences):
+    for result in (completion_values(scalar_model, sequences), sequence_scores(scalar_model, sequences)):
+        scalar_model.zero_grad()
+        result.sum().backward()
+        assert scalar_model.head.weight.grad is not None
+        assert scalar_model.head.weight.grad.abs().sum() > 0
+    scalar_model.zero_grad()
+
+
+@torch.no_grad()
+def test_attention_runs_causal_and_without_a_mask(
+    policy: PreTrainedModel, sequences: PaddedSequences, monkeypatch: pytest.MonkeyPatch
+):
+    calls = []
+    fused = functional.scaled_dot_product_attention
+
+    def spy(*args: Tensor, **kwargs: object) -> Tensor:
+        calls.append((kwargs["attn_mask"], kwargs["is_causal"]))
+        return fused(*args, **kwargs)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", spy)
+    completion_logprobs(policy, sequences, 1.0)
+    assert calls == [(None, True), (None, True)]  # one call for each of the two layers
+
+
+@torch.no_grad()
+def test_bfloat16_stays_close_to_float32(tiny_model_path: Path, policy: PreTrainedModel, sequences: PaddedSequences):
+    logprobs = completion_logprobs(load_policy(tiny_model_path, dtype="bfloat16"), sequences, 1.0)
+    assert logprobs.dtype == torch.float32
+    torch.testing.assert_close(logprobs, completion_logprobs(policy, sequences, 1.0), rtol=0.1, atol=0.1)
