@@ -1,5 +1,6 @@
 """How good a served policy is: completions of held-out prompts, scored, with means and 95 % intervals."""
 
+import itertools
 import math
 import statistics
 from collections import defaultdict
@@ -81,7 +82,8 @@ async def evaluate(
         decode: turns completion ids into text, without special tokens.
         samples_per_prompt, max_new_tokens, temperature, stop_ids: how to sample; 0 is greedy, with one sample a prompt.
         seed: equal seeds draw equal completions from equal weights, up to the rounding of batches.
-    Raises: ConfigError if a tokenizer differs; ServiceError if a service stays away; RunError if no completion is usable.
+    Raises: ConfigError if a tokenizer differs; ServiceError if a service stays away; RunError if no completion can be
+        used.
     """
     await peers.check()
     sampling = Sampling(
@@ -135,9 +137,9 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[int]) -> MeanWith
 
 
 def distinct_2(text: str) -> float | None:
-    """Returns the share of different pairs among the pairs of neighbouring words, in (0, 1]; None if there is no pair."""
+    """Returns the share of different pairs among the pairs of neighbouring words, in (0, 1]; None if there is none."""
     words = text.split()
-    pairs = list(zip(words, words[1:], strict=False))
+    pairs = list(itertools.pairwise(words))
     return len(set(pairs)) / len(pairs) if pairs else None
 
 

@@ -187,7 +187,7 @@ class PpoUpdater:
             loss = aggregate(result.token_losses, mask, num_tokens_global=num_tokens)
             require_finite("the policy loss", loss.detach())
             loss.backward()  # type: ignore[no-untyped-call]
-            totals.loss += float(loss)
+            totals.loss += float(loss.detach())
             totals.clipped += int(result.clipped.sum())
             totals.approx_kl += float(kl_estimate(old_logprobs, logprobs.detach(), "k3")[mask].sum())
         totals.num_tokens += num_tokens
@@ -209,7 +209,7 @@ class PpoUpdater:
             loss = aggregate(result.token_losses, mask, num_tokens_global=num_tokens)
             require_finite("the value loss", loss.detach())
             loss.backward()  # type: ignore[no-untyped-call]
-            totals.loss += float(loss)
+            totals.loss += float(loss.detach())
             totals.clipped += int(result.clipped.sum())
         totals.num_tokens += num_tokens
         totals.add_step(self.critic_optimizer.step())

@@ -1,0 +1,197 @@
+"""Policy, reward and reference services without models, on real sockets; they break the contract on demand."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Self
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from rlhf_services.common.codec import decode_manifest, decode_prompt, encode_rollout
+from rlhf_services.common.rollout import Rollout
+from rlhf_services.v1 import (
+    policy_pb2,
+    policy_pb2_grpc,
+    reference_pb2,
+    reference_pb2_grpc,
+    reward_pb2,
+    reward_pb2_grpc,
+)
+
+TOKENIZER = "tokenizer-of-the-fakes"
+REFERENCE_VERSION = "reference-of-the-fakes"
+
+
+class FakeServer:
+    """One fake service. Stopping it kills its calls; starting it again takes the same port."""
+
+    full_name: str
+
+    def __init__(self) -> None:
+        self.port = 0
+        self._server: grpc.aio.Server | None = None
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        raise NotImplementedError
+
+    async def start(self) -> None:
+        self._server = grpc.aio.server()
+        states = health.aio.HealthServicer()
+        await states.set(self.full_name, health_pb2.HealthCheckResponse.SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(states, self._server)
+        self.add_to(self._server)
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        await self._server.start()
+
+    async def kill(self) -> None:
+        if self._server is not None:
+            await self._server.stop(None)
+            self._server = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.kill()
+
+
+class FakePolicy(FakeServer, policy_pb2_grpc.PolicyServiceServicer):
+    """Answers every prompt with its seed's digits: completion i of seed s is [1 + s % 7 + i, 2]."""
+
+    full_name = "rlhf_services.v1.PolicyService"
+
+    def __init__(self, *, tokenizer: str = TOKENIZER, max_prompts: int = 1000, dtype: str = "F32") -> None:
+        super().__init__()
+        self.tokenizer, self.max_prompts, self.dtype = tokenizer, max_prompts, dtype
+        self.version, self.digest = 0, ""
+        self.requests: list[policy_pb2.GenerateRequest] = []
+        self.pushed_versions: list[int] = []
+        self.break_after: int | None = None
+        """Rollouts after which the next call dies, once."""
+        self.hold_after_first: asyncio.Event | None = None
+        """The stream waits for it after its first rollout, if set."""
+        self.sampled_version: int | None = None
+        """What rollouts claim to be sampled by, if not the version."""
+        self.logprob = -1.0
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        policy_pb2_grpc.add_PolicyServiceServicer_to_server(self, server)
+
+    async def Generate(self, request: Any, context: Any) -> AsyncIterator[policy_pb2.GenerateResponse]:
+        self.requests.append(request)
+        if self.version < request.min_policy_version:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"the weights are version {self.version}")
+        num_sent = 0
+        for message in reversed(request.prompts):  # not in the order of asking
+            prompt = decode_prompt(message)
+            for index in range(request.sampling.completions_per_prompt or 1):
+                if self.break_after is not None and num_sent >= self.break_after:
+                    self.break_after = None
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "the engine died")
+                version = self.version if self.sampled_version is None else self.sampled_version
+                rollout = Rollout(
+                    rollout_id=f"{prompt.group_id}/{index}",
+                    group_id=prompt.group_id,
+                    prompt_ids=prompt.prompt_ids,
+                    completion_ids=[1 + (prompt.seed or 0) % 7 + index, 2],
+                    logprobs=[self.logprob, -0.5],
+                    policy_versions=[version, version],
+                    finish_reason="stop",
+                )
+                yield policy_pb2.GenerateResponse(rollout=encode_rollout(rollout))
+                num_sent += 1
+                if self.hold_after_first is not None:
+                    await self.hold_after_first.wait()
+
+    async def UpdateWeights(self, request_iterator: Any, context: Any) -> policy_pb2.UpdateWeightsResponse:
+        header, num_bytes = None, 0
+        async for request in request_iterator:
+            if request.WhichOneof("part") == "header":
+                header = request.header
+            num_bytes += len(request.chunk.data)
+        assert header is not None
+        assert num_bytes == decode_manifest(header).num_bytes
+        self.version, self.digest = header.policy_version, header.weights_digest
+        self.pushed_versions.append(self.version)
+        return policy_pb2.UpdateWeightsResponse(
+            policy_version=self.version, weights_digest=self.digest, pause_seconds=0.25
+        )
+
+    async def GetModel(self, request: Any, context: Any) -> policy_pb2.PolicyServiceGetModelResponse:
+        return policy_pb2.PolicyServiceGetModelResponse(
+            tokenizer_digest=self.tokenizer,
+            policy_version=self.version,
+            weights_digest=self.digest,
+            dtype=self.dtype,
+            max_prompts=self.max_prompts,
+        )
+
+
+class FakeReward(FakeServer, reward_pb2_grpc.RewardServiceServicer):
+    """Scores a completion by its first token id, or as `outcome` says: a number, or the code of an error."""
+
+    full_name = "rlhf_services.v1.RewardService"
+
+    def __init__(self, *, tokenizer: str = TOKENIZER) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.outcome: Callable[[list[int]], float | str] = lambda completion_ids: float(completion_ids[0])
+        self.scored = 0
+        self.arrived = asyncio.Event()
+        self.hold: asyncio.Event | None = None
+        """Calls wait for it, if set."""
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        reward_pb2_grpc.add_RewardServiceServicer_to_server(self, server)
+
+    async def Score(self, request: Any, context: Any) -> reward_pb2.ScoreResponse:
+        self.arrived.set()
+        if self.hold is not None:
+            await self.hold.wait()
+        results = []
+        for item in request.items:
+            outcome = self.outcome(list(item.tokens.completion_ids))
+            if isinstance(outcome, str):
+                code = reward_pb2.ScoreErrorCode.Value(f"SCORE_ERROR_CODE_{outcome}")
+                error = reward_pb2.ScoreError(code=code, message="refused by the fake")
+                results.append(reward_pb2.ScoreResult(item_id=item.item_id, error=error))
+            else:
+                results.append(reward_pb2.ScoreResult(item_id=item.item_id, reward=outcome))
+            self.scored += 1
+        return reward_pb2.ScoreResponse(results=results, model_version="fake")
+
+    async def GetModel(self, request: Any, context: Any) -> reward_pb2.RewardServiceGetModelResponse:
+        return reward_pb2.RewardServiceGetModelResponse(tokenizer_digest=self.tokenizer, model_version="fake")
+
+
+class FakeReference(FakeServer, reference_pb2_grpc.ReferenceServiceServicer):
+    """Gives every token the log-probability -2, or what `logprobs` returns."""
+
+    full_name = "rlhf_services.v1.ReferenceService"
+
+    def __init__(self, *, tokenizer: str = TOKENIZER, version: str = REFERENCE_VERSION) -> None:
+        super().__init__()
+        self.tokenizer, self.version = tokenizer, version
+        self.logprobs: Callable[[list[int]], list[float]] = lambda completion_ids: [-2.0] * len(completion_ids)
+        self.temperatures: set[float] = set()
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        reference_pb2_grpc.add_ReferenceServiceServicer_to_server(self, server)
+
+    async def ComputeLogprobs(self, request: Any, context: Any) -> reference_pb2.ComputeLogprobsResponse:
+        self.temperatures.add(round(request.temperature, 6))
+        results = [
+            reference_pb2.ComputeLogprobsResult(logprobs=self.logprobs(list(item.completion_ids)))
+            for item in request.items
+        ]
+        return reference_pb2.ComputeLogprobsResponse(results=results, reference_version=self.version)
+
+    async def GetModel(self, request: Any, context: Any) -> reference_pb2.ReferenceServiceGetModelResponse:
+        return reference_pb2.ReferenceServiceGetModelResponse(
+            tokenizer_digest=self.tokenizer, reference_version=self.version
+        )

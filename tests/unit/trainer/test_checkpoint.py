@@ -1,0 +1,158 @@
+"""Checkpoints: whole or not at all, the last n, and the same next step after a restart."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from test_batch import make_sample
+from tiny_model import make_tiny_model
+from torch import nn
+
+from rlhf_services.common.errors import ConfigError
+from rlhf_services.models.loading import load_policy, load_tokenizer
+from rlhf_services.trainer.batch import collate
+from rlhf_services.trainer.checkpoint import (
+    CheckpointFolder,
+    load_optimizer,
+    read_state,
+    require_same_model,
+    save_optimizer,
+    save_policy,
+    write_directory,
+)
+from rlhf_services.trainer.config import OptimizerConfig
+from rlhf_services.trainer.errors import RunError
+from rlhf_services.trainer.optimizer import MasterOptimizer
+
+
+def write_model(path: Path) -> None:
+    (path / "policy").mkdir()
+    (path / "policy" / "model.safetensors").write_bytes(b"12345")
+
+
+def make_folder(tmp_path: Path, steps: list[int], keep_last: int = 9) -> CheckpointFolder:
+    folder = CheckpointFolder(tmp_path, keep_last=keep_last)
+    for step in steps:
+        folder.save(step, {"policy_version": step + 1}, write_model)
+    return folder
+
+
+def test_a_checkpoint_holds_its_state_and_the_size_of_every_file(tmp_path: Path) -> None:
+    newest = make_folder(tmp_path, [3, 12]).newest()
+    assert newest == tmp_path / "checkpoints" / "step-000012"
+    state = read_state(newest)
+    assert state == {
+        "format_version": 1,
+        "step": 12,
+        "policy_version": 13,
+        "files": {"policy/model.safetensors": 5},
+    }
+
+
+def test_only_the_last_are_kept(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, [1, 2, 3, 10], keep_last=2)
+    assert sorted(path.name for path in folder.path.iterdir()) == ["step-000003", "step-000010"]
+
+
+def test_without_checkpoints_there_is_no_newest(tmp_path: Path) -> None:
+    assert CheckpointFolder(tmp_path, keep_last=1).newest() is None
+
+
+@pytest.mark.parametrize("damage", ["marker", "file", "bytes", "torn marker"])
+def test_a_checkpoint_that_is_not_whole_is_passed_over(tmp_path: Path, damage: str) -> None:
+    folder = make_folder(tmp_path, [1, 2])
+    broken = folder.path / "step-000002"
+    if damage == "marker":
+        (broken / "state.json").unlink()
+    elif damage == "file":
+        (broken / "policy" / "model.safetensors").unlink()
+    elif damage == "bytes":
+        (broken / "policy" / "model.safetensors").write_bytes(b"123")
+    else:
+        (broken / "state.json").write_text('{"step": 2')
+    assert folder.newest() == folder.path / "step-000001"
+    folder.save(2, {}, write_model)  # and is written anew when the run gets there again
+    assert folder.newest() == broken
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, [1])
+    marker = folder.path / "step-000001" / "state.json"
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), "format_version": 99}))
+    with pytest.raises(ConfigError, match="format_version 99, this trainer reads 1"):
+        folder.newest()
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    target = tmp_path / "final"
+    write_directory(target, lambda path: (path / "a").write_text("old") and None)
+
+    def fill_the_disk(path: Path) -> None:
+        (path / "a").write_text("new")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(RunError, match=r"could not write .*final: .*No space left on device; free some space"):
+        write_directory(target, fill_the_disk)
+    assert (target / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
+def test_a_directory_is_replaced_whole(tmp_path: Path) -> None:
+    target = tmp_path / "final"
+    write_directory(target, lambda path: (path / "old").write_text("") and None)
+    write_directory(target, lambda path: (path / "new").write_text("") and None)
+    assert [path.name for path in target.iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_optimizer_comes_back_from_disk_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+    def make() -> MasterOptimizer:
+        torch.manual_seed(0)
+        module = nn.Linear(3, 2).to(dtype)
+        module(torch.ones(1, 3, dtype=dtype)).sum().backward()
+        return MasterOptimizer("policy", module, OptimizerConfig(), total_steps=10)
+
+    optimizer, restored = make(), make()
+    module_input = torch.ones(1, 3, dtype=dtype)
+    for parameter in optimizer._parameters.values():
+        parameter.grad = None
+    (optimizer._parameters["weight"] * module_input).sum().backward()
+    optimizer.step()
+    save_optimizer(tmp_path / "optimizer.safetensors", optimizer)
+    load_optimizer(tmp_path / "optimizer.safetensors", restored)
+    expected, found = optimizer.state_tensors(), restored.state_tensors()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_the_optimizer_of_another_model_is_refused_by_its_path(tmp_path: Path) -> None:
+    save_optimizer(
+        tmp_path / "o.safetensors",
+        MasterOptimizer("policy", nn.Linear(3, 2).bfloat16(), OptimizerConfig(), total_steps=1),
+    )
+    other = MasterOptimizer("policy", nn.Linear(4, 2).bfloat16(), OptimizerConfig(), total_steps=1)
+    with pytest.raises(ConfigError, match=r"o.safetensors: the policy optimizer's state is of another model"):
+        load_optimizer(tmp_path / "o.safetensors", other)
+
+
+def test_a_saved_policy_loads_in_transformers(tmp_path: Path, tiny_model_path: Path) -> None:
+    policy = load_policy(tiny_model_path, dtype="float32")
+    save_policy(tmp_path / "final", policy, load_tokenizer(tiny_model_path))
+    again = load_policy(tmp_path / "final", dtype="float32")
+    batch = collate([make_sample([5], [6, 7], 0.0)])
+    ids = batch.sequences.input_ids
+    with torch.no_grad():
+        assert torch.equal(policy(ids).logits, again(ids).logits)
+    assert load_tokenizer(tmp_path / "final").get_vocab() == load_tokenizer(tiny_model_path).get_vocab()
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_what_differs(tmp_path: Path, tiny_model_path: Path) -> None:
+    require_same_model(tiny_model_path, make_tiny_model(tmp_path / "same", seed=5), "models.policy_path")
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model_path, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "hidden_size": 128}))
+    with pytest.raises(ConfigError, match=r"another model: its hidden_size is 64, at models.policy_path .* it is 128"):
+        require_same_model(tiny_model_path, other, "models.policy_path")

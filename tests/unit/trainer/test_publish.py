@@ -1,0 +1,75 @@
+"""Pushing weights, and knowing that they arrived."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from fake_services import TOKENIZER, FakePolicy
+
+from rlhf_services.common.errors import ConfigError
+from rlhf_services.models.loading import load_policy
+from rlhf_services.models.weights import model_manifest
+from rlhf_services.trainer.config import ServicesConfig
+from rlhf_services.trainer.errors import RunError
+from rlhf_services.trainer.peers import Peers
+from rlhf_services.trainer.publish import Publisher
+
+
+@asynccontextmanager
+async def make_publisher(path: Path, *fakes: FakePolicy) -> AsyncIterator[Publisher]:
+    async with AsyncExitStack() as stack:
+        for fake in fakes:
+            await stack.enter_async_context(fake)
+        config = ServicesConfig(policy_targets=[fake.target for fake in fakes], wait_for_services_seconds=20)
+        peers = await stack.enter_async_context(Peers(config, tokenizer_digest=TOKENIZER, report=print))
+        yield Publisher(load_policy(path, dtype="float32"), peers, policy_version=0)
+
+
+async def test_every_policy_service_gets_the_weights(tiny_model_path: Path) -> None:
+    fakes = FakePolicy(), FakePolicy()
+    async with make_publisher(tiny_model_path, *fakes) as publisher:
+        await publisher.publish(1)
+        assert [(fake.version, fake.digest) for fake in fakes] == [(1, publisher.weights_digest)] * 2
+        assert publisher.pause_seconds == 0.25
+
+
+async def test_a_service_that_has_the_weights_is_left_alone(tiny_model_path: Path) -> None:
+    fake = FakePolicy()
+    async with make_publisher(tiny_model_path, fake) as publisher:
+        fake.digest = model_manifest(load_policy(tiny_model_path, dtype="float32")).digest
+        await publisher.publish(1)  # the same weights under version 0: the version must move
+        await publisher.publish(1)
+        assert fake.pushed_versions == [1]
+
+
+async def test_changed_weights_have_another_digest(tiny_model_path: Path) -> None:
+    fake = FakePolicy()
+    async with make_publisher(tiny_model_path, fake) as publisher:
+        await publisher.publish(1)
+        before = fake.digest
+        with torch.no_grad():
+            next(publisher._model.parameters()).add_(1.0)
+        await publisher.publish(2)
+        assert (fake.version, fake.digest == before) == (2, False)
+
+
+async def test_a_service_of_another_dtype_is_refused_before_the_bytes_travel(tiny_model_path: Path) -> None:
+    fake = FakePolicy(dtype="BF16")
+    async with make_publisher(tiny_model_path, fake) as publisher:
+        with pytest.raises(ConfigError, match=r"policy service at .* serves BF16, the trainer has F32"):
+            await publisher.publish(1)
+        assert fake.pushed_versions == []
+
+
+async def test_a_service_that_answers_with_other_weights_ends_the_run(tiny_model_path: Path) -> None:
+    class Liar(FakePolicy):
+        async def UpdateWeights(self, request_iterator, context):  # type: ignore[no-untyped-def]
+            response = await super().UpdateWeights(request_iterator, context)
+            response.weights_digest = "something-else"
+            return response
+
+    async with make_publisher(tiny_model_path, Liar()) as publisher:
+        with pytest.raises(RunError, match=r"answered a push of version 1 .* it does not serve what was pushed"):
+            await publisher.publish(1)

@@ -1,0 +1,93 @@
+"""The metrics of a step: their file, Prometheus, and what the terminal shows."""
+
+import io
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+from rich.console import Console
+from test_batch import SAMPLES
+
+from rlhf_services.trainer.collect import Collected
+from rlhf_services.trainer.metrics import STEP_METRICS, MetricsFile, TrainerMetrics, describe_step
+from rlhf_services.trainer.progress import COLUMNS, Progress
+
+
+class FakePublisher:
+    policy_version = 5
+    pause_seconds = 0.25
+
+
+TRAINING = dict.fromkeys(STEP_METRICS, 0.125)
+
+
+def make_step() -> dict[str, float]:
+    collected = Collected(samples=SAMPLES, dropped=Counter({"score_too_long": 2}), generate_seconds=2.0)
+    return describe_step(collected, TRAINING, FakePublisher(), publish_seconds=0.5, seconds=4.0)
+
+
+def test_a_step_has_every_metric_and_counts_what_was_trained_on() -> None:
+    metrics = make_step()
+    assert metrics.keys() == STEP_METRICS.keys()
+    # Completions of 3, 1 and 2 tokens after prompts of 1, 2 and 3: 6 and 6 tokens, in 4 s of which 2 s sampling.
+    assert metrics["completion_tokens_mean"] == 2.0
+    assert metrics["tokens"] == 12.0
+    assert metrics["tokens_per_second"] == 3.0
+    assert metrics["generate_tokens_per_second"] == 3.0
+    assert (metrics["rollouts"], metrics["dropped_rollouts"], metrics["stopped_fraction"]) == (3.0, 2.0, 1.0)
+    assert (metrics["policy_version"], metrics["publish_pause_seconds"]) == (5.0, 0.25)
+    assert metrics["kl"] == 0.125
+
+
+def test_steps_are_read_back_without_a_torn_line(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    assert file.read() == []
+    file.append(1, {"kl": 0.5})
+    file.append(2, {"kl": 0.25})
+    with file.path.open("a") as torn:
+        torn.write('{"step": 3, "k')
+    assert file.read() == [{"step": 1, "kl": 0.5}, {"step": 2, "kl": 0.25}]
+
+
+def test_a_resumed_run_forgets_the_steps_it_takes_again(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    for step in (1, 2, 3):
+        file.append(step, {"kl": step})
+    file.truncate_after(2)
+    file.append(3, {"kl": 30})
+    assert [row["kl"] for row in file.read()] == [1, 2, 30]
+
+
+def test_prometheus_has_the_newest_step_and_totals() -> None:
+    registry = CollectorRegistry()
+    metrics = TrainerMetrics(registry)
+    metrics.observe(1, make_step(), {"score_too_long": 2})
+    metrics.observe(2, make_step(), {})
+    assert registry.get_sample_value("rlhf_trainer_step") == 2
+    assert registry.get_sample_value("rlhf_trainer_kl") == 0.125
+    assert registry.get_sample_value("rlhf_trainer_trained_tokens_total") == 24
+    assert registry.get_sample_value("rlhf_trainer_rollouts_dropped_total", {"reason": "score_too_long"}) == 2
+
+
+def test_without_a_terminal_each_step_is_one_plain_line() -> None:
+    output = io.StringIO()
+    with Progress(Console(file=output, width=40), title="run", num_steps=9) as progress:
+        progress.say("reward service at r:1 is back")
+        progress.show(3, make_step())
+    first, second = output.getvalue().splitlines()
+    assert first == "reward service at r:1 is back"
+    assert second.startswith("step 3/9  reward 0.125")
+
+
+def test_on_a_terminal_there_is_a_table() -> None:
+    output = io.StringIO()
+    with Progress(Console(file=output, width=200, force_terminal=True), title="run", num_steps=9) as progress:
+        progress.show(3, make_step())
+    assert "3/9" in output.getvalue()
+    assert "KL nats" in output.getvalue()
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_every_column_is_a_metric(column: tuple[str, str, str]) -> None:
+    assert column[1] in STEP_METRICS
