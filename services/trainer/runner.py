@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry, ProcessCollector
 from rich.console import Console
 
 from rlhf_services.common.errors import ConfigError, ServiceError
@@ -17,6 +18,7 @@ from rlhf_services.trainer.checkpoint import CheckpointFolder
 from rlhf_services.trainer.config import PpoRunConfig
 from rlhf_services.trainer.control import RunControl
 from rlhf_services.trainer.errors import RunError
+from rlhf_services.trainer.loading import load_run
 from rlhf_services.trainer.loop import train
 from rlhf_services.trainer.metrics import TrainerMetrics
 from rlhf_services.trainer.progress import Progress
@@ -49,7 +51,11 @@ class _NoBackend:
 
 async def _serve_run(config: PpoRunConfig, checkpoint: Path | None, console: Console) -> int:
     control = RunControl(config.run_dir.name, "ppo", config.ppo.steps)
-    server = ServiceServer("trainer", FULL_NAME, config.server, TrainerServicer(control).register, _NoBackend())
+    # A registry of its own, so that one process can run one run after another.
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    register = TrainerServicer(control).register
+    server = ServiceServer("trainer", FULL_NAME, config.server, register, _NoBackend(), registry=registry)
     await server.start()
     try:
         with Progress(console, title=f"PPO run {config.run_dir.name}", num_steps=config.ppo.steps) as progress:
@@ -57,16 +63,18 @@ async def _serve_run(config: PpoRunConfig, checkpoint: Path | None, console: Con
             if checkpoint is not None:
                 progress.say(f"resuming from {checkpoint}")
             _stop_on_signals(control, progress)
-            return await _run_to_end(config, checkpoint, control, progress)
+            return await _run_to_end(config, checkpoint, control, progress, TrainerMetrics(registry))
     finally:
         await server.stop()
 
 
-async def _run_to_end(config: PpoRunConfig, checkpoint: Path | None, control: RunControl, progress: Progress) -> int:
+async def _run_to_end(
+    config: PpoRunConfig, checkpoint: Path | None, control: RunControl, progress: Progress, metrics: TrainerMetrics
+) -> int:
     """Runs, and makes how it ended known to the control and the console. Returns the exit code."""
     failure = "interrupted"
     try:
-        path = await _run(config, checkpoint, control, progress)
+        path = await _run(config, checkpoint, control, progress, metrics)
         failure = ""
         progress.say(f"finished: {path}" if path else f"stopped after step {control.step}; --resume goes on")
         return 0
@@ -82,14 +90,15 @@ async def _run_to_end(config: PpoRunConfig, checkpoint: Path | None, control: Ru
         await control.end(failure)
 
 
-async def _run(config: PpoRunConfig, checkpoint: Path | None, control: RunControl, progress: Progress) -> Path | None:
+async def _run(
+    config: PpoRunConfig, checkpoint: Path | None, control: RunControl, progress: Progress, metrics: TrainerMetrics
+) -> Path | None:
     """Trains to the end; returns the directory of the final policy, or None if the run was stopped before."""
-    metrics = TrainerMetrics()
 
-    def build() -> PpoRun:
-        return PpoRun(config, checkpoint=checkpoint, control=control, progress=progress, metrics=metrics)
-
-    run = await asyncio.to_thread(build)
+    loaded = await asyncio.to_thread(load_run, config, checkpoint)
+    for note in loaded.notes:
+        progress.say(note)
+    run = PpoRun(config, loaded, control=control, progress=progress, metrics=metrics)
     async with run.peers:
         try:
             await _train_unless_stopped(run)
