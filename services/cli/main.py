@@ -1,0 +1,59 @@
+"""`rlhf`: the command line. Parsing and --help load no torch; each command imports what it needs when it runs."""
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from rlhf_services.cli import train
+from rlhf_services.cli.demo import demo
+from rlhf_services.cli.evaluate import evaluate
+from rlhf_services.cli.generate import generate
+from rlhf_services.cli.logprobs import logprobs
+from rlhf_services.cli.output import CommandError, UsageError, print_error
+from rlhf_services.cli.score import score
+from rlhf_services.cli.status import status
+from rlhf_services.common.errors import ConfigError, ServiceError
+from rlhf_services.demo.errors import DemoError
+from rlhf_services.trainer.errors import RunError
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="rlhf",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train a language model from preferences, with every part as a service.",
+)
+app.command()(demo)
+app.add_typer(train.app, name="train")
+app.command()(generate)
+app.command()(score)
+app.command()(logprobs)
+app.command()(status)
+app.command("eval")(evaluate)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted."""
+    try:
+        result = app(args=None if argv is None else list(argv), prog_name="rlhf", standalone_mode=True)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else EXIT_FAILURE if end.code else 0
+    except KeyboardInterrupt:
+        print_error("interrupted")
+        return EXIT_INTERRUPTED
+    except (ConfigError, UsageError) as error:
+        print_error(str(error))
+        return EXIT_USAGE
+    except (CommandError, ServiceError, RunError, DemoError) as error:
+        print_error(str(error))
+        return EXIT_FAILURE
+    return result if isinstance(result, int) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

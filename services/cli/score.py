@@ -1,0 +1,62 @@
+"""`rlhf score`: asks a reward service what it thinks of completions."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress
+
+from rlhf_services.cli.inputs import Record, pair_records
+from rlhf_services.cli.output import CommandError, print_error, print_json, stderr, stdout
+from rlhf_services.cli.targets import JsonOption, ServicesOption, TargetOption, resolve_target, run_against
+from rlhf_services.clients.reward import Reward, RewardClient, RewardError, ScoreItem
+
+
+def score(
+    prompt: Annotated[str | None, typer.Option(help="What the user said.")] = None,
+    completion: Annotated[str | None, typer.Option(help="What the model answered.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help='JSONL with "prompt" and "completion" on each line; - is stdin.')
+    ] = None,
+    target: TargetOption = None,
+    services: ServicesOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score completions with the reward service."""
+    records = pair_records(prompt, completion, file)
+    items = [ScoreItem.text(record.text("prompt"), record.text("completion"), record.place) for record in records]
+    address = resolve_target("reward", target, services)
+    num_errors = run_against(address, _score(address, items, records, as_json))
+    if num_errors:
+        raise CommandError(f"{num_errors} of {len(items)} items have no score")
+
+
+async def _score(address: str, items: Sequence[ScoreItem], records: Sequence[Record], as_json: bool) -> int:
+    """Prints each item's score; returns how many have none."""
+    num_errors = 0
+    async with RewardClient(address) as reward:
+        max_items = min((await reward.get_model()).max_items, 64)  # small calls, so that the progress moves
+        with Progress(console=stderr, transient=True, disable=len(items) <= max_items) as progress:
+            bar = progress.add_task("scoring", total=len(items))
+            for first in range(0, len(items), max_items):
+                batch = await reward.score(items[first : first + max_items])
+                for result, record in zip(batch.results, records[first:], strict=False):
+                    num_errors += isinstance(result, RewardError)
+                    _print_result(result, record, batch.model_version, as_json)
+                progress.advance(bar, len(batch.results))
+    return num_errors
+
+
+def _print_result(result: Reward | RewardError, record: Record, model_version: str, as_json: bool) -> None:
+    if isinstance(result, RewardError):
+        print_error(f"{result.item_id}: {result.code}: {result.message}")
+    if as_json:
+        outcome: dict[str, object] = (
+            {"reward": result.reward}
+            if isinstance(result, Reward)
+            else {"error": {"code": result.code, "message": result.message}}
+        )
+        print_json({**record.value, **outcome, "model_version": model_version})
+    elif isinstance(result, Reward):
+        stdout.print(f"{result.reward:+.4f}  {record.text('completion')}", markup=False)

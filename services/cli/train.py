@@ -1,0 +1,83 @@
+"""`rlhf train`: reward-model training and PPO."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlhf_services.cli.output import CommandError, stderr
+from rlhf_services.common.config import load_config
+
+app = typer.Typer(no_args_is_help=True, help="Train a reward model, or a policy with PPO.")
+
+# Everything that is not an option of the command is a field of the configuration: --ppo.steps 30.
+_FIELDS = {"allow_extra_args": True, "ignore_unknown_options": True}
+_EPILOG = "Every field of the configuration is a flag too, such as {example}; --fields lists them all."
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="TOML file with the configuration.")
+]
+FieldsOption = Annotated[bool, typer.Option("--fields", help="List every field of the configuration, and exit.")]
+
+
+@app.command("ppo", context_settings=_FIELDS, epilog=_EPILOG.format(example="--ppo.steps 30"))
+def ppo(
+    context: typer.Context,
+    config: ConfigOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    wait_for_services: Annotated[
+        float | None,
+        typer.Option(
+            min=0, metavar="SECONDS", help="How long a service may be away before the run ends with an error."
+        ),
+    ] = None,
+    fields: FieldsOption = False,
+) -> None:
+    """Train the policy against the reward service, pushing new weights to the policy service after every step."""
+    from rlhf_services.trainer.config import PpoRunConfig
+
+    arguments = _arguments(config, context.args, fields)
+    if wait_for_services is not None:
+        arguments += ["--services.wait_for_services_seconds", str(wait_for_services)]
+    run_config = load_config(PpoRunConfig, prog="rlhf train ppo", argv=arguments, env_prefix="RLHF_TRAINER")
+
+    from rlhf_services.trainer.server import run_ppo
+
+    exit_code = run_ppo(run_config, resume=resume, console=stderr)
+    raise typer.Exit(exit_code)
+
+
+@app.command("reward-model", context_settings=_FIELDS, epilog=_EPILOG.format(example="--training.epochs 2"))
+def reward_model(context: typer.Context, config: ConfigOption = None, fields: FieldsOption = False) -> None:
+    """Train a reward model on preference pairs, and save it as a checkpoint that rlhf-reward serves."""
+    from rlhf_services.trainer.reward_model_config import RewardModelRunConfig
+
+    run_config = load_config(
+        RewardModelRunConfig,
+        prog="rlhf train reward-model",
+        argv=_arguments(config, context.args, fields),
+        env_prefix="RLHF_REWARD_MODEL",
+    )
+
+    from rlhf_services.trainer.reward_model import run_reward_model
+
+    report = run_reward_model(run_config, console=stderr)
+    if report.heldout_accuracy is not None:
+        stderr.print(
+            f"held-out accuracy {report.heldout_accuracy:.1%} "
+            f"(95 % interval {report.heldout_accuracy_low:.1%} to {report.heldout_accuracy_high:.1%}, "
+            f"{report.num_heldout_pairs} pairs)"
+        )
+    stderr.print(f"saved {run_config.run_dir / 'model'}", soft_wrap=True)
+
+
+def _arguments(config: Path | None, rest: Sequence[str], fields: bool) -> list[str]:
+    """Returns the command line as load_config takes it."""
+    stray = next((each for each in rest[:1] if not each.startswith("--")), None)
+    if stray is not None:
+        raise CommandError(
+            f"unexpected argument '{stray}'; fields of the configuration are given as --section.field VALUE"
+        )
+    arguments = ["--help"] if fields else list(rest)
+    return arguments if config is None else ["--config", str(config), *arguments]

@@ -1,0 +1,90 @@
+"""Preference pairs: two completions of each prompt from the policy service, and the labeller's choice between them."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_services.clients.policy import PolicyClient
+from rlhf_services.common.rollout import Prompt, Rollout, Sampling
+from rlhf_services.demo.labeller import LabelledPair, label_pairs
+from rlhf_services.trainer.prompts import PromptItem
+
+COMPLETIONS_PER_PROMPT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledData:
+    """The labeller's choices."""
+
+    pairs: list[LabelledPair]
+    num_skipped: int
+    """Pairs the labeller saw no difference in."""
+
+    @property
+    def num_flipped(self) -> int:
+        """Choices that the noise turned around."""
+        return sum(pair.is_flipped for pair in self.pairs)
+
+
+async def sample_completions(
+    target: str,
+    items: Sequence[PromptItem],
+    *,
+    max_new_tokens: int,
+    completions_per_prompt: int,
+    seed: int,
+    on_rollout: Callable[[], None],
+) -> list[list[Rollout]]:
+    """Returns the completions of each prompt, sampled at temperature 1 by the policy service at `target`."""
+    prompts = [
+        Prompt(group_id=str(index), prompt_ids=item.prompt_ids, seed=seed + index * completions_per_prompt)
+        for index, item in enumerate(items)
+    ]
+    sampling = Sampling(max_new_tokens=max_new_tokens, completions_per_prompt=completions_per_prompt)
+    rollouts: list[list[Rollout]] = [[] for _ in prompts]
+    async with PolicyClient(target) as policy:
+        max_prompts = (await policy.get_model()).max_prompts
+        for first in range(0, len(prompts), max_prompts):
+            async for rollout in policy.generate(prompts[first : first + max_prompts], sampling):
+                rollouts[int(rollout.group_id)].append(rollout)
+                on_rollout()
+    return [sorted(group, key=lambda rollout: rollout.rollout_id) for group in rollouts]
+
+
+def write_labelled_pairs(
+    path: Path,
+    items: Sequence[PromptItem],
+    rollouts: Sequence[Sequence[Rollout]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+) -> LabelledData:
+    """Has the labeller choose between the first two completions of each prompt; writes its choices and returns them.
+
+    The file has the token ids as they were sampled, so that a completion that was cut at the limit does not look
+    finished to the reward model, and the texts for people to read.
+    """
+    candidates = []
+    ids_of_text: dict[tuple[str, str], list[int]] = {}
+    prompt_ids = {item.text: item.prompt_ids for item in items}
+    for item, (first, second, *_) in zip(items, rollouts, strict=True):
+        texts = [str(tokenizer.decode(each.completion_ids, skip_special_tokens=True)) for each in (first, second)]
+        for text, rollout in zip(texts, (first, second), strict=True):
+            ids_of_text[item.text, text] = rollout.completion_ids
+        candidates.append((item.text, texts[0], texts[1]))
+    pairs, num_skipped = label_pairs(candidates, seed=seed)
+    with path.open("w", encoding="utf-8") as file:
+        for pair in pairs:
+            record = {
+                "prompt_ids": prompt_ids[pair.prompt],
+                "chosen_ids": ids_of_text[pair.prompt, pair.chosen],
+                "rejected_ids": ids_of_text[pair.prompt, pair.rejected],
+                "prompt": pair.prompt,
+                "chosen": pair.chosen,
+                "rejected": pair.rejected,
+            }
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    return LabelledData(pairs, num_skipped)

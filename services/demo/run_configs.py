@@ -1,0 +1,94 @@
+"""The configuration files of the demo's two trainings: as a user would write them, and kept for reading and reuse."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from rlhf_services.common.config import Section
+from rlhf_services.demo.make_prompts import DATA_FOLDER
+from rlhf_services.demo.options import DemoOptions
+from rlhf_services.demo.services_file import ServiceEntry
+from rlhf_services.trainer.config import (
+    CheckpointConfig,
+    CriticOptimizerConfig,
+    ModelsConfig,
+    OptimizerConfig,
+    PpoConfig,
+    PpoRunConfig,
+    PromptsConfig,
+    SamplingConfig,
+    ServicesConfig,
+)
+from rlhf_services.trainer.reward_model_config import (
+    PreferencesConfig,
+    RewardModelBaseConfig,
+    RewardModelOptimizerConfig,
+    RewardModelRunConfig,
+    TrainingConfig,
+)
+
+TRAIN_PROMPTS = DATA_FOLDER / "train.jsonl"
+HELDOUT_PROMPTS = DATA_FOLDER / "heldout.jsonl"
+MAX_PROMPT_TOKENS = 256
+
+
+def reward_model_config(options: DemoOptions, model: Path) -> RewardModelRunConfig:
+    """Returns the configuration of the reward model's training."""
+    return RewardModelRunConfig(
+        run_dir=options.reward_run_dir,
+        model=RewardModelBaseConfig(path=model),
+        data=PreferencesConfig(path=options.pairs_file, heldout_fraction=0.15),
+        training=TrainingConfig(epochs=1, pairs_per_step=16, seed=options.seed),
+        optimizer=RewardModelOptimizerConfig(learning_rate=options.reward_learning_rate, warmup_steps=3),
+    )
+
+
+def ppo_config(
+    options: DemoOptions, model: Path, *, policy: ServiceEntry, reward: ServiceEntry, reference: ServiceEntry
+) -> PpoRunConfig:
+    """Returns the configuration of the PPO run."""
+    return PpoRunConfig(
+        run_dir=options.ppo_run_dir,
+        models=ModelsConfig(policy_path=model, critic_path=options.reward_model),
+        prompts=PromptsConfig(path=TRAIN_PROMPTS, max_prompt_tokens=MAX_PROMPT_TOKENS),
+        services=ServicesConfig(
+            policy_targets=[policy.target],
+            reward_target=reward.target,
+            reference_target=reference.target,
+            wait_for_services_seconds=options.wait_for_services_seconds,
+        ),
+        sampling=SamplingConfig(max_new_tokens=options.max_new_tokens),
+        ppo=PpoConfig(
+            steps=options.steps,
+            prompts_per_step=options.prompts_per_step,
+            kl_coef=options.kl_coef,
+            seed=options.seed,
+        ),
+        policy_optimizer=OptimizerConfig(
+            learning_rate=options.policy_learning_rate, warmup_steps=2, final_learning_rate_fraction=0.2
+        ),
+        critic_optimizer=CriticOptimizerConfig(
+            learning_rate=options.critic_learning_rate, warmup_steps=2, final_learning_rate_fraction=0.2
+        ),
+        # One is written when the run is stopped; more would cost seconds each for a run of minutes.
+        checkpoint=CheckpointConfig(every_steps=0),
+    )
+
+
+def write_config(path: Path, config: Section) -> None:
+    """Writes the values that differ from no default but were set, as TOML."""
+    path.write_text(to_toml(config.model_dump(mode="json", exclude_unset=True, exclude_none=True)), encoding="utf-8")
+
+
+def to_toml(values: Mapping[str, object]) -> str:
+    """Returns plain values, lists of them, and one level of sections as TOML."""
+    lines = [f"{key} = {_toml_value(value)}" for key, value in values.items() if not isinstance(value, Mapping)]
+    for section, fields in values.items():
+        if isinstance(fields, Mapping):
+            lines += ["", f"[{section}]", *(f"{key} = {_toml_value(value)}" for key, value in fields.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: object) -> str:
+    """Returns a value as TOML; JSON's strings, numbers, booleans and lists are TOML's too."""
+    return json.dumps(value, ensure_ascii=False)
