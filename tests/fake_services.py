@@ -69,6 +69,7 @@ class FakePolicy(FakeServer, policy_pb2_grpc.PolicyServiceServicer):
         super().__init__()
         self.tokenizer, self.max_prompts, self.dtype = tokenizer, max_prompts, dtype
         self.version, self.digest = 0, ""
+        self.asked = asyncio.Event()
         self.requests: list[policy_pb2.GenerateRequest] = []
         self.pushed_versions: list[int] = []
         self.break_after: int | None = None
@@ -84,6 +85,7 @@ class FakePolicy(FakeServer, policy_pb2_grpc.PolicyServiceServicer):
 
     async def Generate(self, request: Any, context: Any) -> AsyncIterator[policy_pb2.GenerateResponse]:
         self.requests.append(request)
+        self.asked.set()
         if self.version < request.min_policy_version:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"the weights are version {self.version}")
         num_sent = 0

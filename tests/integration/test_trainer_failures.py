@@ -1,0 +1,335 @@
+"""A PPO run whose services die, lie, come back, or stay away; and what outsiders may ask of it meanwhile."""
+
+import asyncio
+import io
+import json
+import math
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+from fake_services import FakePolicy, FakeReference, FakeReward
+from rich.console import Console
+
+from rlhf_services.clients.trainer import Run, TrainerClient
+from rlhf_services.common.errors import ConfigError, PreconditionError
+from rlhf_services.models.loading import load_tokenizer, tokenizer_digest
+from rlhf_services.trainer.checkpoint import CheckpointFolder
+from rlhf_services.trainer.config import PpoRunConfig
+from rlhf_services.trainer.server import run_ppo
+
+
+class PickyPolicy(FakePolicy):
+    """Refuses pushes from a version on, if told to."""
+
+    refuse_from: float = math.inf
+
+    async def UpdateWeights(self, request_iterator: Any, context: Any) -> Any:
+        if len(self.pushed_versions) + 1 >= self.refuse_from:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "tensors lacks 'lm_head.weight'; push all of them")
+        return await super().UpdateWeights(request_iterator, context)
+
+
+@dataclass
+class World:
+    """The fakes, a run's configuration, and what it printed."""
+
+    policy: PickyPolicy
+    reward: FakeReward
+    reference: FakeReference
+    settings: dict[str, Any]
+    output: io.StringIO
+
+    @property
+    def config(self) -> PpoRunConfig:
+        return PpoRunConfig.model_validate(self.settings)
+
+    @property
+    def trainer(self) -> str:
+        return f"127.0.0.1:{self.settings['server']['port']}"
+
+    def start(self, *, resume: bool = False) -> "asyncio.Task[int]":
+        console = Console(file=self.output, width=1000)
+        return asyncio.create_task(asyncio.to_thread(run_ppo, self.config, resume=resume, console=console))
+
+    def rows(self) -> list[dict[str, float]]:
+        path = self.config.run_dir / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def checkpoints(self) -> list[str]:
+        return sorted(path.name for path in (self.config.run_dir / "checkpoints").glob("step-*"))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest_asyncio.fixture
+async def world(tmp_path: Path, tiny_model_path: Path, tiny_reward_path: Path) -> AsyncIterator[World]:
+    digest = tokenizer_digest(load_tokenizer(tiny_model_path))
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": word}) + "\n" for word in ("a", "bc", "def", "ghij")))
+    async with (
+        PickyPolicy(tokenizer=digest) as policy,
+        FakeReward(tokenizer=digest) as reward,
+        FakeReference(tokenizer=digest) as reference,
+    ):
+        settings: dict[str, Any] = {
+            "run_dir": tmp_path / "run",
+            "models": {"policy_path": tiny_model_path, "critic_path": tiny_reward_path, "dtype": "float32"},
+            "prompts": {"path": prompts},
+            "services": {
+                "policy_targets": [policy.target],
+                "reward_target": reward.target,
+                "reference_target": reference.target,
+                "wait_for_services_seconds": 30,
+            },
+            "sampling": {"max_new_tokens": 4},
+            "ppo": {"steps": 3, "prompts_per_step": 4},
+            "checkpoint": {"every_steps": 1, "keep_last": 3},
+            "server": {"host": "127.0.0.1", "port": free_port(), "metrics_port": 0, "log_level": "error"},
+        }
+        yield World(policy, reward, reference, settings, io.StringIO())
+
+
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 60.0) -> None:
+    """Returns once the condition holds; fails after the given time."""
+    async with asyncio.timeout(seconds):
+        while True:
+            if await condition():
+                return
+            await asyncio.sleep(0.02)
+
+
+async def until_run(trainer: TrainerClient, condition: Callable[[Run], bool]) -> Run:
+    """Returns the run once it is as wanted."""
+
+    async def holds() -> bool:
+        return condition(await trainer.get_run())
+
+    await until(holds)
+    return await trainer.get_run()
+
+
+@asynccontextmanager
+async def connected(world: World) -> AsyncIterator[TrainerClient]:
+    """Yields a client once the trainer answers."""
+    async with TrainerClient(world.trainer) as trainer:
+        await until(trainer.is_serving)
+        yield trainer
+
+
+async def test_a_scorer_that_dies_mid_batch_is_waited_for_and_no_reward_is_made_up(world: World) -> None:
+    world.reward.hold = asyncio.Event()
+    running = world.start()
+    await world.reward.arrived.wait()
+    await world.reward.kill()
+    async with connected(world) as trainer:
+        run = await until_run(trainer, lambda run: run.state == "waiting")
+        assert f"reward service at {world.reward.target}" in run.message
+        assert run.step == 0
+    world.reward.hold = None
+    await world.reward.start()
+    assert await running == 0
+    # The fake pays a completion's first id, at least 1; a made-up 0 would pull a mean below that.
+    assert [row["rollouts"] for row in world.rows()] == [4, 4, 4]
+    assert all(row["reward_mean"] >= 1.0 and row["dropped_rollouts"] == 0 for row in world.rows())
+    printed = world.output.getvalue()
+    assert printed.count("waiting up to 30 s for it") == 1
+    assert f"reward service at {world.reward.target} is back" in printed
+
+
+async def test_a_policy_that_restarted_gets_the_current_weights_before_it_samples(world: World) -> None:
+    world.settings["ppo"]["steps"] = 2
+    world.policy.hold_after_first = asyncio.Event()
+    running = world.start()
+    await world.policy.asked.wait()
+    await world.policy.kill()
+    world.policy.version, world.policy.digest, world.policy.hold_after_first = 0, "", None
+    await world.policy.start()
+    assert await running == 0
+    assert world.policy.pushed_versions == [1, 1, 2, 3]
+    # Nothing was sampled by the weights that the restarted service had loaded by itself.
+    assert [request.min_policy_version for request in world.policy.requests] == [1, 1, 1, 2]
+    assert all(row["dropped_rollouts"] == 0 for row in world.rows())
+
+
+async def test_a_service_that_stays_away_ends_the_run_with_its_progress_saved(world: World) -> None:
+    world.settings["services"]["wait_for_services_seconds"] = 0.5
+    world.settings["checkpoint"]["every_steps"] = 0
+    world.settings["ppo"]["steps"] = 2
+
+    def score(completion_ids: list[int]) -> float:
+        if world.reward.scored == 5:  # four belong to the first step
+            asyncio.get_running_loop().create_task(world.reward.kill())
+        return 1.0
+
+    world.reward.outcome = score
+    assert await world.start() == 1
+    assert f"failed at step 2: reward service at {world.reward.target}" in world.output.getvalue()
+    assert "--resume" in world.output.getvalue()
+    assert world.checkpoints() == ["step-000001"]
+    world.reward.outcome = lambda completion_ids: 2.0
+    await world.reward.start()
+    assert await world.start(resume=True) == 0
+    assert [(row["step"], row["reward_mean"]) for row in world.rows()] == [(1, 1.0), (2, 2.0)]
+
+
+async def test_a_refused_push_ends_the_run_and_keeps_what_was_trained(world: World) -> None:
+    world.policy.refuse_from = 2  # the initial weights are taken, those after the first step are not
+    assert await world.start() == 1
+    assert "policy service at" in world.output.getvalue()
+    assert "tensors lacks 'lm_head.weight'" in world.output.getvalue()
+    assert world.policy.version == 1
+    assert world.checkpoints() == ["step-000001"]
+    world.policy.refuse_from = math.inf
+    assert await world.start(resume=True) == 0
+    assert world.policy.pushed_versions == [1, 2, 3, 4]
+
+
+async def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_last_good_checkpoint(world: World) -> None:
+    world.reward.outcome = lambda completion_ids: 1.0 if world.reward.scored < 4 else 3e38
+    assert await world.start() == 1
+    printed = world.output.getvalue()
+    assert "failed at step 2: " in printed
+    assert "the weights were left as they were" in printed
+    assert world.checkpoints() == ["step-000001"]
+    assert not (world.config.run_dir / "final").exists()
+
+
+async def test_too_many_failed_scores_end_the_run_with_the_reason(world: World) -> None:
+    world.reward.outcome = lambda completion_ids: "NOT_FINITE"
+    assert await world.start() == 1
+    assert "4 of 4 rollouts were dropped (4 score_not_finite)" in world.output.getvalue()
+    assert world.rows() == []
+
+
+async def test_few_failed_scores_are_dropped_and_counted(world: World) -> None:
+    world.settings["ppo"] |= {"max_dropped_fraction": 0.25, "steps": 1}
+    world.reward.outcome = lambda completion_ids: "TOO_LONG" if world.reward.scored == 0 else 1.0
+    assert await world.start() == 0
+    assert [(row["rollouts"], row["dropped_rollouts"]) for row in world.rows()] == [(3, 1)]
+
+
+async def test_a_run_can_be_watched_paused_saved_resumed_and_stopped(world: World) -> None:
+    world.settings["ppo"]["steps"] = 10_000
+    world.settings["checkpoint"]["every_steps"] = 0
+    running = world.start()
+    async with connected(world) as trainer:
+        watching = asyncio.create_task(_watch(trainer))
+        await until_run(trainer, lambda run: run.step >= 2)
+        await trainer.pause()
+        step = (await until_run(trainer, lambda run: run.state == "paused")).step
+        assert Path(await trainer.save_checkpoint()).name == f"step-{step:06d}"
+        assert (await trainer.get_run()).step == step
+        await trainer.resume()
+        await until_run(trainer, lambda run: run.step >= step + 2)
+        await trainer.stop()
+        watched = await watching
+    assert await running == 0
+    assert watched == list(range(1, len(watched) + 1))
+    assert len(watched) >= step + 2
+    newest = CheckpointFolder(world.config.run_dir, keep_last=3).newest()
+    assert newest is not None
+    assert newest.name == f"step-{len(world.rows()):06d}"
+    assert "stopped after step" in world.output.getvalue()
+
+
+async def _watch(trainer: TrainerClient) -> list[int]:
+    return [each.step async for each in trainer.watch_run()]
+
+
+async def test_a_run_that_waits_for_a_service_stops_when_asked(world: World) -> None:
+    await world.reference.kill()
+    running = world.start()
+    async with connected(world) as trainer:
+        await until_run(trainer, lambda run: run.state == "waiting")
+        await trainer.stop()
+    assert await running == 0
+
+
+async def test_a_checkpoint_cannot_be_had_from_a_run_that_failed(world: World) -> None:
+    world.settings["services"]["wait_for_services_seconds"] = 2
+    await world.reference.kill()
+    running = world.start()
+    async with connected(world) as trainer:
+        await until_run(trainer, lambda run: run.state == "waiting")
+        with pytest.raises(PreconditionError, match="the run is failed; no checkpoint was written"):
+            await trainer.save_checkpoint()
+    assert await running == 1
+
+
+async def test_a_service_of_another_model_is_refused_by_name(world: World) -> None:
+    world.reference.tokenizer = "another"
+    with pytest.raises(ConfigError, match=r"reference service at .* has tokenizer another, the trained policy has"):
+        await world.start()
+
+
+async def test_two_trainers_never_share_a_run_directory(world: World) -> None:
+    world.reward.hold = asyncio.Event()
+    running = world.start()
+    await world.reward.arrived.wait()
+    with pytest.raises(ConfigError, match="another trainer is running in it"):
+        await world.start(resume=True)
+    world.reward.hold.set()
+    assert await running == 0
+
+
+async def test_sigterm_ends_the_process_after_its_step_with_a_checkpoint(world: World, tmp_path: Path) -> None:
+    config = world.config
+    arguments = {
+        "run_dir": config.run_dir,
+        "models.policy_path": config.models.policy_path,
+        "models.critic_path": config.models.critic_path,
+        "models.dtype": "float32",
+        "prompts.path": config.prompts.path,
+        "services.policy_targets": world.policy.target,
+        "services.reward_target": world.reward.target,
+        "services.reference_target": world.reference.target,
+        "sampling.max_new_tokens": 4,
+        "ppo.steps": 100_000,
+        "ppo.prompts_per_step": 4,
+        "checkpoint.every_steps": 0,
+        "server.host": "127.0.0.1",
+        "server.port": config.server.port,
+        "server.metrics_port": 0,
+    }
+    flags = [part for key, value in arguments.items() for part in (f"--{key}", str(value))]
+    with (tmp_path / "output.txt").open("w") as output:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "rlhf_services.trainer", *flags, stdout=output, stderr=output
+        )
+
+    async def has_stepped_or_ended() -> bool:
+        return bool(world.rows()) or process.returncode is not None
+
+    try:
+        await until(has_stepped_or_ended, 90)
+        process.send_signal(signal.SIGTERM)
+        exit_code = await asyncio.wait_for(process.wait(), 60)
+    finally:
+        if process.returncode is None:
+            process.kill()
+    assert exit_code == 0, (tmp_path / "output.txt").read_text()
+    assert world.checkpoints() == [f"step-{len(world.rows()):06d}"]
+
+
+def test_wrong_flags_are_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "rlhf_services.trainer", "--run_dir", str(tmp_path)]
+    command += ["--models.policy_path", "nowhere", "--models.critic_path", "r", "--prompts.path", "p"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "rlhf-trainer: models.policy_path is 'nowhere': no such directory" in done.stderr
+    assert " torch\n" not in done.stderr
