@@ -1,0 +1,290 @@
+"""The policy service as a process, with real vLLM and the small real model; in float32, where vLLM is exact.
+
+One server serves the whole file; each test leaves it with the weights it started with. Another one is started before
+it, on a checkpoint of perturbed weights: what it samples is what the first must sample once those are pushed to it.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from rlhf_services.clients.policy import PolicyClient
+from rlhf_services.common import codec
+from rlhf_services.common.errors import NotReadyError
+from rlhf_services.common.rollout import Prompt, Rollout, Sampling
+from rlhf_services.models.loading import load_policy
+from rlhf_services.models.sequences import pad_sequences
+from rlhf_services.models.token_scores import completion_logprobs
+from rlhf_services.models.weights import checkpoint_manifest, checkpoint_tensors, model_manifest, tensor_bytes
+from rlhf_services.v1 import policy_pb2, policy_pb2_grpc
+
+pytestmark = pytest.mark.vllm
+
+START_SECONDS = 240
+TOLERANCE = 1e-4  # nats; vLLM and transformers differ by 5e-5 at most in float32
+GREEDY = Sampling(max_new_tokens=40, temperature=0.0)
+QUESTIONS = (
+    "What is the capital of France?",
+    "Name three colours.",
+    "Write a sentence about the sea.",
+    "How do birds fly?",
+    "Count from one to ten.",
+    "Who wrote Hamlet?",
+    "Give me a recipe for bread.",
+    "Why is the sky blue?",
+)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """`rlhf-policy` as a process of its own."""
+
+    def __init__(self, model: Path, log: Path) -> None:
+        self.port, self.metrics_port = free_port(), free_port()
+        self.target = f"127.0.0.1:{self.port}"
+        self.log = log
+        command = [sys.executable, "-m", "rlhf_services.policy", "--model.path", str(model)]
+        command += ["--model.dtype", "float32", "--model.max_sequence_tokens", "512", "--vllm.kv_cache_gib", "0.25"]
+        command += ["--server.host", "127.0.0.1", "--server.port", str(self.port)]
+        command += ["--server.metrics_port", str(self.metrics_port)]
+        with log.open("w") as file:
+            self.process = subprocess.Popen(command, stderr=file, stdout=file)
+
+    def wait_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while '"event": "serving"' not in self.log.read_text():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+
+    def engine_pid(self) -> int:
+        """The process of vLLM's engine core."""
+        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        pids = [int(pid) for file in children for pid in file.read_text().split()]
+        return next(pid for pid in pids if "EngineCore" in Path(f"/proc/{pid}/cmdline").read_text())
+
+    def metric(self, name: str) -> float:
+        """The sum of a family's samples."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith((name + "{", name + " ")))
+
+    def end(self, number: int) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+@dataclass
+class Perturbed:
+    """Weights that are not the server's, and what a fresh engine samples with them."""
+
+    path: Path
+    model: torch.nn.Module
+    rollouts: dict[str, Rollout]
+    orphan: int
+    """The engine process of that fresh engine, whose front end was killed with SIGKILL."""
+
+
+@pytest.fixture(scope="module")
+def base(smollm_path: Path) -> torch.nn.Module:
+    return load_policy(smollm_path, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def prompts(smollm_path: Path) -> list[Prompt]:
+    tokenizer = AutoTokenizer.from_pretrained(smollm_path)
+    return [
+        Prompt(
+            group_id=f"g{index}",
+            prompt_ids=tokenizer.apply_chat_template(
+                [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
+            ),
+            seed=index,
+        )
+        for index, question in enumerate(QUESTIONS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def perturbed(smollm_path: Path, prompts: list[Prompt], tmp_path_factory: pytest.TempPathFactory) -> Perturbed:
+    path = tmp_path_factory.mktemp("perturbed")
+    model = load_policy(smollm_path, dtype="float32")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1 * parameter.std())
+    model.save_pretrained(path)
+    AutoTokenizer.from_pretrained(smollm_path).save_pretrained(path)
+    server = Server(path, path / "server.log")
+    try:
+        server.wait_ready()
+        rollouts = asyncio.run(generate(server, prompts, GREEDY))
+        orphan = server.engine_pid()
+    finally:
+        server.end(signal.SIGKILL)
+    return Perturbed(path, model, rollouts, orphan)
+
+
+@pytest.fixture(scope="module")
+def server(smollm_path: Path, perturbed: Perturbed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(smollm_path, tmp_path_factory.mktemp("server") / "server.log")
+    server.wait_ready()
+    yield server
+    if server.process.poll() is None:
+        server.end(signal.SIGKILL)
+
+
+async def generate(server: Server, prompts: list[Prompt], sampling: Sampling, version: int = 0) -> dict[str, Rollout]:
+    async with PolicyClient(server.target) as client:
+        rollouts = client.generate(prompts, sampling, min_policy_version=version)
+        return {rollout.rollout_id: rollout async for rollout in rollouts}
+
+
+async def greedy_ids(server: Server, prompts: list[Prompt]) -> dict[str, list[int]]:
+    """Greedy completions alone: the log-probabilities' last bits depend on what else is in a batch."""
+    rollouts = await generate(server, prompts, GREEDY)
+    return {name: rollout.completion_ids for name, rollout in rollouts.items()}
+
+
+async def push(server: Server, version: int, model: torch.nn.Module) -> float:
+    payload = (tensor_bytes(tensor) for _, tensor in checkpoint_tensors(model))
+    async with PolicyClient(server.target) as client:
+        return (await client.update_weights(version, model_manifest(model), payload)).pause_seconds
+
+
+async def served_version(server: Server) -> int:
+    async with PolicyClient(server.target) as client:
+        return (await client.get_model()).policy_version
+
+
+async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Returns once a condition holds; fails after some time."""
+    for _ in range(int(seconds / 0.1)):
+        if condition():
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"it did not come true within {seconds:g} s")
+
+
+@torch.no_grad()
+def assert_logprobs(model: torch.nn.Module, rollout: Rollout, temperature: float, start: int = 0) -> None:
+    """Asserts that a rollout's log-probabilities from token `start` on are those of a model in transformers."""
+    sequences = pad_sequences([rollout.prompt_ids + rollout.completion_ids[:start]], [rollout.completion_ids[start:]])
+    expected = completion_logprobs(model, sequences, temperature)[0]
+    torch.testing.assert_close(torch.tensor(rollout.logprobs[start:]), expected, atol=TOLERANCE, rtol=0)
+
+
+async def test_log_probabilities_are_those_of_transformers_after_temperature(server, base, prompts):
+    sampled = await generate(server, prompts, Sampling(max_new_tokens=24, temperature=0.7, completions_per_prompt=2))
+    assert sampled.keys() == {f"g{prompt}/{index}" for prompt in range(8) for index in range(2)}
+    for rollout in sampled.values():
+        assert_logprobs(base, rollout, 0.7)
+        assert rollout.policy_versions == [0] * len(rollout.completion_ids)
+    for rollout in (await generate(server, prompts, GREEDY)).values():
+        assert_logprobs(base, rollout, 1.0)
+        assert rollout.finish_reason == ("stop" if rollout.completion_ids[-1] == 2 else "length")
+
+
+async def test_pushed_weights_sample_what_a_fresh_engine_on_the_same_weights_samples(
+    server, base, perturbed, prompts, smollm_path
+):
+    before = await greedy_ids(server, prompts)
+    await push(server, 1, perturbed.model)
+    async with PolicyClient(server.target) as client:
+        model = await client.get_model()
+    assert (model.policy_version, model.weights_digest) == (1, checkpoint_manifest(perturbed.path, "float32").digest)
+    after = await generate(server, prompts, GREEDY, version=1)
+    for name, fresh in perturbed.rollouts.items():
+        assert after[name].completion_ids == fresh.completion_ids
+        assert after[name].policy_versions == [1] * len(fresh.completion_ids)
+        torch.testing.assert_close(after[name].logprobs, fresh.logprobs, atol=TOLERANCE, rtol=0)
+        assert_logprobs(perturbed.model, after[name], 1.0)
+    assert any(after[name].completion_ids != before[name] for name in before)
+    await push(server, 2, base)
+    assert await greedy_ids(server, prompts) == before
+
+
+async def test_requests_in_flight_survive_a_push_and_each_token_names_its_version(server, base, perturbed, prompts):
+    before = await served_version(server)
+    long = Sampling(max_new_tokens=120, temperature=1.0, stop_ids=(0,))
+    running = asyncio.create_task(generate(server, prompts, long))
+    await until(lambda: server.metric("vllm:num_requests_running") == 8)
+    await push(server, 7, perturbed.model)
+    switches = 0
+    for rollout in (await running).values():
+        versions = rollout.policy_versions
+        assert versions == sorted(versions)
+        assert set(versions) <= {before, 7}
+        if len(set(versions)) == 2:
+            switches += 1
+            assert_logprobs(perturbed.model, rollout, 1.0, start=versions.index(7))
+    assert switches
+    await push(server, 8, base)
+
+
+async def test_a_push_that_breaks_off_or_is_corrupted_changes_nothing(server, base, perturbed, prompts):
+    before, version = await greedy_ids(server, prompts[:2]), await served_version(server)
+    manifest = model_manifest(perturbed.model)
+    first = bytes(tensor_bytes(next(checkpoint_tensors(perturbed.model))[1]))[: 8 * 2**20]
+
+    async def stream(data: bytes) -> AsyncIterator[policy_pb2.UpdateWeightsRequest]:
+        header = policy_pb2.WeightsHeader(
+            policy_version=99,
+            encoding=policy_pb2.WEIGHTS_ENCODING_FULL,
+            tensors=codec.encode_manifest(manifest),
+            weights_digest=manifest.digest,
+        )
+        yield policy_pb2.UpdateWeightsRequest(header=header)
+        yield policy_pb2.UpdateWeightsRequest(chunk=policy_pb2.WeightsChunk(offset_bytes=0, data=data))
+        yield policy_pb2.UpdateWeightsRequest(commit=policy_pb2.WeightsCommit())
+
+    async with grpc.aio.insecure_channel(server.target) as channel:
+        with pytest.raises(grpc.aio.AioRpcError, match="the commit came after") as caught:
+            await policy_pb2_grpc.PolicyServiceStub(channel).UpdateWeights(stream(first), timeout=60)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert await served_version(server) == version
+    assert await greedy_ids(server, prompts[:2]) == before
+
+
+async def test_a_cancelled_call_frees_the_engine(server, prompts):
+    call = asyncio.create_task(generate(server, prompts, Sampling(max_new_tokens=400, stop_ids=(0,))))
+    await until(lambda: server.metric("vllm:num_requests_running") == 8)
+    call.cancel()
+    await until(lambda: server.metric("vllm:num_requests_running") == 0)
+    assert server.metric("rlhf_policy_rollouts_in_flight") == 0
+
+
+def test_an_engine_does_not_outlive_a_front_end_that_was_killed(perturbed):
+    assert not os.path.exists(f"/proc/{perturbed.orphan}")
+
+
+async def test_a_killed_engine_fails_calls_within_seconds_and_ends_the_process_for_its_supervisor(server, prompts):
+    call = asyncio.create_task(generate(server, prompts, Sampling(max_new_tokens=400, stop_ids=(0,))))
+    await until(lambda: server.metric("vllm:num_requests_running") == 8)
+    killed = time.monotonic()
+    os.kill(server.engine_pid(), signal.SIGKILL)
+    with pytest.raises(NotReadyError, match=r"vLLM's engine process died\. This process exits with code 1"):
+        await call
+    assert time.monotonic() - killed < 5
+    assert await asyncio.to_thread(server.process.wait, 30) == 1
+    last = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
+    assert any("engine process died" in entry.get("error", "") for entry in last)
