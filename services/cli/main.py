@@ -1,5 +1,6 @@
 """`rlhf`: the command line. Parsing and --help load no torch; each command imports what it needs when it runs."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -39,6 +40,8 @@ app.command("eval")(evaluate)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted."""
+    # Before torch is loaded: its threads should sleep, not spin, at barriers where services share the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         result = app(args=None if argv is None else list(argv), prog_name="rlhf", standalone_mode=True)
     except SystemExit as end:

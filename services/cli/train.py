@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rlhf_services.cli.output import CommandError, stderr
+from rlhf_services.cli.output import UsageError, stderr
 from rlhf_services.common.config import load_config
 
 app = typer.Typer(no_args_is_help=True, help="Train a reward model, or a policy with PPO.")
@@ -76,7 +76,7 @@ def _arguments(config: Path | None, rest: Sequence[str], fields: bool) -> list[s
     """Returns the command line as load_config takes it."""
     stray = next((each for each in rest[:1] if not each.startswith("--")), None)
     if stray is not None:
-        raise CommandError(
+        raise UsageError(
             f"unexpected argument '{stray}'; fields of the configuration are given as --section.field VALUE"
         )
     arguments = ["--help"] if fields else list(rest)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.demo.checkpoint_check import check_checkpoint
@@ -40,8 +41,14 @@ from rlhf_services.trainer.reward_model_report import RewardModelReport
 NUM_PHASES = 9
 CHECKED_PROMPTS = 8
 START_TIMEOUT_SECONDS = 600.0
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-"""For every process: all models are local, and a look-up that cannot succeed costs seconds."""
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",  # all models are local, and a look-up that cannot succeed costs seconds
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # Five processes share the cores: threads that spin at a barrier would starve the others' work.
+    "OMP_WAIT_POLICY": "passive",
+}
+"""For every process."""
 
 
 def run_demo(options: DemoOptions, console: Console) -> DemoResults:
@@ -104,6 +111,7 @@ class _Demo:
     def _prepare(self) -> None:
         """Gets the model and reads the prompts."""
         options = self._options
+        disable_progress_bar()
         self._model = options.model or fetch_small_model(report=self._phases.say)
         self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(self._model)
         train = load_prompts(TRAIN_PROMPTS, self._tokenizer, max_prompt_tokens=MAX_PROMPT_TOKENS).items

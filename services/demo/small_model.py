@@ -119,10 +119,10 @@ def _convert(gguf: Path, target: Path) -> None:
     # Imported here: torch takes seconds to load, and a model that is in the cache needs none of it.
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
+    from transformers.utils.logging import disable_progress_bar
     from transformers.utils.quantization_config import GgufConfig
 
-    transformers_logging.disable_progress_bar()
+    disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
