@@ -16,10 +16,10 @@ TRUE_SCORE = "true"
 """The name of the reward service that applies the labeller's rule, which training never asks."""
 
 MEASURES = (
-    (f"reward/{TRUE_SCORE}", "true score (-1 to 1)", "{:+.3f}"),
+    (f"reward/{TRUE_SCORE}", "true score", "{:+.3f}"),
     (f"reward/{TRAINING_REWARD}", "reward-model score", "{:+.3f}"),
-    ("kl", "KL to the reference (nats per completion)", "{:.2f}"),
-    ("num_tokens", "length (tokens)", "{:.1f}"),
+    ("kl", "KL, nats/completion", "{:.2f}"),
+    ("num_tokens", "length, tokens", "{:.1f}"),
     ("distinct_2", "distinct-2", "{:.3f}"),
 )
 """(name in an evaluation's summary, heading, format)."""
