@@ -48,6 +48,8 @@ class VllmEngine:
         info = asyncio.create_task(asyncio.to_thread(_read_info, self._model))
         try:
             self._llm = await loop.run_in_executor(self._thread, self._make_llm)
+        except ConfigError:
+            raise
         except (RuntimeError, ValueError, OSError) as error:
             raise FatalError(f"vLLM did not start: {error}; its log above has the cause") from error
         finally:

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from rlhf_services.clients.policy import PolicyClient
 from rlhf_services.common import codec
-from rlhf_services.common.errors import InvalidRequestError, OverloadedError, PreconditionError
+from rlhf_services.common.errors import ConfigError, InvalidRequestError, OverloadedError, PreconditionError
 from rlhf_services.common.rollout import Prompt, Rollout, Sampling
 from rlhf_services.common.weights import WeightsManifest
 from rlhf_services.models.loading import load_policy
@@ -39,6 +39,11 @@ class Service:
 
     async def generate(self, prompts: list[Prompt], sampling: Sampling, **options: object) -> dict[str, Rollout]:
         return {rollout.rollout_id: rollout async for rollout in self.client.generate(prompts, sampling, **options)}
+
+    async def greedy_ids(self) -> dict[str, list[int]]:
+        """Greedy completions alone: the log-probabilities' last bits depend on what else is in a batch."""
+        rollouts = await self.generate(PROMPTS, GREEDY)
+        return {name: rollout.completion_ids for name, rollout in rollouts.items()}
 
     def metric(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(name, labels) or 0.0
@@ -230,7 +235,7 @@ async def test_a_push_that_is_broken_anywhere_changes_nothing_and_the_next_one_w
     data = b"".join(payload(model))
     header, chunk, commit = push_messages(1, manifest, data)
     flipped = push_messages(1, manifest, data[:1000] + bytes([data[1000] ^ 1]) + data[1001:])
-    before = await service.generate(PROMPTS, GREEDY)
+    before = await service.greedy_ids()
     for messages, word in [
         ([header, chunk], "before its commit"),
         ([header, commit], "after 0 of"),
@@ -246,7 +251,7 @@ async def test_a_push_that_is_broken_anywhere_changes_nothing_and_the_next_one_w
             await send(service.target, messages)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert (await service.client.get_model()).policy_version == 0
-    assert await service.generate(PROMPTS, GREEDY) == before
+    assert await service.greedy_ids() == before
     await push(service, 1, model)
     assert (await service.client.get_model()).policy_version == 1
 
@@ -302,3 +307,15 @@ async def test_top_p_and_top_k_are_refused_with_the_reason(service):
             with pytest.raises(grpc.aio.AioRpcError, match="another distribution") as caught:
                 await anext(aiter(stub.Generate(request, timeout=5)))
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_more_tokens_than_the_model_takes_are_refused_before_serving(tiny_model_path):
+    config = PolicyConfig(
+        server=PolicyServerConfig(host="127.0.0.1", port=0, metrics_port=0, drain_seconds=0.0),
+        model=ModelConfig(path=tiny_model_path, dtype="float32", engine="transformers", max_sequence_tokens=513),
+    )
+    server = make_server(config, make_engine(config), CollectorRegistry())
+    await server.start()
+    with pytest.raises(ConfigError, match=r"model\.max_sequence_tokens is 513, the model at .* takes 512; lower it"):
+        await server.wait_ready()
+    await server.stop()
