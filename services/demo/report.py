@@ -84,7 +84,7 @@ def score_histogram(results: DemoResults) -> Markup:
 
 def _line(axes: Any, rows: Rows, name: str, color: str) -> None:
     axes.plot([row["step"] for row in rows], [row[name] for row in rows], color=color, linewidth=1.8)
-    axes.set_xlabel("step", color=INK, fontsize=8)
+    _label_steps(axes)
 
 
 def _band(axes: Any, rows: Rows, mean: str, std: str) -> None:
@@ -109,7 +109,12 @@ def _seconds(axes: Any, rows: Rows) -> None:
         base = [low + height for low, height in zip(base, heights, strict=True)]
     axes.plot(steps, [row["step_seconds"] for row in rows], color=INK, linewidth=1.2, label="step")
     axes.legend(frameon=False, labelcolor=INK, fontsize=7, ncols=2)
+    _label_steps(axes)
+
+
+def _label_steps(axes: Any) -> None:
     axes.set_xlabel("step", color=INK, fontsize=8)
+    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _chart(title: str, unit: str, draw: Callable[[Any], None]) -> Markup:
