@@ -19,6 +19,7 @@ from rlhf_services.algorithms.losses import aggregate, clipped_policy_loss, clip
 from rlhf_services.algorithms.masking import masked_mean
 from rlhf_services.models.scalar_model import ScalarModel
 from rlhf_services.models.token_scores import completion_logprobs, completion_values
+from rlhf_services.trainer.attention import training_attention
 from rlhf_services.trainer.batch import Batch, MicroBatch, micro_batches
 from rlhf_services.trainer.config import PpoConfig
 from rlhf_services.trainer.optimizer import MasterOptimizer, OptimizerStep, require_finite
@@ -93,6 +94,10 @@ class PpoUpdater:
             step: the step's number; with the seed it decides the split into minibatches.
         Raises: NonFiniteError if a loss or gradient is; the optimizer step that it would have spoilt is not taken.
         """
+        with training_attention(batch.rewards.device, max(batch.lengths)):
+            return self._update(batch, step)
+
+    def _update(self, batch: Batch, step: int) -> dict[str, float]:
         started = time.monotonic()
         micros = micro_batches(batch, range(batch.size), self._config.micro_batch_tokens)
         # A single optimizer step starts from the very weights that old_logprobs and old_values are defined by, so one
