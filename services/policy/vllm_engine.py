@@ -1,7 +1,6 @@
 """The vLLM engine: AsyncLLM in this process, its core and workers in processes of their own, on GPUs or on a CPU."""
 
 import asyncio
-import os
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from rlhf_services.common.logs import get_logger
 from rlhf_services.policy.config import PolicyConfig
 from rlhf_services.policy.engine import Completion, EngineInfo, SampleParams
 from rlhf_services.policy.liveness import RESTART, Liveness
-from rlhf_services.policy.vllm_plugin import BACKEND, ENGINE_VARIABLE, PLUGIN
+from rlhf_services.policy.vllm_start import make_llm
 from rlhf_services.policy.weight_stage import StagedWeights
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ class VllmEngine:
         started = time.perf_counter()
         info = asyncio.create_task(asyncio.to_thread(_read_info, self._model))
         try:
-            self._llm = await loop.run_in_executor(self._thread, self._make_llm)
+            self._llm = await loop.run_in_executor(self._thread, make_llm, self._model, self._config)
         except ConfigError:
             raise
         except (RuntimeError, ValueError, OSError) as error:
@@ -160,75 +159,11 @@ class VllmEngine:
     async def _resume(self) -> None:
         await self._call(self._llm.resume_generation, "the resumption")
 
-    def _make_llm(self) -> "AsyncLLM":
-        """Returns a started AsyncLLM. Blocks for 10 s and more."""
-        from rlhf_services.policy.model_facts import max_sequence_tokens
-
-        max_model_len = max_sequence_tokens(self._model)
-        _prepare_environment()
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.platforms import current_platform
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        on_cpu = current_platform.is_cpu()
-        os.environ.setdefault("VLLM_ENGINE_READY_TIMEOUT_S", str(self._config.start_timeout_seconds))
-        if on_cpu:
-            _prepare_cpu_environment(self._config.cpu_cores)
-        eager = on_cpu if self._config.enforce_eager is None else self._config.enforce_eager
-        return AsyncLLM.from_engine_args(
-            AsyncEngineArgs(
-                model=str(self._model.path),
-                served_model_name="policy",
-                dtype=self._model.dtype,
-                max_model_len=max_model_len,
-                max_num_seqs=self._config.max_num_seqs,
-                tensor_parallel_size=self._config.tensor_parallel_size,
-                gpu_memory_utilization=self._config.gpu_memory_utilization,
-                kv_cache_memory_bytes=int(self._config.kv_cache_gib * 2**30) if on_cpu else None,
-                distributed_executor_backend="uni" if on_cpu and self._config.tensor_parallel_size == 1 else None,
-                enforce_eager=eager,
-                # On a CPU, vLLM 0.32 cannot take back the random number that a seeded request drew at the end of a
-                # chunk of its prompt, and the engine dies of it ("CPU Generator does not use offset").
-                enable_chunked_prefill=False if on_cpu else None,
-                generation_config="vllm",  # the checkpoint's own defaults must not touch the distribution
-                logprobs_mode="processed_logprobs",  # after temperature
-                weight_transfer_config={"backend": BACKEND},
-                disable_log_stats=False,
-            )
-        )
-
 
 def _read_info(model: Any) -> EngineInfo:
     from rlhf_services.policy.model_facts import read_engine_info
 
     return read_engine_info(model)
-
-
-def _prepare_environment() -> None:
-    """Sets what vLLM reads from the environment, before its first import; what the user has set stays."""
-    plugins = os.environ.get("VLLM_PLUGINS")
-    if plugins is not None and PLUGIN not in plugins.split(","):
-        raise ConfigError(f"environment variable VLLM_PLUGINS is '{plugins}'; add '{PLUGIN}' to it, or unset it")
-    os.environ[ENGINE_VARIABLE] = "1"
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-
-
-def _prepare_cpu_environment(cpu_cores: str) -> None:
-    """Sets what makes vLLM quick on a CPU."""
-    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would win over vllm.kv_cache_gib
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    # Eager sampling gains nothing from the compiler, which needs g++ and seconds at the first request.
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    # Threads that spin at a barrier starve whoever shares the cores, the other half of their own team included: on 2
-    # cores with other processes at work, sampling is ten times faster if they sleep.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    if cpu_cores:
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cpu_cores
-    else:  # by itself vLLM leaves one core idle
-        cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores)
 
 
 def _sampling_params(params: SampleParams) -> Any:

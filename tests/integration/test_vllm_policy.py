@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.vllm
 
 START_SECONDS = 240
 TOLERANCE = 1e-4  # nats; vLLM and transformers differ by 5e-5 at most in float32
-GREEDY = Sampling(max_new_tokens=40, temperature=0.0)
+GREEDY = Sampling(max_new_tokens=32, temperature=0.0)
 QUESTIONS = (
     "What is the capital of France?",
     "Name three colours.",
@@ -186,21 +186,27 @@ async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 
 
 @torch.no_grad()
-def assert_logprobs(model: torch.nn.Module, rollout: Rollout, temperature: float, start: int = 0) -> None:
-    """Asserts that a rollout's log-probabilities from token `start` on are those of a model in transformers."""
-    sequences = pad_sequences([rollout.prompt_ids + rollout.completion_ids[:start]], [rollout.completion_ids[start:]])
-    expected = completion_logprobs(model, sequences, temperature)[0]
-    torch.testing.assert_close(torch.tensor(rollout.logprobs[start:]), expected, atol=TOLERANCE, rtol=0)
+def assert_logprobs(model: torch.nn.Module, rollouts: Iterable[Rollout], temperature: float, version: int = 0) -> None:
+    """Asserts that the log-probabilities of all tokens from `version` on are those of a model in transformers."""
+    prompts, completions, logprobs = [], [], []
+    for rollout in rollouts:
+        start = rollout.policy_versions.index(version)
+        prompts.append(rollout.prompt_ids + rollout.completion_ids[:start])
+        completions.append(rollout.completion_ids[start:])
+        logprobs += rollout.logprobs[start:]
+    sequences = pad_sequences(prompts, completions)
+    expected = completion_logprobs(model, sequences, temperature)[sequences.completion_mask]
+    torch.testing.assert_close(torch.tensor(logprobs), expected, atol=TOLERANCE, rtol=0)
 
 
 async def test_log_probabilities_are_those_of_transformers_after_temperature(server, base, prompts):
     sampled = await generate(server, prompts, Sampling(max_new_tokens=24, temperature=0.7, completions_per_prompt=2))
     assert sampled.keys() == {f"g{prompt}/{index}" for prompt in range(8) for index in range(2)}
-    for rollout in sampled.values():
-        assert_logprobs(base, rollout, 0.7)
+    assert_logprobs(base, sampled.values(), 0.7)
+    greedy = await generate(server, prompts, GREEDY)
+    assert_logprobs(base, greedy.values(), 1.0)
+    for rollout in [*sampled.values(), *greedy.values()]:
         assert rollout.policy_versions == [0] * len(rollout.completion_ids)
-    for rollout in (await generate(server, prompts, GREEDY)).values():
-        assert_logprobs(base, rollout, 1.0)
         assert rollout.finish_reason == ("stop" if rollout.completion_ids[-1] == 2 else "length")
 
 
@@ -217,7 +223,7 @@ async def test_pushed_weights_sample_what_a_fresh_engine_on_the_same_weights_sam
         assert after[name].completion_ids == fresh.completion_ids
         assert after[name].policy_versions == [1] * len(fresh.completion_ids)
         torch.testing.assert_close(after[name].logprobs, fresh.logprobs, atol=TOLERANCE, rtol=0)
-        assert_logprobs(perturbed.model, after[name], 1.0)
+    assert_logprobs(perturbed.model, after.values(), 1.0, version=1)
     assert any(after[name].completion_ids != before[name] for name in before)
     await push(server, 2, base)
     assert await greedy_ids(server, prompts) == before
@@ -229,15 +235,13 @@ async def test_requests_in_flight_survive_a_push_and_each_token_names_its_versio
     running = asyncio.create_task(generate(server, prompts, long))
     await until(lambda: server.metric("vllm:num_requests_running") == 8)
     await push(server, 7, perturbed.model)
-    switches = 0
-    for rollout in (await running).values():
-        versions = rollout.policy_versions
-        assert versions == sorted(versions)
-        assert set(versions) <= {before, 7}
-        if len(set(versions)) == 2:
-            switches += 1
-            assert_logprobs(perturbed.model, rollout, 1.0, start=versions.index(7))
-    assert switches
+    rollouts = (await running).values()
+    for rollout in rollouts:
+        assert rollout.policy_versions == sorted(rollout.policy_versions)
+        assert set(rollout.policy_versions) <= {before, 7}
+    switched = [rollout for rollout in rollouts if len(set(rollout.policy_versions)) == 2]
+    assert switched
+    assert_logprobs(perturbed.model, switched, 1.0, version=7)
     await push(server, 8, base)
 
 
