@@ -36,7 +36,7 @@ def demo(
     from rlhf_services.demo.options import DemoOptions
 
     options = DemoOptions(
-        run_dir=run_dir or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}",
+        run_dir=(run_dir or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}").resolve(),
         model=model,
         engine=engine,
         seed=seed,

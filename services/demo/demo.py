@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from rlhf_services.common.errors import ConfigError
+from rlhf_services.common.rollout import Sampling
 from rlhf_services.demo.checkpoint_check import check_checkpoint
 from rlhf_services.demo.errors import DemoError
 from rlhf_services.demo.labeller import NOISE_RATE
@@ -58,8 +59,8 @@ def run_demo(options: DemoOptions, console: Console) -> DemoResults:
 
     Raises: ConfigError for options that cannot be used; DemoError if a part fails; ServiceError, RunError.
     """
-    if options.results_file.exists():
-        raise ConfigError(f"--run-dir is '{options.run_dir}': it holds a finished demo; choose another directory")
+    if options.run_dir.exists() and any(options.run_dir.iterdir()):
+        raise ConfigError(f"--run-dir is '{options.run_dir}': it is not empty; choose another directory")
     options.run_dir.mkdir(parents=True, exist_ok=True)
     phases = Phases(console, NUM_PHASES)
     with interrupt_on_signals(), Supervisor(options.run_dir / "logs", phases.say) as supervisor:
@@ -150,18 +151,24 @@ class _Demo:
     def _label_pairs(self, policy: ServiceEntry) -> None:
         """Samples two completions of each prompt and writes the labeller's choices."""
         options = self._options
+        sampling = Sampling(
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            completions_per_prompt=COMPLETIONS_PER_PROMPT,
+        )
         with self._phases.counting("sampling", COMPLETIONS_PER_PROMPT * len(self._train)) as advance:
             rollouts = asyncio.run(
                 sample_completions(
                     policy.target,
                     self._train,
-                    max_new_tokens=options.max_new_tokens,
-                    completions_per_prompt=COMPLETIONS_PER_PROMPT,
+                    sampling=sampling,
                     seed=options.seed,
                     on_rollout=advance,
                 )
             )
         data = write_labelled_pairs(options.pairs_file, self._train, rollouts, self._tokenizer, seed=options.seed)
+        if not data.pairs:
+            raise DemoError("the labeller saw no difference in any pair; take a model that writes words (--model DIR)")
         self._phases.say(
             f"the labeller chose in {len(data.pairs)} pairs (it errs in {NOISE_RATE:.0%} of them: {data.num_flipped}), "
             f"and saw no difference in {data.num_skipped}: {options.pairs_file}"
@@ -216,6 +223,7 @@ class _Demo:
                     self._decode,
                     samples_per_prompt=options.eval_samples,
                     max_new_tokens=options.max_new_tokens,
+                    temperature=options.temperature,
                     seed=options.seed,
                 )
 

@@ -10,7 +10,7 @@ class DemoOptions:
     """How to run the demo. The defaults take about 12 minutes on 2 cores and show a clear effect."""
 
     run_dir: Path
-    """Where everything is written; must not hold a finished demo."""
+    """Where everything is written; must be empty or not exist."""
     model: Path | None = None
     """Checkpoint to start from; None fetches the small model."""
     engine: Literal["vllm", "transformers"] = "vllm"
@@ -18,6 +18,8 @@ class DemoOptions:
     seed: int = 0
     max_new_tokens: int = 32
     """Most tokens of a completion."""
+    temperature: float = 0.8
+    """Of all sampling. Below 1 a small model writes sense more often, and is still far from repeating itself."""
     pair_prompts: int = 400
     """Training prompts for which a pair of completions is labelled."""
     heldout_prompts: int = 64

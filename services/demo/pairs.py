@@ -33,17 +33,15 @@ async def sample_completions(
     target: str,
     items: Sequence[PromptItem],
     *,
-    max_new_tokens: int,
-    completions_per_prompt: int,
+    sampling: Sampling,
     seed: int,
     on_rollout: Callable[[], None],
 ) -> list[list[Rollout]]:
-    """Returns the completions of each prompt, sampled at temperature 1 by the policy service at `target`."""
+    """Returns each prompt's completions by the policy service at `target`; on_rollout is called as each arrives."""
     prompts = [
-        Prompt(group_id=str(index), prompt_ids=item.prompt_ids, seed=seed + index * completions_per_prompt)
+        Prompt(group_id=str(index), prompt_ids=item.prompt_ids, seed=seed + index * sampling.completions_per_prompt)
         for index, item in enumerate(items)
     ]
-    sampling = Sampling(max_new_tokens=max_new_tokens, completions_per_prompt=completions_per_prompt)
     rollouts: list[list[Rollout]] = [[] for _ in prompts]
     async with PolicyClient(target) as policy:
         max_prompts = (await policy.get_model()).max_prompts

@@ -57,7 +57,7 @@ def ppo_config(
             reference_target=reference.target,
             wait_for_services_seconds=options.wait_for_services_seconds,
         ),
-        sampling=SamplingConfig(max_new_tokens=options.max_new_tokens),
+        sampling=SamplingConfig(max_new_tokens=options.max_new_tokens, temperature=options.temperature),
         ppo=PpoConfig(
             steps=options.steps,
             prompts_per_step=options.prompts_per_step,

@@ -96,3 +96,9 @@ def test_arguments_that_do_not_fit_together_exit_2(tmp_path: Path, capsys: Captu
     assert "--temperature 0 is greedy" in capsys.readouterr().err
     assert main(["eval", "--prompts", "p.jsonl", "--reward", "a=x:1", "--reward", "a=y:1"]) == 2
     assert "--reward names 'a' twice" in capsys.readouterr().err
+
+
+def test_a_demo_does_not_write_into_a_directory_that_holds_something(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main(["demo", "--run-dir", str(tmp_path)]) == 2
+    assert "it is not empty; choose another directory" in capsys.readouterr().err
