@@ -6,15 +6,17 @@ TRL 1.12 is installed in an environment of its own on the first call. A step tak
 
 import argparse
 import json
-import os
-import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fixed_work import QUESTIONS, FixedWork
 from measurements import Step, load_average, machine_facts, measured, medians, positive, say, show, write_json
 from trl_environment import TRL_VERSION, InstallError, default_environment, ensure_environment
+
+from rlhf_services.demo.processes import describe_exit, interrupt_on_signals, kill_group, spawn
+from rlhf_services.demo.supervisor import tail
 
 MODES = ("fp32", "bf16", "bf16-weights")
 """fp32: what TRL's defaults come to where there is no GPU. bf16: TRL's bf16 setting, autocast over float32 weights.
@@ -53,14 +55,22 @@ def measure_trl(
     result_path.unlink(missing_ok=True)
     command = [str(python), str(WORKER), "--work", str(work_path), "--mode", mode, "--steps", str(steps)]
     command += ["--micro-batch", str(micro_batch), "--output", str(result_path)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    with log_path.open("w") as log:
-        done = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
-    if done.returncode != 0:
-        last_lines = "\n".join(log_path.read_text(errors="replace").splitlines()[-10:])
-        raise WorkerError(f"TRL's process ended with exit code {done.returncode}; {log_path} ends with:\n{last_lines}")
+    with log_path.open("wb") as log:
+        worker = spawn(command, {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}, log.fileno())
+    try:
+        exit_code = worker.wait()
+    finally:
+        kill_group(worker)
+    if exit_code != 0:
+        raise WorkerError(f"TRL's process ended ({describe_exit(exit_code)}); {log_path} ends with:\n{tail(log_path)}")
     step_times: list[Step] = json.loads(result_path.read_text())["steps"]
     return step_times
+
+
+def show_phases(medians_by_mode: Mapping[str, Step], *, to_stderr: bool) -> None:
+    """Print where TRL's time goes."""
+    rows = [[title, *(f"{each[name]:.1f}" for each in medians_by_mode.values())] for name, title in PHASES.items()]
+    show("Median seconds of a PPO step in TRL", ["phase", *medians_by_mode], rows, to_stderr=to_stderr)
 
 
 def micro_batch_size(text: str) -> int:
@@ -74,26 +84,29 @@ def micro_batch_size(text: str) -> int:
 def main() -> int:
     """Measure each mode and print the table; returns the exit code."""
     arguments = _parse()
-    work = FixedWork.prepare(arguments.folder)
-    say(f"{work.describe()}; TRL {TRL_VERSION}")
-    result: dict[str, Any] = {"work": work.describe(), "machine": machine_facts(), "trl": {}}
     try:
-        python = ensure_environment(arguments.venv)
-        for mode in arguments.modes:
-            load = load_average()
-            say(f"TRL {mode}: {arguments.steps} steps")
-            steps = measure_trl(
-                python, work, arguments.folder, mode=mode, steps=arguments.steps, micro_batch=arguments.micro_batch
-            )
-            result["trl"][mode] = {"load_before": load, "steps": steps, "median": medians(measured(steps))}
+        with interrupt_on_signals():
+            return _measure(arguments)
     except (InstallError, WorkerError) as error:
         say(f"compare_trl: {error}")
         return 1
-    rows = [
-        [title, *(f"{result['trl'][mode]['median'][name]:.1f}" for mode in arguments.modes)]
-        for name, title in PHASES.items()
-    ]
-    show("Median seconds of a PPO step in TRL", ["phase", *arguments.modes], rows, to_stderr=arguments.json == "-")
+    except KeyboardInterrupt:
+        return 130
+
+
+def _measure(arguments: argparse.Namespace) -> int:
+    work = FixedWork.prepare(arguments.folder)
+    say(f"{work.describe()}; TRL {TRL_VERSION}")
+    python = ensure_environment(arguments.venv)
+    result: dict[str, Any] = {"work": work.describe(), "machine": machine_facts(), "trl": {}}
+    for mode in arguments.modes:
+        load = load_average()
+        say(f"TRL {mode}: {arguments.steps} steps")
+        steps = measure_trl(
+            python, work, arguments.folder, mode=mode, steps=arguments.steps, micro_batch=arguments.micro_batch
+        )
+        result["trl"][mode] = {"load_before": load, "steps": steps, "median": medians(measured(steps))}
+    show_phases({mode: each["median"] for mode, each in result["trl"].items()}, to_stderr=arguments.json == "-")
     if arguments.json:
         write_json(result, arguments.json)
     return 0

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from compare_trl import MICRO_BATCH, MODES, WorkerError, measure_trl, micro_batch_size
+from compare_trl import MICRO_BATCH, MODES, WorkerError, measure_trl, micro_batch_size, show_phases
 from fixed_work import FixedWork
 from local_run import PHASES, RunFailedError, measure_ours
 from measurements import Step, load_average, machine_facts, measured, medians, positive, say, show, write_json
@@ -31,6 +31,8 @@ def main() -> int:
     except (InstallError, WorkerError, RunFailedError, ServiceDiedError) as error:
         say(f"ppo_step: {error}")
         return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 def _measure(arguments: argparse.Namespace) -> int:
@@ -91,6 +93,8 @@ def _show(work: FixedWork, result: dict[str, Any], *, to_stderr: bool) -> None:
         ["sampling paused by the push, seconds", f"{ours['publish_pause_seconds']:.2f}"],
     ]
     show("", ["", "median"], facts, to_stderr=to_stderr)
+    if trl := {name: each for name, each in result["median"].items() if name != OURS}:
+        show_phases(trl, to_stderr=to_stderr)
     if ratios := result["times_faster_than_trl"]:
         comparison = [[OURS, f"{total:.1f}", ""]]
         comparison += [
