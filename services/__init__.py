@@ -2,5 +2,5 @@
 
 if __name__ != "rlhf_services":
     raise ImportError(
-        "this folder is the package rlhf_services: install it (pip install -e .) and `import rlhf_services`, not `services`"
+        "this folder is the package rlhf_services: pip install -e . and `import rlhf_services`, not `services`"
     )

@@ -3,7 +3,12 @@
 from pathlib import Path
 
 import pytest
-from tiny_model import make_tiny_model, make_tiny_reward_model
+
+from rlhf_services.common.threads import sleep_at_barriers
+
+sleep_at_barriers()  # tests run whole services side by side
+
+from tiny_model import make_tiny_model, make_tiny_reward_model  # noqa: E402 - it imports torch
 
 
 @pytest.fixture(scope="session")

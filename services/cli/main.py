@@ -1,6 +1,5 @@
 """`rlhf`: the command line. Parsing and --help load no torch; each command imports what it needs when it runs."""
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -15,6 +14,7 @@ from rlhf_services.cli.output import CommandError, UsageError, print_error
 from rlhf_services.cli.score import score
 from rlhf_services.cli.status import status
 from rlhf_services.common.errors import ConfigError, ServiceError
+from rlhf_services.common.threads import sleep_at_barriers
 from rlhf_services.demo.errors import DemoError
 from rlhf_services.trainer.errors import RunError
 
@@ -40,8 +40,7 @@ app.command("eval")(evaluate)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted."""
-    # Before torch is loaded: its threads should sleep, not spin, at barriers where services share the cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    sleep_at_barriers()
     try:
         result = app(args=None if argv is None else list(argv), prog_name="rlhf", standalone_mode=True)
     except SystemExit as end:

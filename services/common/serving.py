@@ -21,6 +21,7 @@ from rlhf_services.common.errors import ConfigError, FatalError, NotReadyError, 
 from rlhf_services.common.interceptors import CallInterceptor
 from rlhf_services.common.logs import configure_logging, get_logger
 from rlhf_services.common.metrics import RpcMetrics
+from rlhf_services.common.threads import sleep_at_barriers
 
 log = get_logger(__name__)
 
@@ -176,6 +177,7 @@ def run_service(
 ) -> int:
     """Serves until SIGTERM, SIGINT or a failure; returns the exit code: 0 drained, 1 failed, 2 wrong configuration."""
     configure_logging(config.log_level, name)
+    sleep_at_barriers()
     return asyncio.run(_serve(ServiceServer(name, full_name, config, register, backend)))
 
 

@@ -13,7 +13,7 @@ from rlhf_services.common.errors import ConfigError
 from rlhf_services.common.rollout import Sampling
 from rlhf_services.demo.checkpoint_check import check_checkpoint
 from rlhf_services.demo.errors import DemoError
-from rlhf_services.demo.labeller import NOISE_RATE
+from rlhf_services.demo.labeller import NOISE_RATE, SHORT_AND_FINISHED
 from rlhf_services.demo.local_services import LocalServices
 from rlhf_services.demo.options import DemoOptions
 from rlhf_services.demo.pairs import COMPLETIONS_PER_PROMPT, sample_completions, write_labelled_pairs
@@ -46,8 +46,6 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",  # all models are local, and a look-up that cannot succeed costs seconds
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    # Five processes share the cores: threads that spin at a barrier would starve the others' work.
-    "OMP_WAIT_POLICY": "passive",
 }
 """For every process."""
 
@@ -127,8 +125,8 @@ class _Demo:
         model = str(self._model)
         policy = self._start_policy("policy", model, "bfloat16")
         reference = self._services.start("reference", "reference", ["--model.path", model])
-        rule = ["--scorer.kind", "sentiment", "--scorer.tokenizer", model]
-        truth = self._services.start("true-score", "reward", rule)
+        rule = ["--scorer.kind", "pattern", "--scorer.pattern", SHORT_AND_FINISHED]
+        truth = self._services.start("true-score", "reward", [*rule, "--scorer.tokenizer", model])
         self._phases.say(f"look at them:  rlhf status --services {self._options.services_file}")
         self._wait_for([policy, reference, truth])
         return policy, reference, truth

@@ -1,24 +1,20 @@
-"""The simulated labeller: prefers the more positive of two completions, and errs at a known rate.
+"""The simulated labeller: likes a short, finished answer, and errs at a known rate.
 
-The rule, in full. The score of a completion is the `compound` value of the VADER lexicon (Hutto & Gilbert 2014,
-"VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text") over its text, in [-1, 1]. Of two
-completions the labeller chooses the one with the higher score; then, with probability 0.1, independently for each pair,
-it names the other one instead. Pairs whose scores are equal are left out, as a person would skip them. It never looks
-at the prompt. The reward model is trained on these choices alone; the score itself is only used to report how far the
-policy has come.
+The rule, in full. The score of a completion is 1 if it has at most twenty words (what whitespace separates) and ends
+like a sentence, with a full stop, an exclamation or question mark, perhaps in quotes; else it is 0. Of two completions
+the labeller chooses the one with the higher score; then, with probability 0.1, independently for each pair, it names
+the other one instead. Pairs whose scores are equal are left out, as a person would skip them. It never looks at the
+prompt. The reward model is trained on these choices alone; the score is only used to report how far the policy came.
 """
 
 import random
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
-from typing import Protocol, cast
 
 NOISE_RATE = 0.1
-
-
-class _Analyzer(Protocol):
-    def polarity_scores(self, text: str) -> dict[str, float]: ...
+SHORT_AND_FINISHED = r"""\A\s*(?:\S+\s+){0,19}\S*[.!?]["')]?\s*\Z"""
+"""Matches what the labeller likes; the true score is the reward service's `pattern` rule with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +32,8 @@ class LabelledPair:
 
 
 def true_score(text: str) -> float:
-    """How positive the text is: VADER's compound value, in [-1, 1]; 0 is neutral."""
-    return float(_analyzer().polarity_scores(text)["compound"])
+    """Returns 1 for a short, finished text, else 0."""
+    return 1.0 if re.search(SHORT_AND_FINISHED, text) else 0.0
 
 
 def label_pairs(
@@ -68,10 +64,3 @@ def label_pairs(
         chosen, rejected = (first, second) if first_is_chosen else (second, first)
         pairs.append(LabelledPair(prompt=prompt, chosen=chosen, rejected=rejected, is_flipped=is_flipped))
     return pairs, num_skipped
-
-
-@cache
-def _analyzer() -> _Analyzer:
-    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-
-    return cast(_Analyzer, SentimentIntensityAnalyzer())

@@ -1,8 +1,8 @@
 """The demo's prompts, combined from hand-made parts: everyday short-writing requests, mostly about small troubles.
 
-The natural tone of an answer is neutral or gloomy, so that there is room for a policy to become more cheerful. Training
-and held-out prompts share neither a subject nor a form of request. `python -m rlhf_services.demo.make_prompts` rewrites
-the two committed files; a test proves that they are in step with this one.
+A small model answers them at length, so that there is room for a policy to become brief. Training and held-out prompts
+share neither a subject nor a form of request. `python -m rlhf_services.demo.make_prompts` rewrites the two committed
+files; a test proves that they are in step with this one.
 """
 
 import json

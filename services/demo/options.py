@@ -20,8 +20,8 @@ class DemoOptions:
     """Most tokens of a completion."""
     temperature: float = 0.8
     """Of all sampling. Below 1 a small model writes sense more often, and is still far from repeating itself."""
-    pair_prompts: int = 400
-    """Training prompts for which a pair of completions is labelled."""
+    pair_prompts: int = 220
+    """Training prompts for which completions are sampled and labelled in pairs."""
     heldout_prompts: int = 64
     eval_samples: int = 4
     """Completions of each held-out prompt, before and after."""
@@ -30,7 +30,7 @@ class DemoOptions:
     prompts_per_step: int = 32
     policy_learning_rate: float = 1e-5
     critic_learning_rate: float = 2e-5
-    reward_learning_rate: float = 2e-5
+    reward_learning_rate: float = 1e-4
     kl_coef: float = 0.03
     wait_for_services_seconds: float = 300.0
 

@@ -1,8 +1,9 @@
-"""Preference pairs: two completions of each prompt from the policy service, and the labeller's choice between them."""
+"""Preference pairs: completions of each prompt from the policy service, and the labeller's choices between them."""
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -12,7 +13,7 @@ from rlhf_services.common.rollout import Prompt, Rollout, Sampling
 from rlhf_services.demo.labeller import LabelledPair, label_pairs
 from rlhf_services.trainer.prompts import PromptItem
 
-COMPLETIONS_PER_PROMPT = 2
+COMPLETIONS_PER_PROMPT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,9 @@ def write_labelled_pairs(
     *,
     seed: int,
 ) -> LabelledData:
-    """Has the labeller choose between the first two completions of each prompt; writes its choices and returns them.
+    """Has the labeller choose in every pair of a prompt's completions.
+
+    Writes the choices and returns them.
 
     The file has the token ids as they were sampled, so that a completion that was cut at the limit does not look
     finished to the reward model, and the texts for people to read.
@@ -68,11 +71,11 @@ def write_labelled_pairs(
     candidates = []
     ids_of_text: dict[tuple[str, str], list[int]] = {}
     prompt_ids = {item.text: item.prompt_ids for item in items}
-    for item, (first, second, *_) in zip(items, rollouts, strict=True):
-        texts = [str(tokenizer.decode(each.completion_ids, skip_special_tokens=True)) for each in (first, second)]
-        for text, rollout in zip(texts, (first, second), strict=True):
+    for item, group in zip(items, rollouts, strict=True):
+        texts = [str(tokenizer.decode(each.completion_ids, skip_special_tokens=True)) for each in group]
+        for text, rollout in zip(texts, group, strict=True):
             ids_of_text[item.text, text] = rollout.completion_ids
-        candidates.append((item.text, texts[0], texts[1]))
+        candidates += [(item.text, *pair) for pair in combinations(texts, 2)]
     pairs, num_skipped = label_pairs(candidates, seed=seed)
     with path.open("w", encoding="utf-8") as file:
         for pair in pairs:

@@ -70,9 +70,6 @@ def _prepare_cpu_environment(cpu_cores: str) -> None:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     # Eager sampling gains nothing from the compiler, which needs g++ and seconds at the first request.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    # Threads that spin at a barrier starve whoever shares the cores, the other half of their own team included: on 2
-    # cores with other processes at work, sampling is ten times faster if they sleep.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if cpu_cores:
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cpu_cores
     else:  # by itself vLLM leaves one core idle

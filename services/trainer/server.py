@@ -8,6 +8,7 @@ from rich.console import Console
 from rlhf_services.common.config import exit_on_config_error, load_config
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.common.logs import configure_logging
+from rlhf_services.common.threads import sleep_at_barriers
 from rlhf_services.trainer.config import PpoRunConfig
 
 RESUME_FLAG = "--resume"
@@ -38,6 +39,7 @@ def run_ppo(config: PpoRunConfig, *, resume: bool, console: Console) -> int:
             raise ConfigError(f"models.{field} is '{path}': no such directory; give the folder of a checkpoint")
     # On a terminal the table tells the story; JSON lines would tear it apart.
     configure_logging("warning" if console.is_terminal else config.server.log_level, "trainer")
+    sleep_at_barriers()
     # Torch takes seconds to import: what is wrong with the configuration is said before.
     from rlhf_services.trainer.runner import run_in_process
 

@@ -2,10 +2,9 @@
 
 import json
 
-import pytest
-
 from rlhf_services.demo import make_prompts
-from rlhf_services.demo.labeller import label_pairs, true_score
+from rlhf_services.demo.labeller import SHORT_AND_FINISHED, label_pairs, true_score
+from rlhf_services.reward.rule_scorer import pattern_rule
 
 
 def committed(name: str) -> list[str]:
@@ -49,8 +48,16 @@ def test_noise_turns_about_a_tenth_of_the_choices_around_and_says_which() -> Non
     assert 160 < sum(flipped) < 240  # 200 expected; the standard deviation is 13.4
 
 
-def test_the_true_score_is_vaders_compound_value() -> None:
-    # "good" has valence 1.9, and compound = 1.9 / sqrt(1.9**2 + 15) = 0.4404; no word of the lexicon gives 0.
-    assert true_score("good") == pytest.approx(0.4404)
-    assert true_score("the bus") == 0.0
-    assert true_score("a horrible day") < 0
+def test_the_true_score_is_1_for_a_short_finished_text_and_else_0() -> None:
+    assert true_score("I missed the last bus home.") == 1.0
+    assert true_score(" “Why” is the question?' ") == 1.0
+    assert true_score("word " * 19 + "end.") == 1.0  # 20 words
+    assert true_score("word " * 20 + "end.") == 0.0  # 21 words
+    assert true_score("I missed the last bus and then I") == 0.0
+    assert true_score("") == 0.0
+
+
+def test_the_true_score_is_the_reward_services_pattern_rule() -> None:
+    rule = pattern_rule(SHORT_AND_FINISHED, "match")
+    for text in ("", "a short one", "a finished one.", "word " * 30 + "."):
+        assert true_score(text) == rule(text)

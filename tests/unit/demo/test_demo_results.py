@@ -179,7 +179,7 @@ def make_rollout(prompt: str, index: int, ids: list[int]) -> Rollout:
 
 def test_labelled_pairs_keep_the_sampled_ids_and_can_be_trained_on(tmp_path: Path) -> None:
     tokenizer = make_tiny_tokenizer()
-    good, bad = (tokenizer(text)["input_ids"] for text in ("good", "bad"))
+    good, bad = (tokenizer(text)["input_ids"] for text in ("good.", "bad"))
     items = [PromptItem("first", [5, 6]), PromptItem("second", [7])]
     rollouts = [
         [make_rollout("0", 0, bad), make_rollout("0", 1, good)],
