@@ -40,7 +40,8 @@ def print_table(
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        # An address is there to be copied.
+        table.add_column(column, overflow="fold", no_wrap=column == "target")
     for row in rows:
         table.add_row(*(_styled(cell, (styles or {}).get(cell)) for cell in row))
     stdout.print(table)
