@@ -25,7 +25,7 @@ class DemoOptions:
     heldout_prompts: int = 64
     eval_samples: int = 4
     """Completions of each held-out prompt, before and after."""
-    steps: int = 22
+    steps: int = 28
     """PPO steps."""
     prompts_per_step: int = 24
     policy_learning_rate: float = 2.5e-5
