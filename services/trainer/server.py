@@ -8,6 +8,7 @@ from rich.console import Console
 from rlhf_services.common.config import exit_on_config_error, load_config
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.common.logs import configure_logging
+from rlhf_services.common.memory import keep_freed_memory
 from rlhf_services.common.threads import sleep_at_barriers
 from rlhf_services.trainer.config import PpoRunConfig
 
@@ -40,6 +41,7 @@ def run_ppo(config: PpoRunConfig, *, resume: bool, console: Console) -> int:
     # On a terminal the table tells the story; JSON lines would tear it apart.
     configure_logging("warning" if console.is_terminal else config.server.log_level, "trainer")
     sleep_at_barriers()
+    keep_freed_memory()
     # Torch takes seconds to import: what is wrong with the configuration is said before.
     from rlhf_services.trainer.runner import run_in_process
 
