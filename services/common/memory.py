@@ -12,8 +12,8 @@ _M_ARENA_MAX = -8
 def keep_freed_memory() -> None:
     """Makes this process keep the memory of freed tensors for the next ones, on Linux with glibc; elsewhere nothing.
 
-    By default every large tensor is mapped anew, and the kernel zeroes each of its pages at the first touch: a good part
-    of a training step on a CPU. The process then stays as large as it ever was.
+    By default every large tensor is mapped anew, and the kernel zeroes each page at the first touch: a good part of a
+    training step on a CPU. The process then stays as large as it ever was.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:  # musl has none
