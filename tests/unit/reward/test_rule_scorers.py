@@ -49,7 +49,6 @@ def test_pattern_count_counts_matches_up_to_a_hundred():
 
 
 def test_sentiment_is_positive_for_praise_negative_for_blame_and_bounded():
-    pytest.importorskip("vaderSentiment")
     rule = sentiment_rule()
     assert 0.5 < rule("What a wonderful, happy day!") <= 1
     assert -1 <= rule("This is terrible and sad.") < -0.5
