@@ -15,8 +15,8 @@ from fixed_work import QUESTIONS, FixedWork
 from measurements import Step, load_average, machine_facts, measured, medians, positive, say, show, write_json
 from trl_environment import TRL_VERSION, InstallError, default_environment, ensure_environment
 
-from rlhf_services.demo.processes import describe_exit, interrupt_on_signals, kill_group, spawn
-from rlhf_services.demo.supervisor import tail
+from rlhf_services.local.processes import describe_exit, interrupt_on_signals, kill_group, spawn
+from rlhf_services.local.supervisor import tail
 
 MODES = ("fp32", "bf16", "bf16-weights")
 """fp32: what TRL's defaults come to where there is no GPU. bf16: TRL's bf16 setting, autocast over float32 weights.

@@ -14,10 +14,10 @@ from fixed_work import FixedWork
 from measurements import Step, say
 
 from rlhf_services.demo.demo import ENVIRONMENT
-from rlhf_services.demo.local_services import LocalServices
-from rlhf_services.demo.processes import describe_exit, kill_group, spawn, terminate
-from rlhf_services.demo.services_file import ServiceEntry
-from rlhf_services.demo.supervisor import STOP_GRACE_SECONDS, Supervisor, tail
+from rlhf_services.local.local_services import LocalServices
+from rlhf_services.local.processes import describe_exit, kill_group, spawn, terminate
+from rlhf_services.local.services_file import ServiceEntry
+from rlhf_services.local.supervisor import STOP_GRACE_SECONDS, Supervisor, tail
 
 READY_TIMEOUT_SECONDS = 300.0
 END_TIMEOUT_SECONDS = 60.0

@@ -15,8 +15,8 @@ from local_run import PHASES, RunFailedError, measure_ours
 from measurements import Step, load_average, machine_facts, measured, medians, positive, say, show, write_json
 from trl_environment import TRL_VERSION, InstallError, default_environment, ensure_environment
 
-from rlhf_services.demo.processes import interrupt_on_signals
-from rlhf_services.demo.supervisor import ServiceDiedError
+from rlhf_services.local.processes import interrupt_on_signals
+from rlhf_services.local.supervisor import ServiceDiedError
 from rlhf_services.models.weights import checkpoint_manifest
 
 OURS = "ours"

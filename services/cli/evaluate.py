@@ -17,10 +17,10 @@ from rlhf_services.cli.targets import (
     run_against,
 )
 from rlhf_services.clients.policy import PolicyClient
-from rlhf_services.demo.services_file import read_services
+from rlhf_services.local.services_file import read_services
 
 if TYPE_CHECKING:
-    from rlhf_services.trainer.evaluate import Evaluation, MeanWithInterval
+    from rlhf_services.trainer.evaluation.evaluate import Evaluation, MeanWithInterval
 
 
 def evaluate(
@@ -107,9 +107,9 @@ async def _evaluate(
     # Imported here: torch takes seconds to load, and a service that is not there should be told of before.
     from rlhf_services.models.loading import tokenizer_digest
     from rlhf_services.trainer.config import ServicesConfig
-    from rlhf_services.trainer.evaluate import evaluate as evaluate_policy
-    from rlhf_services.trainer.peers import Peers
-    from rlhf_services.trainer.prompts import load_prompts
+    from rlhf_services.trainer.data.prompts import load_prompts
+    from rlhf_services.trainer.evaluation.evaluate import evaluate as evaluate_policy
+    from rlhf_services.trainer.rollouts.peers import Peers
 
     tokenizer = load_text_tokenizer(tokenizer_path, model.model_name)
     items = load_prompts(prompts_file, tokenizer, max_prompt_tokens=model.max_sequence_tokens - max_new_tokens).items

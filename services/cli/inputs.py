@@ -85,7 +85,7 @@ def load_text_tokenizer(option: Path | None, model_name: str) -> "PreTrainedToke
 
 def encode_prompts(records: Sequence[Record], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
     """Returns each record's prompt as token ids, after the chat template. Raises: ConfigError naming the place."""
-    from rlhf_services.trainer.prompts import read_prompt
+    from rlhf_services.trainer.data.prompts import read_prompt
 
     encoded = []
     for record in records:

@@ -16,6 +16,7 @@ from rlhf_services.cli.status import status
 from rlhf_services.common.errors import ConfigError, ServiceError
 from rlhf_services.common.threads import sleep_at_barriers
 from rlhf_services.demo.errors import DemoError
+from rlhf_services.local.errors import LocalServiceError
 from rlhf_services.trainer.errors import RunError
 
 EXIT_FAILURE = 1
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, UsageError) as error:
         print_error(str(error))
         return EXIT_USAGE
-    except (CommandError, ServiceError, RunError, DemoError) as error:
+    except (CommandError, ServiceError, RunError, DemoError, LocalServiceError) as error:
         print_error(str(error))
         return EXIT_FAILURE
     return result if isinstance(result, int) else 0

@@ -16,7 +16,7 @@ from rlhf_services.clients.reference import ReferenceClient
 from rlhf_services.clients.reward import RewardClient
 from rlhf_services.clients.trainer import TrainerClient
 from rlhf_services.common.errors import NotReadyError, ServiceError
-from rlhf_services.demo.services_file import ServiceEntry
+from rlhf_services.local.services_file import ServiceEntry
 
 HEALTH_STYLES = {"serving": "green", "not ready": "yellow", "away": "red"}
 

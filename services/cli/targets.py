@@ -10,7 +10,7 @@ import typer
 
 from rlhf_services.cli.output import CommandError
 from rlhf_services.common.errors import ConfigError, NotReadyError
-from rlhf_services.demo.services_file import Kind, ServiceEntry, read_services
+from rlhf_services.local.services_file import Kind, ServiceEntry, read_services
 
 T = TypeVar("T")
 

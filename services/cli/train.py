@@ -35,7 +35,7 @@ def ppo(
     fields: FieldsOption = False,
 ) -> None:
     """Train the policy against the reward service, pushing new weights to the policy service after every step."""
-    from rlhf_services.trainer.config import PpoRunConfig
+    from rlhf_services.trainer.online_config import PpoRunConfig
 
     arguments = _arguments(config, context.args, fields)
     if wait_for_services is not None:
@@ -51,7 +51,7 @@ def ppo(
 @app.command("reward-model", context_settings=_FIELDS, epilog=_EPILOG.format(example="--training.epochs 2"))
 def reward_model(context: typer.Context, config: ConfigOption = None, fields: FieldsOption = False) -> None:
     """Train a reward model on preference pairs, and save it as a checkpoint that rlhf-reward serves."""
-    from rlhf_services.trainer.reward_model_config import RewardModelRunConfig
+    from rlhf_services.trainer.offline.reward_model_config import RewardModelRunConfig
 
     run_config = load_config(
         RewardModelRunConfig,
@@ -60,7 +60,7 @@ def reward_model(context: typer.Context, config: ConfigOption = None, fields: Fi
         env_prefix="RLHF_REWARD_MODEL",
     )
 
-    from rlhf_services.trainer.reward_model import run_reward_model
+    from rlhf_services.trainer.offline.reward_model import run_reward_model
 
     report = run_reward_model(run_config, console=stderr)
     if report.heldout_accuracy is not None:

@@ -10,7 +10,7 @@ from rlhf_services.common.rollout import Prompt, Sampling
 from rlhf_services.demo.results import CheckpointCheck
 from rlhf_services.models.loading import load_policy
 from rlhf_services.models.weights import checkpoint_manifest
-from rlhf_services.trainer.prompts import PromptItem
+from rlhf_services.trainer.data.prompts import PromptItem
 
 
 async def check_checkpoint(

@@ -14,11 +14,9 @@ from rlhf_services.common.rollout import Sampling
 from rlhf_services.demo.checkpoint_check import check_checkpoint
 from rlhf_services.demo.errors import DemoError
 from rlhf_services.demo.labeller import NOISE_RATE, SHORT_AND_FINISHED
-from rlhf_services.demo.local_services import LocalServices
 from rlhf_services.demo.options import DemoOptions
 from rlhf_services.demo.pairs import COMPLETIONS_PER_PROMPT, sample_completions, write_labelled_pairs
 from rlhf_services.demo.phases import Phases
-from rlhf_services.demo.processes import interrupt_on_signals
 from rlhf_services.demo.report import write_report
 from rlhf_services.demo.results import TRUE_SCORE, CheckpointCheck, DemoResults, show, verdict
 from rlhf_services.demo.run_configs import (
@@ -29,15 +27,17 @@ from rlhf_services.demo.run_configs import (
     reward_model_config,
     write_config,
 )
-from rlhf_services.demo.services_file import ServiceEntry
 from rlhf_services.demo.small_model import fetch_small_model
-from rlhf_services.demo.supervisor import Supervisor
+from rlhf_services.local.local_services import LocalServices
+from rlhf_services.local.processes import interrupt_on_signals
+from rlhf_services.local.services_file import ServiceEntry
+from rlhf_services.local.supervisor import Supervisor
 from rlhf_services.models.loading import load_tokenizer, tokenizer_digest
 from rlhf_services.trainer.config import ServicesConfig
-from rlhf_services.trainer.evaluate import Evaluation, evaluate
-from rlhf_services.trainer.peers import TRAINING_REWARD, Peers
-from rlhf_services.trainer.prompts import load_prompts
-from rlhf_services.trainer.reward_model_report import RewardModelReport
+from rlhf_services.trainer.data.prompts import load_prompts
+from rlhf_services.trainer.evaluation.evaluate import Evaluation, evaluate
+from rlhf_services.trainer.offline.reward_model_report import RewardModelReport
+from rlhf_services.trainer.rollouts.peers import TRAINING_REWARD, Peers
 
 NUM_PHASES = 9
 CHECKED_PROMPTS = 8

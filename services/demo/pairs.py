@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_services.clients.policy import PolicyClient
 from rlhf_services.common.rollout import Prompt, Rollout, Sampling
 from rlhf_services.demo.labeller import LabelledPair, label_pairs
-from rlhf_services.trainer.prompts import PromptItem
+from rlhf_services.trainer.data.prompts import PromptItem
 
 COMPLETIONS_PER_PROMPT = 4
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rlhf_services.trainer.evaluate import Evaluation, EvaluationRow, MeanWithInterval
-from rlhf_services.trainer.peers import TRAINING_REWARD
-from rlhf_services.trainer.reward_model_report import RewardModelReport
+from rlhf_services.trainer.evaluation.evaluate import Evaluation, EvaluationRow, MeanWithInterval
+from rlhf_services.trainer.offline.reward_model_report import RewardModelReport
+from rlhf_services.trainer.rollouts.peers import TRAINING_REWARD
 
 TRUE_SCORE = "true"
 """The name of the reward service that applies the labeller's rule, which training never asks."""

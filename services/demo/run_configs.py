@@ -7,25 +7,22 @@ from pathlib import Path
 from rlhf_services.common.config import Section
 from rlhf_services.demo.make_prompts import DATA_FOLDER
 from rlhf_services.demo.options import DemoOptions
-from rlhf_services.demo.services_file import ServiceEntry
+from rlhf_services.local.services_file import ServiceEntry
 from rlhf_services.trainer.config import (
     CheckpointConfig,
-    CriticOptimizerConfig,
-    ModelsConfig,
     OptimizerConfig,
-    PpoConfig,
-    PpoRunConfig,
     PromptsConfig,
     SamplingConfig,
     ServicesConfig,
 )
-from rlhf_services.trainer.reward_model_config import (
+from rlhf_services.trainer.offline.reward_model_config import (
     PreferencesConfig,
     RewardModelBaseConfig,
     RewardModelOptimizerConfig,
     RewardModelRunConfig,
     TrainingConfig,
 )
+from rlhf_services.trainer.online_config import CriticOptimizerConfig, ModelsConfig, PpoConfig, PpoRunConfig
 
 TRAIN_PROMPTS = DATA_FOLDER / "train.jsonl"
 HELDOUT_PROMPTS = DATA_FOLDER / "heldout.jsonl"

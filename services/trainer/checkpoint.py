@@ -21,7 +21,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.common.logs import get_logger
 from rlhf_services.trainer.errors import RunError
-from rlhf_services.trainer.optimizer import MasterOptimizer
+from rlhf_services.trainer.learning.optimizer import MasterOptimizer
 
 log = get_logger(__name__)
 

@@ -14,10 +14,10 @@ from rlhf_services.common.errors import ConfigError
 from rlhf_services.models.loading import load_policy, load_tokenizer, tokenizer_digest
 from rlhf_services.models.scalar_model import ScalarModel
 from rlhf_services.trainer.checkpoint import load_optimizer, read_state, require_same_model, save_optimizer
-from rlhf_services.trainer.config import PpoRunConfig
-from rlhf_services.trainer.optimizer import MasterOptimizer
-from rlhf_services.trainer.prompts import PromptSampler, load_prompts
-from rlhf_services.trainer.update import PpoUpdater, make_kl_controller
+from rlhf_services.trainer.data.prompts import PromptSampler, load_prompts
+from rlhf_services.trainer.learning.optimizer import MasterOptimizer
+from rlhf_services.trainer.learning.update import PpoUpdater, make_kl_controller
+from rlhf_services.trainer.online_config import PpoRunConfig
 
 FIRST_POLICY_VERSION = 1
 """The version of the initial weights; 0 is what a policy service loaded by itself."""

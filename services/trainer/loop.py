@@ -14,9 +14,9 @@ torch works in a thread of its own.
 import asyncio
 import time
 
-from rlhf_services.trainer.batch import collate
-from rlhf_services.trainer.collect import collect
 from rlhf_services.trainer.metrics import describe_step
+from rlhf_services.trainer.rollouts.batch import collate
+from rlhf_services.trainer.rollouts.collect import collect
 from rlhf_services.trainer.run import PpoRun
 
 

@@ -8,8 +8,8 @@ from types import MappingProxyType
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 
-from rlhf_services.trainer.collect import Collected
-from rlhf_services.trainer.publish import Publisher
+from rlhf_services.trainer.rollouts.collect import Collected
+from rlhf_services.trainer.rollouts.publish import Publisher
 
 STEP_METRICS: Mapping[str, str] = MappingProxyType(
     {

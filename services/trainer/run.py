@@ -9,13 +9,13 @@ from rlhf_services.common.logs import get_logger
 from rlhf_services.common.rollout import Sampling
 from rlhf_services.models.loading import tokenizer_digest
 from rlhf_services.trainer.checkpoint import CheckpointFolder, save_policy
-from rlhf_services.trainer.config import PpoRunConfig
 from rlhf_services.trainer.control import RunControl
 from rlhf_services.trainer.loading import LoadedRun
 from rlhf_services.trainer.metrics import MetricsFile, TrainerMetrics
-from rlhf_services.trainer.peers import Peers
+from rlhf_services.trainer.online_config import PpoRunConfig
 from rlhf_services.trainer.progress import Progress
-from rlhf_services.trainer.publish import Publisher
+from rlhf_services.trainer.rollouts.peers import Peers
+from rlhf_services.trainer.rollouts.publish import Publisher
 
 log = get_logger(__name__)
 

@@ -15,12 +15,12 @@ from rlhf_services.common.errors import ConfigError, ServiceError
 from rlhf_services.common.logs import get_logger
 from rlhf_services.common.serving import ServiceServer
 from rlhf_services.trainer.checkpoint import CheckpointFolder
-from rlhf_services.trainer.config import PpoRunConfig
 from rlhf_services.trainer.control import RunControl
 from rlhf_services.trainer.errors import RunError
 from rlhf_services.trainer.loading import load_run
 from rlhf_services.trainer.loop import train
 from rlhf_services.trainer.metrics import TrainerMetrics
+from rlhf_services.trainer.online_config import PpoRunConfig
 from rlhf_services.trainer.progress import Progress
 from rlhf_services.trainer.run import PpoRun
 from rlhf_services.trainer.servicer import FULL_NAME, TrainerServicer

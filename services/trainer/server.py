@@ -10,7 +10,7 @@ from rlhf_services.common.errors import ConfigError
 from rlhf_services.common.logs import configure_logging
 from rlhf_services.common.memory import keep_freed_memory
 from rlhf_services.common.threads import sleep_at_barriers
-from rlhf_services.trainer.config import PpoRunConfig
+from rlhf_services.trainer.online_config import PpoRunConfig
 
 RESUME_FLAG = "--resume"
 

@@ -17,8 +17,8 @@ from rlhf_services.models.loading import load_policy
 from rlhf_services.models.weights import checkpoint_manifest
 from rlhf_services.reward.config import ScorerConfig
 from rlhf_services.trainer.checkpoint import CheckpointFolder, read_state
-from rlhf_services.trainer.config import PpoRunConfig
 from rlhf_services.trainer.metrics import STEP_METRICS
+from rlhf_services.trainer.online_config import PpoRunConfig
 from rlhf_services.trainer.server import run_ppo
 
 NUM_STEPS = 10

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from rlhf_services.cli.main import main
-from rlhf_services.demo.local_services import LocalServices
-from rlhf_services.demo.supervisor import Supervisor
+from rlhf_services.local.local_services import LocalServices
+from rlhf_services.local.supervisor import Supervisor
 
 Capture = pytest.CaptureFixture[str]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_services.demo.supervisor import ServiceDiedError, ServiceSpec, Supervisor, free_ports, is_serving
+from rlhf_services.local.supervisor import ServiceDiedError, ServiceSpec, Supervisor, free_ports, is_serving
 
 FAKE_SERVICE = """
 import os, signal, subprocess, sys, time
@@ -40,11 +40,12 @@ time.sleep(60)
 
 # A demo in small: two services, then it waits for ever, or runs a command in the foreground, until it is interrupted.
 DRIVER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a test run under nohup hands down a SIGHUP that is ignored
 from pathlib import Path
 from test_demo_processes import fake
-from rlhf_services.demo.processes import interrupt_on_signals
-from rlhf_services.demo.supervisor import Supervisor
+from rlhf_services.local.processes import interrupt_on_signals
+from rlhf_services.local.supervisor import Supervisor
 folder = Path(sys.argv[1])
 with interrupt_on_signals(), Supervisor(folder / "logs", print, stop_grace_seconds=1.0) as supervisor:
     supervisor.start(fake("policy", folder, "engine"))

@@ -24,7 +24,7 @@ from rlhf_services.clients.trainer import Run, TrainerClient
 from rlhf_services.common.errors import ConfigError, PreconditionError
 from rlhf_services.models.loading import load_tokenizer, tokenizer_digest
 from rlhf_services.trainer.checkpoint import CheckpointFolder
-from rlhf_services.trainer.config import PpoRunConfig
+from rlhf_services.trainer.online_config import PpoRunConfig
 from rlhf_services.trainer.server import run_ppo
 
 

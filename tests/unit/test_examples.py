@@ -5,10 +5,10 @@ from pathlib import Path
 from tiny_model import make_tiny_tokenizer
 
 from rlhf_services.common.config import load_toml
-from rlhf_services.trainer.config import PpoRunConfig
-from rlhf_services.trainer.preferences import load_preferences
-from rlhf_services.trainer.prompts import load_prompts
-from rlhf_services.trainer.reward_model_config import RewardModelRunConfig
+from rlhf_services.trainer.data.preferences import load_preferences
+from rlhf_services.trainer.data.prompts import load_prompts
+from rlhf_services.trainer.offline.reward_model_config import RewardModelRunConfig
+from rlhf_services.trainer.online_config import PpoRunConfig
 
 ROOT = Path(__file__).parents[2]
 

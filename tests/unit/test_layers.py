@@ -18,8 +18,10 @@ MAY_USE = {
     "reward": {"v1", "common", "models", "algorithms"},
     "reference": {"v1", "common", "models", "algorithms"},
     "trainer": {"v1", "common", "models", "algorithms", "clients"},
-    "demo": {"common", "clients", "models", "trainer"},
-    "cli": {"common", "clients", "trainer", "demo", "models"},
+    "local": {"common", "clients"},
+    "demo": {"common", "clients", "models", "trainer", "local"},
+    "pipeline": {"common", "clients", "models", "trainer", "local", "demo"},
+    "cli": {"common", "clients", "models", "trainer", "local", "demo", "pipeline"},
 }
 TORCH_FREE = ("common", "clients", "cli")
 

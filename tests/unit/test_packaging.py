@@ -10,7 +10,9 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def test_every_room_is_packaged():
-    rooms = {f"rlhf_services.{path.parent.name}" for path in (ROOT / "services").glob("*/__init__.py")}
+    services = ROOT / "services"
+    folders = [path.parent.relative_to(services) for path in services.glob("*/**/__init__.py")]
+    rooms = {".".join(("rlhf_services", *folder.parts)) for folder in folders}
     assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == rooms | {"rlhf_services", "rlhf_services.v1"}
 
 

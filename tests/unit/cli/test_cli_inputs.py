@@ -9,7 +9,7 @@ from rlhf_services.cli.inputs import pair_records, read_records
 from rlhf_services.cli.output import UsageError
 from rlhf_services.cli.targets import explain_absence, resolve_all, resolve_target
 from rlhf_services.common.errors import ConfigError, NotReadyError
-from rlhf_services.demo.services_file import ServiceEntry, read_services, write_services
+from rlhf_services.local.services_file import ServiceEntry, read_services, write_services
 
 POLICY = ServiceEntry(name="policy", kind="policy", target="here:1", metrics_url="http://here:2/metrics")
 TRUTH = ServiceEntry(name="true-score", kind="reward", target="here:3")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_services.cli.main import main
-from rlhf_services.demo.supervisor import free_ports
+from rlhf_services.local.supervisor import free_ports
 
 Capture = pytest.CaptureFixture[str]
 

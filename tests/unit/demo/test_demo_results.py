@@ -15,14 +15,14 @@ from rlhf_services.demo.pairs import write_labelled_pairs
 from rlhf_services.demo.report import write_report
 from rlhf_services.demo.results import CheckpointCheck, DemoResults, show, verdict
 from rlhf_services.demo.run_configs import ppo_config, reward_model_config, to_toml, write_config
-from rlhf_services.demo.services_file import ServiceEntry
-from rlhf_services.trainer.config import PpoRunConfig
-from rlhf_services.trainer.evaluate import Evaluation, EvaluationRow, summarise
+from rlhf_services.local.services_file import ServiceEntry
+from rlhf_services.trainer.data.preferences import load_preferences
+from rlhf_services.trainer.data.prompts import PromptItem
+from rlhf_services.trainer.evaluation.evaluate import Evaluation, EvaluationRow, summarise
 from rlhf_services.trainer.metrics import STEP_METRICS
-from rlhf_services.trainer.preferences import load_preferences
-from rlhf_services.trainer.prompts import PromptItem
-from rlhf_services.trainer.reward_model_config import RewardModelRunConfig
-from rlhf_services.trainer.reward_model_report import RewardModelReport
+from rlhf_services.trainer.offline.reward_model_config import RewardModelRunConfig
+from rlhf_services.trainer.offline.reward_model_report import RewardModelReport
+from rlhf_services.trainer.online_config import PpoRunConfig
 
 REPORT = RewardModelReport(
     num_train_pairs=30,

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from rlhf_services.common.rollout import Rollout
-from rlhf_services.trainer.batch import collate, micro_batches
-from rlhf_services.trainer.scoring import Sample
+from rlhf_services.trainer.rollouts.batch import collate, micro_batches
+from rlhf_services.trainer.rollouts.scoring import Sample
 
 
 def make_sample(prompt_ids: list[int], completion_ids: list[int], reward: float) -> Sample:

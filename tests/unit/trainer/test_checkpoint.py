@@ -12,7 +12,6 @@ from torch import nn
 
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.models.loading import load_policy, load_tokenizer
-from rlhf_services.trainer.batch import collate
 from rlhf_services.trainer.checkpoint import (
     CheckpointFolder,
     load_optimizer,
@@ -24,7 +23,8 @@ from rlhf_services.trainer.checkpoint import (
 )
 from rlhf_services.trainer.config import OptimizerConfig
 from rlhf_services.trainer.errors import RunError
-from rlhf_services.trainer.optimizer import MasterOptimizer
+from rlhf_services.trainer.learning.optimizer import MasterOptimizer
+from rlhf_services.trainer.rollouts.batch import collate
 
 
 def write_model(path: Path) -> None:

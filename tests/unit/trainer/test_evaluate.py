@@ -7,9 +7,9 @@ import pytest
 from fake_services import TOKENIZER, FakePolicy, FakeReference, FakeReward
 
 from rlhf_services.trainer.config import ServicesConfig
-from rlhf_services.trainer.evaluate import clustered_mean, distinct_2, evaluate
-from rlhf_services.trainer.peers import Peers
-from rlhf_services.trainer.prompts import PromptItem
+from rlhf_services.trainer.data.prompts import PromptItem
+from rlhf_services.trainer.evaluation.evaluate import clustered_mean, distinct_2, evaluate
+from rlhf_services.trainer.rollouts.peers import Peers
 
 
 async def test_each_completion_is_scored_by_every_reward_service() -> None:

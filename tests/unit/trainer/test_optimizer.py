@@ -8,7 +8,7 @@ from torch import nn
 
 from rlhf_services.trainer.config import OptimizerConfig
 from rlhf_services.trainer.errors import NonFiniteError
-from rlhf_services.trainer.optimizer import MasterOptimizer, learning_rate_at
+from rlhf_services.trainer.learning.optimizer import MasterOptimizer, learning_rate_at
 
 
 def make_optimizer(module: nn.Module, **settings: float) -> MasterOptimizer:

@@ -7,7 +7,7 @@ import pytest
 from tiny_model import ASSISTANT_ID, EOS_ID, USER_ID, make_tiny_tokenizer
 
 from rlhf_services.common.errors import ConfigError
-from rlhf_services.trainer.prompts import PromptItem, PromptSampler, load_prompts
+from rlhf_services.trainer.data.prompts import PromptItem, PromptSampler, load_prompts
 
 
 def write_lines(folder: Path, *lines: object) -> Path:

@@ -13,8 +13,8 @@ from rlhf_services.models.loading import load_policy
 from rlhf_services.models.weights import model_manifest
 from rlhf_services.trainer.config import ServicesConfig
 from rlhf_services.trainer.errors import RunError
-from rlhf_services.trainer.peers import Peers
-from rlhf_services.trainer.publish import Publisher
+from rlhf_services.trainer.rollouts.peers import Peers
+from rlhf_services.trainer.rollouts.publish import Publisher
 
 
 @asynccontextmanager

@@ -7,8 +7,8 @@ import pytest
 from tiny_model import ASSISTANT_ID, EOS_ID, USER_ID, make_tiny_tokenizer
 
 from rlhf_services.common.errors import ConfigError
-from rlhf_services.trainer.preferences import PreferencePair, load_preferences, split_by_prompt
-from rlhf_services.trainer.reward_model_report import pairwise_accuracy, pearson, wilson_interval
+from rlhf_services.trainer.data.preferences import PreferencePair, load_preferences, split_by_prompt
+from rlhf_services.trainer.offline.reward_model_report import pairwise_accuracy, pearson, wilson_interval
 
 
 def write_lines(folder: Path, *lines: object) -> Path:

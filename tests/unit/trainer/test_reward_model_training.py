@@ -10,17 +10,17 @@ from rich.console import Console
 
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.models.scalar_model import ScalarModel
+from rlhf_services.trainer.data.preferences import PreferencePair
 from rlhf_services.trainer.errors import RunError
-from rlhf_services.trainer.optimizer import MasterOptimizer
-from rlhf_services.trainer.preferences import PreferencePair
-from rlhf_services.trainer.reward_model import (
+from rlhf_services.trainer.learning.optimizer import MasterOptimizer
+from rlhf_services.trainer.offline.reward_model import (
     micro_batches,
     normalize,
     pair_scores,
     run_reward_model,
     train_step,
 )
-from rlhf_services.trainer.reward_model_config import (
+from rlhf_services.trainer.offline.reward_model_config import (
     PreferencesConfig,
     RewardModelBaseConfig,
     RewardModelOptimizerConfig,

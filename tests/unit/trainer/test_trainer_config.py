@@ -6,7 +6,7 @@ import pytest
 
 from rlhf_services.common.config import load_toml
 from rlhf_services.common.errors import ConfigError
-from rlhf_services.trainer.config import PpoRunConfig
+from rlhf_services.trainer.online_config import PpoRunConfig
 
 SMALLEST = """
 run_dir = "runs/a"

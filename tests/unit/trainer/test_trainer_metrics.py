@@ -9,9 +9,9 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 from test_batch import SAMPLES
 
-from rlhf_services.trainer.collect import Collected
 from rlhf_services.trainer.metrics import STEP_METRICS, MetricsFile, TrainerMetrics, describe_step
 from rlhf_services.trainer.progress import COLUMNS, Progress
+from rlhf_services.trainer.rollouts.collect import Collected
 
 
 class FakePublisher:

@@ -10,11 +10,12 @@ from test_batch import make_sample
 from rlhf_services.models.loading import load_policy
 from rlhf_services.models.scalar_model import ScalarModel
 from rlhf_services.models.token_scores import completion_logprobs, completion_values
-from rlhf_services.trainer.batch import Batch, collate
-from rlhf_services.trainer.config import OptimizerConfig, PpoConfig
+from rlhf_services.trainer.config import OptimizerConfig
 from rlhf_services.trainer.errors import NonFiniteError
-from rlhf_services.trainer.optimizer import MasterOptimizer
-from rlhf_services.trainer.update import PpoUpdater, make_kl_controller
+from rlhf_services.trainer.learning.optimizer import MasterOptimizer
+from rlhf_services.trainer.learning.update import PpoUpdater, make_kl_controller
+from rlhf_services.trainer.online_config import PpoConfig
+from rlhf_services.trainer.rollouts.batch import Batch, collate
 
 SAMPLES = [
     make_sample([5, 6], [10, 11, 12, 13], 1.0),

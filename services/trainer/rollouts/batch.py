@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rlhf_services.models.sequences import PaddedSequences, pad_sequences, split_by_tokens
-from rlhf_services.trainer.scoring import Sample
+from rlhf_services.trainer.rollouts.scoring import Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,12 +17,12 @@ from rlhf_services.algorithms.advantages import gae, whiten
 from rlhf_services.algorithms.kl import AdaptiveKlController, FixedKlController, kl_estimate, token_rewards
 from rlhf_services.algorithms.losses import aggregate, clipped_policy_loss, clipped_value_loss
 from rlhf_services.algorithms.masking import masked_mean
+from rlhf_services.models.attention import training_attention
 from rlhf_services.models.scalar_model import ScalarModel
 from rlhf_services.models.token_scores import completion_logprobs, completion_values
-from rlhf_services.trainer.attention import training_attention
-from rlhf_services.trainer.batch import Batch, MicroBatch, micro_batches
-from rlhf_services.trainer.config import PpoConfig
-from rlhf_services.trainer.optimizer import MasterOptimizer, OptimizerStep, require_finite
+from rlhf_services.trainer.learning.optimizer import MasterOptimizer, OptimizerStep, require_finite
+from rlhf_services.trainer.online_config import PpoConfig
+from rlhf_services.trainer.rollouts.batch import Batch, MicroBatch, micro_batches
 
 KlController = FixedKlController | AdaptiveKlController
 

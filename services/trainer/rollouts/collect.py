@@ -18,9 +18,9 @@ from rlhf_services.clients.policy import PolicyClient
 from rlhf_services.common.errors import InternalError, PreconditionError
 from rlhf_services.common.rollout import Prompt, Rollout, Sampling
 from rlhf_services.trainer.errors import RunError
-from rlhf_services.trainer.peers import Peers
-from rlhf_services.trainer.scoring import Sample, Scoring, UnusableError
-from rlhf_services.trainer.tasks import task_group
+from rlhf_services.trainer.rollouts.peers import Peers
+from rlhf_services.trainer.rollouts.scoring import Sample, Scoring, UnusableError
+from rlhf_services.trainer.rollouts.tasks import task_group
 
 MAX_SCORING = 128
 """Rollouts that are with the scorers at once; more would only wait in their queues, or overflow them."""

@@ -21,11 +21,11 @@ from rlhf_services.models.loading import load_tokenizer
 from rlhf_services.models.scalar_model import ScalarModel
 from rlhf_services.models.sequences import pad_sequences, split_by_tokens
 from rlhf_services.models.token_scores import sequence_scores
+from rlhf_services.trainer.data.preferences import PreferencePair, load_preferences, split_by_prompt
 from rlhf_services.trainer.errors import NonFiniteError, RunError
-from rlhf_services.trainer.optimizer import MasterOptimizer, require_finite
-from rlhf_services.trainer.preferences import PreferencePair, load_preferences, split_by_prompt
-from rlhf_services.trainer.reward_model_config import RewardModelRunConfig, TrainingConfig
-from rlhf_services.trainer.reward_model_report import (
+from rlhf_services.trainer.learning.optimizer import MasterOptimizer, require_finite
+from rlhf_services.trainer.offline.reward_model_config import RewardModelRunConfig, TrainingConfig
+from rlhf_services.trainer.offline.reward_model_report import (
     RewardModelReport,
     pairwise_accuracy,
     pearson,

@@ -13,8 +13,8 @@ from typing import Self
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from rlhf_services.demo.errors import DemoError
-from rlhf_services.demo.processes import describe_exit, kill_group, spawn, terminate
+from rlhf_services.local.errors import LocalServiceError
+from rlhf_services.local.processes import describe_exit, kill_group, spawn, terminate
 
 POLL_SECONDS = 0.2
 FIRST_BACKOFF_SECONDS = 1.0
@@ -24,7 +24,7 @@ STOP_GRACE_SECONDS = 8.0
 LOG_TAIL_LINES = 15
 
 
-class ServiceDiedError(DemoError):
+class ServiceDiedError(LocalServiceError):
     """A service ended while it was starting, or was not ready in time; the message has the end of its log."""
 
 

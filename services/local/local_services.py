@@ -4,8 +4,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from rlhf_services.demo.services_file import Kind, ServiceEntry, write_services
-from rlhf_services.demo.supervisor import ServiceSpec, Supervisor, free_ports
+from rlhf_services.local.services_file import Kind, ServiceEntry, write_services
+from rlhf_services.local.supervisor import ServiceSpec, Supervisor, free_ports
 
 DRAIN_SECONDS = 2.0
 """At the end nothing is in flight that anybody waits for."""

@@ -12,8 +12,8 @@ from rlhf_services.common.errors import ConfigError
 from rlhf_services.common.weights import WeightsManifest
 from rlhf_services.models.weights import checkpoint_tensors, model_manifest, tensor_bytes
 from rlhf_services.trainer.errors import RunError
-from rlhf_services.trainer.peers import Peers
-from rlhf_services.trainer.tasks import task_group
+from rlhf_services.trainer.rollouts.peers import Peers
+from rlhf_services.trainer.rollouts.tasks import task_group
 
 
 class Publisher:

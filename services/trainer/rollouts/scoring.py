@@ -11,8 +11,8 @@ from rlhf_services.clients.reward import RewardClient, RewardError, ScoreItem
 from rlhf_services.common.errors import InternalError
 from rlhf_services.common.rollout import Rollout
 from rlhf_services.trainer.errors import RunError
-from rlhf_services.trainer.peers import TRAINING_REWARD, Peers
-from rlhf_services.trainer.tasks import task_group
+from rlhf_services.trainer.rollouts.peers import TRAINING_REWARD, Peers
+from rlhf_services.trainer.rollouts.tasks import task_group
 
 T = TypeVar("T")
 

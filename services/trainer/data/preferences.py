@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_services.common.errors import ConfigError
-from rlhf_services.trainer.prompts import read_prompt
+from rlhf_services.trainer.data.prompts import read_prompt
 
 TEXT_KEYS = ("chosen", "rejected")
 ID_KEYS = ("prompt_ids", "chosen_ids", "rejected_ids")

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rlhf_services.common.rollout import Prompt, Sampling
-from rlhf_services.trainer.collect import collect
-from rlhf_services.trainer.peers import Peers
-from rlhf_services.trainer.prompts import PromptItem
-from rlhf_services.trainer.scoring import Sample
+from rlhf_services.trainer.data.prompts import PromptItem
+from rlhf_services.trainer.rollouts.collect import collect
+from rlhf_services.trainer.rollouts.peers import Peers
+from rlhf_services.trainer.rollouts.scoring import Sample
 
 Z_95 = statistics.NormalDist().inv_cdf(0.975)
 

@@ -1,0 +1,1 @@
+"""What training reads: prompts, conversations and preferences, from files or data sets, as token ids."""

@@ -1,0 +1,1 @@
+"""How good a policy is, and at what distance from the reference."""
