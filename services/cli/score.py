@@ -53,10 +53,11 @@ def _print_result(result: Reward | RewardError, record: Record, model_version: s
         print_error(f"{result.item_id}: {result.code}: {result.message}")
     if as_json:
         outcome: dict[str, object] = (
-            {"reward": result.reward}
+            {"reward": result.reward, **({} if result.spread is None else {"spread": result.spread})}
             if isinstance(result, Reward)
             else {"error": {"code": result.code, "message": result.message}}
         )
         print_json({**record.value, **outcome, "model_version": model_version})
     elif isinstance(result, Reward):
-        stdout.print(f"{result.reward:+.4f}  {record.text('completion')}", markup=False)
+        spread = "" if result.spread is None else f" ± {result.spread:.4f}"
+        stdout.print(f"{result.reward:+.4f}{spread}  {record.text('completion')}", markup=False)

@@ -32,6 +32,8 @@ class Reward:
 
     item_id: str
     reward: float
+    spread: float | None = None
+    """Standard deviation of the rewards of an ensemble's members; None from a single scorer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,8 @@ class RewardClient(ServiceClient):
 
 def _decode_result(result: reward_pb2.ScoreResult) -> Reward | RewardError:
     if result.WhichOneof("outcome") == "reward":
-        return Reward(result.item_id, result.reward)
+        spread = result.spread if result.HasField("spread") else None
+        return Reward(result.item_id, result.reward, spread)
     # A result without an outcome breaks the contract; it is an error like any other, never a reward of 0.
     code = reward_pb2.ScoreErrorCode.Name(result.error.code).removeprefix("SCORE_ERROR_CODE_").lower()
     return RewardError(result.item_id, code, result.error.message or "the service sent neither reward nor error")

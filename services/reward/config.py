@@ -18,16 +18,24 @@ class RewardServerConfig(ServerConfig):
 
 
 class ScorerConfig(Section):
-    """What gives the rewards: a model, or a rule."""
+    """What gives the rewards: a model, several models, or a rule."""
 
-    kind: Literal["model", "sentiment", "length", "pattern"]
-    """model: a reward model; sentiment, length, pattern: rules over the completion's text (reward/rule_scorer.py)."""
+    kind: Literal["model", "ensemble", "sentiment", "length", "pattern"]
+    """model: a reward model; ensemble: several, combined (reward/ensemble_scorer.py); sentiment, length, pattern: rules
+    over the completion's text (reward/rule_scorer.py)."""
     path: str = ""
     """model: directory of a transformers sequence-classification checkpoint with one label."""
+    paths: list[str] = Field(default=[])
+    """ensemble: directories of its members, at least two, as `path`; all of one tokenizer."""
+    combine: Literal["mean", "worst", "mean_minus_std"] = "mean"
+    """ensemble: mean of the members' rewards; worst: the lowest; mean_minus_std: mean - std_coef * their standard
+    deviation, which pays less for what the members disagree on (Coste et al. 2023, arXiv:2310.02743)."""
+    std_coef: float = Field(default=1.0, ge=0)
+    """ensemble, mean_minus_std: what a standard deviation of disagreement costs; 0 is the mean."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """model: element type of its weights."""
+    """model, ensemble: element type of the weights."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    """model: auto (cuda if there is one), cpu, cuda or cuda:N."""
+    """model, ensemble: auto (cuda if there is one), cpu, cuda or cuda:N."""
     tokenizer: str = ""
     """Rules: directory of the tokenizer that turns token ids into text; without it they take text alone."""
     target_length: int = Field(default=200, ge=1)
@@ -44,6 +52,15 @@ class ScorerConfig(Section):
     def _require_path(cls, value: str, info: ValidationInfo) -> str:
         if info.data.get("kind") == "model" and not value:
             raise ValueError("scorer.kind model needs the directory of a reward model: --scorer.path DIR")
+        return value
+
+    @field_validator("paths")
+    @classmethod
+    def _require_members(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        if info.data.get("kind") == "ensemble" and len(value) < 2:
+            raise ValueError("scorer.kind ensemble needs the directories of two reward models or more: --scorer.paths")
+        if len(set(value)) < len(value):
+            raise ValueError("a directory is there twice; name each member once")
         return value
 
     @field_validator("pattern")

@@ -12,9 +12,16 @@ from rlhf_services.common.errors import InternalError, InvalidRequestError, NotR
 from rlhf_services.common.token_checks import fault_of_digest
 from rlhf_services.reward.config import LimitsConfig
 from rlhf_services.reward.metrics import RewardMetrics
-from rlhf_services.reward.scorer import ErrorCode, ScoreError, Scorer, ScorerInfo, TextPair, TokenPair
-
-Outcome = float | ScoreError
+from rlhf_services.reward.scorer import (
+    EnsembleScore,
+    ErrorCode,
+    Outcome,
+    ScoreError,
+    Scorer,
+    ScorerInfo,
+    TextPair,
+    TokenPair,
+)
 
 
 class RewardCore:
@@ -121,7 +128,7 @@ class RewardCore:
         self._metrics.batch.observe([self._size_of(item) for item in batch], time.perf_counter() - start)
         if len(rewards) != len(batch):
             raise InternalError(f"the scorer answered {len(rewards)} rewards for {len(batch)} items")
-        return [_finite(reward) for reward in rewards]
+        return [_finite(outcome) for outcome in rewards]
 
     def _size_of(self, prepared: Any) -> int:
         return self._loaded().size_of(prepared)
@@ -135,13 +142,18 @@ class RewardCore:
         for outcome in outcomes:
             if isinstance(outcome, ScoreError):
                 self._metrics.errors.labels(outcome.code.name.lower()).inc()
-            else:
-                self._metrics.items.inc()
+                continue
+            self._metrics.items.inc()
+            if isinstance(outcome, EnsembleScore):
+                self._metrics.spread.observe(outcome.spread)
 
 
-def _finite(reward: float) -> Outcome:
+def _finite(outcome: Outcome) -> Outcome:
+    if isinstance(outcome, ScoreError):
+        return outcome
+    reward = outcome.reward if isinstance(outcome, EnsembleScore) else outcome
     if math.isfinite(reward):
-        return reward
+        return outcome
     return ScoreError(
         ErrorCode.NOT_FINITE,
         f"the scorer answered {reward}; check the model's weights for NaN, or serve it with scorer.dtype float32",

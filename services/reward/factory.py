@@ -27,6 +27,8 @@ def build_scorer(config: ScorerConfig) -> Scorer[Any]:
 
         with _naming("scorer.path"):
             return load_model_scorer(config)
+    if config.kind == "ensemble":
+        return _build_ensemble(config)
     make = partial(RuleScorer, config.kind, decoder=_load_decoder(config))
     if config.kind == "length":
         settings: dict[str, Any] = {"target": config.target_length, "unit": config.length_unit}
@@ -35,6 +37,17 @@ def build_scorer(config: ScorerConfig) -> Scorer[Any]:
         settings = {"pattern": config.pattern, "mode": config.pattern_mode}
         return make(settings, pattern_rule(**settings))
     return make({}, sentiment_rule(), max_characters=MAX_SENTIMENT_CHARACTERS)
+
+
+def _build_ensemble(config: ScorerConfig) -> Scorer[Any]:
+    for path in config.paths:
+        _require_directory("scorer.paths", path)
+    from rlhf_services.reward.ensemble_scorer import EnsembleScorer
+    from rlhf_services.reward.model_scorer import load_model_scorer
+
+    with _naming("scorer.paths"):
+        members = [load_model_scorer(config.model_copy(update={"path": path})) for path in config.paths]
+    return EnsembleScorer(members, config.combine, config.std_coef)
 
 
 def _load_decoder(config: ScorerConfig) -> Decoder | None:

@@ -25,6 +25,11 @@ class ModelScorer:
         self._vocab_size = vocab_size
         self._device = next(model.parameters()).device
 
+    @property
+    def tokenizing_digest(self) -> str:
+        """Digest of all that decides which ids a text becomes: tokenizer and chat template."""
+        return f"{self._tokenizer.digest} {self._tokenizer.template_digest}"
+
     def prepare(self, pair: TextPair | TokenPair) -> TokenPair | ScoreError:
         """Returns the pair as token ids."""
         tokens = self._tokenizer.encode(pair) if isinstance(pair, TextPair) else pair

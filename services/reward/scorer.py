@@ -1,5 +1,6 @@
 """What a scorer is: the seam between the service and whatever knows how good a completion is."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol, TypeVar
@@ -47,6 +48,20 @@ class ScoreError:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class EnsembleScore:
+    """A reward that several models gave together."""
+
+    reward: float
+    """What they were combined to."""
+    spread: float
+    """How far they disagree: the standard deviation of their rewards, over the members."""
+
+
+Outcome = float | EnsembleScore | ScoreError
+"""What becomes of one item; a scorer that is no ensemble answers plain numbers."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScorerInfo:
     """What a scorer says of itself."""
@@ -74,5 +89,5 @@ class Scorer(Protocol[Prepared]):
     def size_of(self, prepared: Prepared) -> int:
         """Returns the length that batches are padded to, in tokens; 1 for a scorer that pads nothing."""
 
-    def score(self, batch: list[Prepared]) -> list[float]:
-        """Returns the reward of each, in order. NaN and infinity are the caller's to turn into errors."""
+    def score(self, batch: list[Prepared]) -> Sequence[Outcome]:
+        """Returns what becomes of each, in order. NaN and infinity are the caller's to turn into errors."""

@@ -6,8 +6,8 @@ from typing import Any
 
 import grpc
 
-from rlhf_services.reward.core import Outcome, RewardCore
-from rlhf_services.reward.scorer import ErrorCode, ScoreError, TextPair, TokenPair
+from rlhf_services.reward.core import RewardCore
+from rlhf_services.reward.scorer import EnsembleScore, ErrorCode, Outcome, ScoreError, TextPair, TokenPair
 from rlhf_services.v1 import reward_pb2, reward_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -66,4 +66,6 @@ def _encode_outcome(item_id: str, outcome: Outcome) -> reward_pb2.ScoreResult:
     if isinstance(outcome, ScoreError):
         error = reward_pb2.ScoreError(code=_WIRE_CODES[outcome.code], message=outcome.message)
         return reward_pb2.ScoreResult(item_id=item_id, error=error)
+    if isinstance(outcome, EnsembleScore):
+        return reward_pb2.ScoreResult(item_id=item_id, reward=outcome.reward, spread=outcome.spread)
     return reward_pb2.ScoreResult(item_id=item_id, reward=outcome)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from prometheus_client import CollectorRegistry
-from tiny_model import ASSISTANT_ID, EOS_ID, USER_ID
+from tiny_model import ASSISTANT_ID, EOS_ID, USER_ID, make_tiny_reward_model
 from transformers import AutoModelForSequenceClassification
 
 from rlhf_services.clients.reward import Reward, RewardClient, RewardError, ScoreItem
@@ -150,6 +150,29 @@ async def test_a_model_that_answers_nan_gives_an_error_for_that_item_alone(tiny_
     assert rewards_of(batch.results[:1])
     assert isinstance(batch.results[1], RewardError)
     assert batch.results[1].code == "not_finite"
+
+
+async def test_an_ensembles_spread_reaches_the_caller_and_a_single_models_is_absent(
+    tiny_reward_path: Path, tmp_path: Path
+):
+    paths = [str(tiny_reward_path), str(make_tiny_reward_model(tmp_path / "second", seed=1))]
+    config = ScorerConfig(kind="ensemble", paths=paths, combine="worst", dtype="float32", device="cpu")
+    item = ScoreItem.tokens([2, 5], [6, 7])
+    singles: list[float] = []
+    for path in paths:
+        async with served(model(Path(path))) as (client, _):
+            (result,) = (await client.score([item])).results
+            assert isinstance(result, Reward)
+            assert result.spread is None
+            singles.append(result.reward)
+    async with served(partial(build_scorer, config)) as (client, _):
+        batch = await client.score([item, ScoreItem.tokens([], [1])])
+    (result, fault) = batch.results
+    assert isinstance(result, Reward)
+    # Of two numbers the population standard deviation is half their distance.
+    assert (result.reward, result.spread) == pytest.approx((min(singles), abs(singles[0] - singles[1]) / 2), abs=1e-5)
+    assert isinstance(fault, RewardError)
+    assert batch.model_version.startswith("worst:")
 
 
 async def test_what_concerns_the_whole_call_is_refused_with_field_value_and_remedy(tiny_reward_path: Path):

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1drlhf_services/v1/reward.proto\x12\x10rlhf_services.v1\"h\n\x0cScoreRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12*\n\x05items\x18\x02 \x03(\x0b\x32\x1b.rlhf_services.v1.ScoreItem\x12\x18\n\x10tokenizer_digest\x18\x03 \x01(\t\"\x80\x01\n\tScoreItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12*\n\x04text\x18\x02 \x01(\x0b\x32\x1a.rlhf_services.v1.TextPairH\x00\x12-\n\x06tokens\x18\x03 \x01(\x0b\x32\x1b.rlhf_services.v1.TokenPairH\x00\x42\x07\n\x05input\".\n\x08TextPair\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x12\n\ncompletion\x18\x02 \x01(\t\"7\n\tTokenPair\x12\x12\n\nprompt_ids\x18\x01 \x03(\x05\x12\x16\n\x0e\x63ompletion_ids\x18\x02 \x03(\x05\"V\n\rScoreResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.rlhf_services.v1.ScoreResult\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"j\n\x0bScoreResult\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x10\n\x06reward\x18\x02 \x01(\x02H\x00\x12-\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1c.rlhf_services.v1.ScoreErrorH\x00\x42\t\n\x07outcome\"M\n\nScoreError\x12.\n\x04\x63ode\x18\x01 \x01(\x0e\x32 .rlhf_services.v1.ScoreErrorCode\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x1e\n\x1cRewardServiceGetModelRequest\"\x94\x01\n\x1dRewardServiceGetModelResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x03 \x01(\t\x12\x1b\n\x13max_sequence_tokens\x18\x04 \x01(\x05\x12\x11\n\tmax_items\x18\x05 \x01(\x05*\x95\x01\n\x0eScoreErrorCode\x12 \n\x1cSCORE_ERROR_CODE_UNSPECIFIED\x10\x00\x12!\n\x1dSCORE_ERROR_CODE_INVALID_ITEM\x10\x01\x12\x1d\n\x19SCORE_ERROR_CODE_TOO_LONG\x10\x02\x12\x1f\n\x1bSCORE_ERROR_CODE_NOT_FINITE\x10\x03\x32\xc6\x01\n\rRewardService\x12H\n\x05Score\x12\x1e.rlhf_services.v1.ScoreRequest\x1a\x1f.rlhf_services.v1.ScoreResponse\x12k\n\x08GetModel\x12..rlhf_services.v1.RewardServiceGetModelRequest\x1a/.rlhf_services.v1.RewardServiceGetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1drlhf_services/v1/reward.proto\x12\x10rlhf_services.v1\"h\n\x0cScoreRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12*\n\x05items\x18\x02 \x03(\x0b\x32\x1b.rlhf_services.v1.ScoreItem\x12\x18\n\x10tokenizer_digest\x18\x03 \x01(\t\"\x80\x01\n\tScoreItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12*\n\x04text\x18\x02 \x01(\x0b\x32\x1a.rlhf_services.v1.TextPairH\x00\x12-\n\x06tokens\x18\x03 \x01(\x0b\x32\x1b.rlhf_services.v1.TokenPairH\x00\x42\x07\n\x05input\".\n\x08TextPair\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x12\n\ncompletion\x18\x02 \x01(\t\"7\n\tTokenPair\x12\x12\n\nprompt_ids\x18\x01 \x03(\x05\x12\x16\n\x0e\x63ompletion_ids\x18\x02 \x03(\x05\"V\n\rScoreResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.rlhf_services.v1.ScoreResult\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"\x8a\x01\n\x0bScoreResult\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x10\n\x06reward\x18\x02 \x01(\x02H\x00\x12-\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1c.rlhf_services.v1.ScoreErrorH\x00\x12\x13\n\x06spread\x18\x04 \x01(\x02H\x01\x88\x01\x01\x42\t\n\x07outcomeB\t\n\x07_spread\"M\n\nScoreError\x12.\n\x04\x63ode\x18\x01 \x01(\x0e\x32 .rlhf_services.v1.ScoreErrorCode\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x1e\n\x1cRewardServiceGetModelRequest\"\x94\x01\n\x1dRewardServiceGetModelResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x03 \x01(\t\x12\x1b\n\x13max_sequence_tokens\x18\x04 \x01(\x05\x12\x11\n\tmax_items\x18\x05 \x01(\x05*\x95\x01\n\x0eScoreErrorCode\x12 \n\x1cSCORE_ERROR_CODE_UNSPECIFIED\x10\x00\x12!\n\x1dSCORE_ERROR_CODE_INVALID_ITEM\x10\x01\x12\x1d\n\x19SCORE_ERROR_CODE_TOO_LONG\x10\x02\x12\x1f\n\x1bSCORE_ERROR_CODE_NOT_FINITE\x10\x03\x32\xc6\x01\n\rRewardService\x12H\n\x05Score\x12\x1e.rlhf_services.v1.ScoreRequest\x1a\x1f.rlhf_services.v1.ScoreResponse\x12k\n\x08GetModel\x12..rlhf_services.v1.RewardServiceGetModelRequest\x1a/.rlhf_services.v1.RewardServiceGetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rlhf_services.v1.reward_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SCOREERRORCODE']._serialized_start=852
-  _globals['_SCOREERRORCODE']._serialized_end=1001
+  _globals['_SCOREERRORCODE']._serialized_start=885
+  _globals['_SCOREERRORCODE']._serialized_end=1034
   _globals['_SCOREREQUEST']._serialized_start=51
   _globals['_SCOREREQUEST']._serialized_end=155
   _globals['_SCOREITEM']._serialized_start=158
@@ -43,14 +43,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENPAIR']._serialized_end=391
   _globals['_SCORERESPONSE']._serialized_start=393
   _globals['_SCORERESPONSE']._serialized_end=479
-  _globals['_SCORERESULT']._serialized_start=481
-  _globals['_SCORERESULT']._serialized_end=587
-  _globals['_SCOREERROR']._serialized_start=589
-  _globals['_SCOREERROR']._serialized_end=666
-  _globals['_REWARDSERVICEGETMODELREQUEST']._serialized_start=668
-  _globals['_REWARDSERVICEGETMODELREQUEST']._serialized_end=698
-  _globals['_REWARDSERVICEGETMODELRESPONSE']._serialized_start=701
-  _globals['_REWARDSERVICEGETMODELRESPONSE']._serialized_end=849
-  _globals['_REWARDSERVICE']._serialized_start=1004
-  _globals['_REWARDSERVICE']._serialized_end=1202
+  _globals['_SCORERESULT']._serialized_start=482
+  _globals['_SCORERESULT']._serialized_end=620
+  _globals['_SCOREERROR']._serialized_start=622
+  _globals['_SCOREERROR']._serialized_end=699
+  _globals['_REWARDSERVICEGETMODELREQUEST']._serialized_start=701
+  _globals['_REWARDSERVICEGETMODELREQUEST']._serialized_end=731
+  _globals['_REWARDSERVICEGETMODELRESPONSE']._serialized_start=734
+  _globals['_REWARDSERVICEGETMODELRESPONSE']._serialized_end=882
+  _globals['_REWARDSERVICE']._serialized_start=1037
+  _globals['_REWARDSERVICE']._serialized_end=1235
 # @@protoc_insertion_point(module_scope)

@@ -63,14 +63,16 @@ class ScoreResponse(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[ScoreResult, _Mapping]]] = ..., model_version: _Optional[str] = ...) -> None: ...
 
 class ScoreResult(_message.Message):
-    __slots__ = ("item_id", "reward", "error")
+    __slots__ = ("item_id", "reward", "error", "spread")
     ITEM_ID_FIELD_NUMBER: _ClassVar[int]
     REWARD_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    SPREAD_FIELD_NUMBER: _ClassVar[int]
     item_id: str
     reward: float
     error: ScoreError
-    def __init__(self, item_id: _Optional[str] = ..., reward: _Optional[float] = ..., error: _Optional[_Union[ScoreError, _Mapping]] = ...) -> None: ...
+    spread: float
+    def __init__(self, item_id: _Optional[str] = ..., reward: _Optional[float] = ..., error: _Optional[_Union[ScoreError, _Mapping]] = ..., spread: _Optional[float] = ...) -> None: ...
 
 class ScoreError(_message.Message):
     __slots__ = ("code", "message")
