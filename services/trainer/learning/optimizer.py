@@ -104,11 +104,10 @@ class MasterOptimizer:
             self._masters[key].grad = None
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Returns what the next step depends on besides the parameters: masters, moments, step count. Not copies."""
+        """Returns what the next step depends on: masters (all trained parameters), moments, step counts. Not copies."""
         state = {"num_steps": torch.tensor(self.num_steps)}
         for key, master in self._masters.items():
-            if key in self._buffers:
-                state[f"{key}.master"] = master
+            state[f"{key}.master"] = master.detach()
             for name, value in self._adam.state.get(master, {}).items():
                 state[f"{key}.{name}"] = value
         return state
@@ -118,7 +117,7 @@ class MasterOptimizer:
 
         Raises: ValueError if the state is of another set of parameters.
         """
-        expected = {f"{key}.master": self._masters[key].shape for key in self._buffers}
+        expected = {f"{key}.master": master.shape for key, master in self._masters.items()}
         found = {key: value.shape for key, value in state.items() if key.endswith(".master")}
         if expected != found:
             odd = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
@@ -126,8 +125,7 @@ class MasterOptimizer:
         self.num_steps = int(state["num_steps"])
         for key, master in self._masters.items():
             with torch.no_grad():
-                if key in self._buffers:
-                    master.copy_(state[f"{key}.master"])
+                master.copy_(state[f"{key}.master"])
             moments = {name: state.get(f"{key}.{name}") for name in ("step", "exp_avg", "exp_avg_sq")}
             if moments["step"] is not None:
                 self._adam.state[master] = {
