@@ -13,8 +13,7 @@ from typing import Any
 from fixed_work import FixedWork
 from measurements import Step, say
 
-from rlhf_services.demo.demo import ENVIRONMENT
-from rlhf_services.local.local_services import LocalServices
+from rlhf_services.local.local_services import ENVIRONMENT, LocalServices
 from rlhf_services.local.processes import describe_exit, kill_group, spawn, terminate
 from rlhf_services.local.services_file import ServiceEntry
 from rlhf_services.local.supervisor import STOP_GRACE_SECONDS, Supervisor, tail
@@ -66,7 +65,7 @@ def _trainer_flags(
     settings = {
         "run_dir": run_dir,
         "models.policy_path": work.policy_path,
-        "models.critic_path": work.scalar_path,
+        "critic.path": work.scalar_path,
         "prompts.path": work.prompts_path,
         "services.policy_targets": json.dumps([policy.target]),
         "services.reward_target": reward.target,
@@ -74,11 +73,11 @@ def _trainer_flags(
         "sampling.max_new_tokens": work.new_tokens,
         "sampling.temperature": work.temperature,
         "sampling.stop_ids": json.dumps([work.pad_id]),
-        "ppo.steps": steps,
-        "ppo.prompts_per_step": len(work.prompts),
-        "ppo.epochs": 1,
-        "ppo.minibatches": 1,
-        "ppo.seed": work.seed,
+        "training.steps": steps,
+        "training.prompts_per_step": len(work.prompts),
+        "training.epochs": 1,
+        "training.minibatches": 1,
+        "training.seed": work.seed,
         "checkpoint.every_steps": 0,
     }
     return [text for name, value in settings.items() for text in (f"--{name}", str(value))]

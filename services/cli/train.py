@@ -11,7 +11,7 @@ from rlhf_services.common.config import load_config
 
 app = typer.Typer(no_args_is_help=True, help="Train a reward model, or a policy with PPO.")
 
-# Everything that is not an option of the command is a field of the configuration: --ppo.steps 30.
+# Everything that is not an option of the command is a field of the configuration: --training.steps 30.
 _FIELDS = {"allow_extra_args": True, "ignore_unknown_options": True}
 _EPILOG = "Every field of the configuration is a flag too, such as {example}; --fields lists them all."
 
@@ -21,7 +21,7 @@ ConfigOption = Annotated[
 FieldsOption = Annotated[bool, typer.Option("--fields", help="List every field of the configuration, and exit.")]
 
 
-@app.command("ppo", context_settings=_FIELDS, epilog=_EPILOG.format(example="--ppo.steps 30"))
+@app.command("ppo", context_settings=_FIELDS, epilog=_EPILOG.format(example="--training.steps 30"))
 def ppo(
     context: typer.Context,
     config: ConfigOption = None,

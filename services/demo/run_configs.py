@@ -22,7 +22,14 @@ from rlhf_services.trainer.offline.reward_model_config import (
     RewardModelRunConfig,
     TrainingConfig,
 )
-from rlhf_services.trainer.online_config import CriticOptimizerConfig, ModelsConfig, PpoConfig, PpoRunConfig
+from rlhf_services.trainer.online_config import PpoRunConfig
+from rlhf_services.trainer.online_sections import (
+    CriticConfig,
+    CriticOptimizerConfig,
+    KlConfig,
+    ModelsConfig,
+    OnlineTrainingConfig,
+)
 
 TRAIN_PROMPTS = DATA_FOLDER / "train.jsonl"
 HELDOUT_PROMPTS = DATA_FOLDER / "heldout.jsonl"
@@ -46,7 +53,8 @@ def ppo_config(
     """Returns the configuration of the PPO run."""
     return PpoRunConfig(
         run_dir=options.ppo_run_dir,
-        models=ModelsConfig(policy_path=model, critic_path=options.reward_model),
+        models=ModelsConfig(policy_path=model),
+        critic=CriticConfig(path=options.reward_model),
         prompts=PromptsConfig(path=TRAIN_PROMPTS, max_prompt_tokens=MAX_PROMPT_TOKENS),
         services=ServicesConfig(
             policy_targets=[policy.target],
@@ -55,12 +63,10 @@ def ppo_config(
             wait_for_services_seconds=options.wait_for_services_seconds,
         ),
         sampling=SamplingConfig(max_new_tokens=options.max_new_tokens, temperature=options.temperature),
-        ppo=PpoConfig(
-            steps=options.steps,
-            prompts_per_step=options.prompts_per_step,
-            kl_coef=options.kl_coef,
-            seed=options.seed,
+        training=OnlineTrainingConfig(
+            steps=options.steps, prompts_per_step=options.prompts_per_step, seed=options.seed
         ),
+        kl=KlConfig(coef=options.kl_coef),
         policy_optimizer=OptimizerConfig(
             learning_rate=options.policy_learning_rate, warmup_steps=2, final_learning_rate_fraction=0.2
         ),

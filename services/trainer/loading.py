@@ -68,7 +68,7 @@ def load_run(config: PpoRunConfig, checkpoint: Path | None) -> LoadedRun:
         tokenizer = load_tokenizer(config.models.policy_path)
     limit = config.prompts.max_prompt_tokens
     prompt_set = load_prompts(config.prompts.path, tokenizer, max_prompt_tokens=limit)
-    prompts = PromptSampler(prompt_set.items, seed=config.ppo.seed)
+    prompts = PromptSampler(prompt_set.items, seed=config.training.seed)
     updater = _load_updater(config, tokenizer, checkpoint, device)
     run = LoadedRun(tokenizer=tokenizer, prompts=prompts, updater=updater, device=device)
     if prompt_set.num_too_long:
@@ -83,26 +83,26 @@ def load_run(config: PpoRunConfig, checkpoint: Path | None) -> LoadedRun:
 def _load_updater(
     config: PpoRunConfig, tokenizer: PreTrainedTokenizerBase, checkpoint: Path | None, device: str
 ) -> PpoUpdater:
-    models, ppo = config.models, config.ppo
-    policy_path, critic_path = models.policy_path, models.critic_path
+    models = config.models
+    policy_path, critic_path = models.policy_path, config.critic.path
     if checkpoint is not None:
         require_same_model(checkpoint / "policy", policy_path, "models.policy_path")
-        require_same_model(checkpoint / "critic", critic_path, "models.critic_path")
+        require_same_model(checkpoint / "critic", critic_path, "critic.path")
         _require_same_tokenizer(checkpoint, tokenizer, policy_path)
         policy_path, critic_path = checkpoint / "policy", checkpoint / "critic"
     with _naming("models.policy_path"):
         policy = load_policy(policy_path, dtype=models.dtype, device=device)
-    with _naming("models.critic_path"):
+    with _naming("critic.path"):
         critic = ScalarModel.load(critic_path, models.dtype).to(device)
-    total = ppo.optimizer_steps
+    total = config.training.optimizer_steps
     updater = PpoUpdater(
         policy,
         critic,
-        ppo,
+        config,
         temperature=config.sampling.temperature,
         policy_optimizer=MasterOptimizer("policy", policy, config.policy_optimizer, total_steps=total),
         critic_optimizer=MasterOptimizer("critic", critic, config.critic_optimizer, total_steps=total),
-        kl_controller=make_kl_controller(ppo),
+        kl_controller=make_kl_controller(config),
     )
     if checkpoint is not None:
         load_optimizer(checkpoint / "policy_optimizer.safetensors", updater.policy_optimizer)

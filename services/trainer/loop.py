@@ -27,12 +27,12 @@ async def train(run: PpoRun) -> None:
         rollouts or numbers are unusable. The weights of the last finished step are then still those of `run`, except
         after a NonFiniteError.
     """
-    ppo, publisher = run.config.ppo, run.publisher
+    training_config, publisher = run.config.training, run.publisher
     await run.peers.check()
     await publisher.publish(run.policy_version)
-    while run.step < ppo.steps and await run.control.between_steps(run.save_checkpoint):
+    while run.step < training_config.steps and await run.control.between_steps(run.save_checkpoint):
         started = time.monotonic()
-        prompts = run.prompts.draw(ppo.prompts_per_step)
+        prompts = run.prompts.draw(training_config.prompts_per_step)
         collected = await collect(
             prompts,
             run.sampling,
@@ -40,7 +40,7 @@ async def train(run: PpoRun) -> None:
             policy_version=run.policy_version,
             bring_current=publisher.bring_current,
         )
-        collected.require_enough(ppo.max_dropped_fraction)
+        collected.require_enough(training_config.max_dropped_fraction)
         batch = collate(collected.samples, run.device)
         training = await asyncio.to_thread(run.updater.update, batch, run.step + 1)
         run.finish_step()

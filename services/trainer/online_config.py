@@ -1,9 +1,11 @@
-"""Configuration of a PPO run: `rlhf train ppo --config FILE.toml`, or `rlhf-trainer` with the same file."""
+"""Configuration of online runs, a class for each algorithm: `rlhf train ppo --config FILE.toml`, and its relatives."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from types import MappingProxyType
+from typing import ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from rlhf_services.common.config import Section
 from rlhf_services.trainer.config import (
@@ -14,99 +16,30 @@ from rlhf_services.trainer.config import (
     ServicesConfig,
     TrainerServerConfig,
 )
+from rlhf_services.trainer.online_sections import (
+    CriticConfig,
+    CriticOptimizerConfig,
+    GroupsConfig,
+    GroupTrainingConfig,
+    GrpoConfig,
+    KlConfig,
+    LossConfig,
+    LossKlConfig,
+    ModelsConfig,
+    OnlineDpoConfig,
+    OnlineTrainingConfig,
+    PairTrainingConfig,
+    PtxConfig,
+    ReinforceConfig,
+    RewardShapingConfig,
+)
 
 
-class ModelsConfig(Section):
-    """The models that are trained."""
+class OnlineRunConfig(Section):
+    """A run that samples from the policy it trains."""
 
-    policy_path: Path
-    """Hugging Face checkpoint of the initial policy."""
-    critic_path: Path
-    """Reward-model checkpoint that the critic starts as."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Element type of the forward and backward pass, and of the pushed weights: what the policy service serves. With
-    bfloat16 the optimizers keep float32 master weights."""
-    device: str = Field(default="auto", min_length=1)
-    """A torch device; "auto" takes CUDA where there is one, else the CPU."""
-
-
-class CriticOptimizerConfig(OptimizerConfig):
-    """AdamW for the critic, which may move faster than the policy."""
-
-    learning_rate: float = Field(default=1e-5, gt=0)
-    """Peak learning rate."""
-
-
-class PpoConfig(Section):
-    """The algorithm. Formulas and sources: docs/architecture.md, and the functions of services/algorithms."""
-
-    steps: int = Field(default=100, ge=1)
-    """Steps of the run: each samples, scores, updates and pushes once."""
-    prompts_per_step: int = Field(default=64, ge=1)
-    """Prompts of one step."""
-    group_size: int = Field(default=1, ge=1, le=256)
-    """Completions of each prompt."""
-    epochs: int = Field(default=1, ge=1)
-    """Passes over the rollouts of a step."""
-    minibatches: int = Field(default=1, ge=1)
-    """Optimizer steps of each pass."""
-    clip_eps: float = Field(default=0.2, gt=0, lt=1)
-    """Half-width of the interval around 1 in which the probability ratio earns."""
-    value_clip_eps: float = Field(default=0.2, gt=0)
-    """How far a value may move from the old one before its loss is clipped, in units of reward."""
-    gamma: float = Field(default=1.0, ge=0, le=1)
-    """Discount per token."""
-    gae_lambda: float = Field(default=0.95, ge=0, le=1)
-    """Weight of longer returns in the advantage."""
-    whiten_advantages: bool = True
-    """Shift and scale the advantages of a step to mean 0 and variance 1."""
-    kl_coef: float = Field(default=0.05, ge=0)
-    """Reward lost per nat of KL to the reference; where kl_target is set, only the start value."""
-    kl_target: float | None = Field(default=None, gt=0)
-    """KL to the reference, in nats per completion, that kl_coef is adapted to hold; absent keeps kl_coef fixed."""
-    kl_horizon: int = Field(default=10_000, ge=1)
-    """Completions over which an adaptive kl_coef reacts; larger is slower."""
-    max_dropped_fraction: float = Field(default=0.1, ge=0, lt=1)
-    """The run ends with an error when more than this share of a step's rollouts got no score or no finite numbers."""
-    micro_batch_tokens: int = Field(default=2048, ge=1)
-    """Most padded tokens of one forward and backward pass. Changes memory and speed, never the result."""
-    single_pass_tokens: int = Field(default=4096, ge=0)
-    """Where a step is one epoch of one minibatch with at most this many padded tokens, the activations of its forward
-    passes are kept until the advantages are known, so that none is run twice. Costs memory: about 2 MB a token for two
-    models of 135M parameters."""
-    seed: int = Field(default=0, ge=0)
-    """Decides the order of prompts, the seeds of completions and the split into minibatches."""
-
-    @property
-    def rollouts_per_step(self) -> int:
-        """Completions sampled in one step."""
-        return self.prompts_per_step * self.group_size
-
-    @property
-    def optimizer_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return self.steps * self.epochs * self.minibatches
-
-    @model_validator(mode="after")
-    def _fields_fit_together(self) -> Self:
-        rollouts = self.rollouts_per_step
-        if self.minibatches > rollouts:
-            raise ValueError(
-                f"ppo.minibatches is {self.minibatches}, but a step has only {rollouts} rollouts "
-                "(ppo.prompts_per_step * ppo.group_size); lower the former or raise one of the latter"
-            )
-        if self.kl_target is not None and self.kl_coef == 0:
-            raise ValueError("ppo.kl_coef is 0, which no kl_target can adapt; give a start value above 0")
-        if self.kl_target is not None and self.kl_horizon * 5 <= rollouts:
-            raise ValueError(
-                f"ppo.kl_horizon is {self.kl_horizon}, too short for {rollouts} rollouts a step; raise it above "
-                f"{rollouts // 5}"
-            )
-        return self
-
-
-class PpoRunConfig(Section):
-    """A PPO run."""
+    algorithm: ClassVar[str]
+    """Its name on the command line."""
 
     run_dir: Path
     """Directory of the run: metrics.jsonl, checkpoints/, and at the end final/ (the policy, in Hugging Face form)."""
@@ -114,8 +47,182 @@ class PpoRunConfig(Section):
     prompts: PromptsConfig
     services: ServicesConfig = ServicesConfig()
     sampling: SamplingConfig = SamplingConfig()
-    ppo: PpoConfig = PpoConfig()
+    training: OnlineTrainingConfig = OnlineTrainingConfig()
+    reward: RewardShapingConfig = RewardShapingConfig()
     policy_optimizer: OptimizerConfig = OptimizerConfig()
-    critic_optimizer: CriticOptimizerConfig = CriticOptimizerConfig()
+    ptx: PtxConfig = PtxConfig()
+    groups: GroupsConfig = GroupsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     server: TrainerServerConfig = TrainerServerConfig()
+
+    @property
+    def needs_groups(self) -> bool:
+        """Whether the algorithm compares completions of one prompt."""
+        return False
+
+    @model_validator(mode="after")
+    def _minibatches_can_be_filled(self) -> Self:
+        training = self.training
+        units = training.prompts_per_step if self.algorithm == "online-dpo" else training.rollouts_per_step
+        if training.minibatches > units:
+            raise ValueError(
+                f"training.minibatches is {training.minibatches}, but a step has only {units} rollouts or pairs "
+                f"(training.prompts_per_step {training.prompts_per_step}, training.group_size {training.group_size}); "
+                "lower the former or raise one of the latter"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_have_several(self) -> Self:
+        if self.training.group_size == 1 and (self.needs_groups or self.groups.drop_uniform):
+            why = f"{self.algorithm} compares" if self.needs_groups else "groups.drop_uniform is true, and compares"
+            raise ValueError(
+                f"training.group_size is 1, but {why} the completions of a prompt with one another; make it at least 2"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reward_fits(self) -> Self:
+        buffer, longest = self.reward.overlong_buffer_tokens, self.sampling.max_new_tokens
+        if buffer > longest:
+            raise ValueError(
+                f"reward.overlong_buffer_tokens is {buffer}, more than sampling.max_new_tokens ({longest}); lower the "
+                "former or raise the latter"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _demonstrations_are_there(self) -> Self:
+        path, coef = self.ptx.path, self.ptx.coef
+        if (path is None) != (coef == 0):
+            missing = "ptx.path is absent: name a JSONL file" if path is None else "ptx.coef is 0: give it a weight"
+            given = f"ptx.coef is {coef}" if path is None else f"ptx.path is '{path}'"
+            raise ValueError(f"{given}, but {missing}, or remove both")
+        return self
+
+
+class PolicyGradientRunConfig(OnlineRunConfig):
+    """A run whose loss weighs log-probabilities with advantages."""
+
+    loss: LossConfig = LossConfig()
+    kl: KlConfig = KlConfig()
+
+    @model_validator(mode="after")
+    def _kl_can_be_adapted(self) -> Self:
+        rollouts = self.training.rollouts_per_step
+        if self.kl.target is not None and self.kl.coef == 0:
+            raise ValueError(
+                f"kl.coef is 0, which no kl.target ({self.kl.target}) can adapt; give a start value above 0"
+            )
+        if self.kl.target is not None and self.kl.horizon * 5 <= rollouts:
+            raise ValueError(
+                f"kl.horizon is {self.kl.horizon}, too short for {rollouts} rollouts a step "
+                f"(training.prompts_per_step * training.group_size); raise it above {rollouts // 5}"
+            )
+        return self
+
+
+class PpoRunConfig(PolicyGradientRunConfig):
+    """A PPO run."""
+
+    algorithm = "ppo"
+
+    critic: CriticConfig = CriticConfig()
+    critic_optimizer: CriticOptimizerConfig = CriticOptimizerConfig()
+
+    @model_validator(mode="after")
+    def _critic_is_one_or_the_other(self) -> Self:
+        critic = self.critic
+        if critic.kind == "separate" and critic.path is None:
+            raise ValueError(
+                "critic.path is required with critic.kind 'separate': name a reward model, or set critic.kind to 'head'"
+            )
+        if critic.kind == "head" and critic.path is not None:
+            raise ValueError(
+                f"critic.path is '{critic.path}', but critic.kind is 'head', which starts from zeros on the policy; "
+                "remove the path, or set critic.kind to 'separate'"
+            )
+        if critic.kind == "head" and critic.warmup_steps > 0:
+            raise ValueError(
+                f"critic.warmup_steps is {critic.warmup_steps}, but critic.kind is 'head': it shares the policy's "
+                "weights and cannot be trained alone; set the former to 0, or critic.kind to 'separate'"
+            )
+        if critic.warmup_steps >= self.training.steps:
+            raise ValueError(
+                f"critic.warmup_steps is {critic.warmup_steps}, so that training.steps ({self.training.steps}) leaves "
+                "no step for the policy; lower the former or raise the latter"
+            )
+        return self
+
+
+class GrpoRunConfig(PolicyGradientRunConfig):
+    """A GRPO run."""
+
+    algorithm = "grpo"
+
+    training: GroupTrainingConfig = GroupTrainingConfig()
+    kl: LossKlConfig = LossKlConfig()
+    grpo: GrpoConfig = GrpoConfig()
+
+    @property
+    def needs_groups(self) -> bool:
+        """Always: the baseline is the group."""
+        return True
+
+
+class RlooRunConfig(PolicyGradientRunConfig):
+    """A run of REINFORCE with leave-one-out baselines."""
+
+    algorithm = "rloo"
+
+    training: GroupTrainingConfig = GroupTrainingConfig()
+
+    @property
+    def needs_groups(self) -> bool:
+        """Always: the baseline is the rest of the group."""
+        return True
+
+
+class ReinforceRunConfig(PolicyGradientRunConfig):
+    """A REINFORCE++ run."""
+
+    algorithm = "reinforce++"
+
+    reinforce: ReinforceConfig = ReinforceConfig()
+
+    @property
+    def needs_groups(self) -> bool:
+        """With the group's mean as a baseline."""
+        return self.reinforce.baseline == "group"
+
+
+class OnlineDpoRunConfig(OnlineRunConfig):
+    """A DPO run on pairs that are sampled from the policy and judged by the reward service."""
+
+    algorithm = "online-dpo"
+
+    training: PairTrainingConfig = PairTrainingConfig()
+    dpo: OnlineDpoConfig = OnlineDpoConfig()
+
+    @property
+    def needs_groups(self) -> bool:
+        """Always: a pair is two completions of one prompt."""
+        return True
+
+    @model_validator(mode="after")
+    def _loss_has_smoothing(self) -> Self:
+        if self.dpo.label_smoothing > 0 and self.dpo.variant not in ("sigmoid", "robust"):
+            raise ValueError(
+                f"dpo.label_smoothing is {self.dpo.label_smoothing}, but dpo.variant is '{self.dpo.variant}', which has "
+                "none; set the former to 0, or the latter to 'sigmoid' or 'robust'"
+            )
+        return self
+
+
+RUN_CONFIGS: Mapping[str, type[OnlineRunConfig]] = MappingProxyType(
+    {
+        each.algorithm: each
+        for each in (PpoRunConfig, GrpoRunConfig, RlooRunConfig, ReinforceRunConfig, OnlineDpoRunConfig)
+    }
+)
+"""The online algorithms, by their names on the command line."""

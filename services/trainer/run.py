@@ -41,7 +41,7 @@ class PpoRun:
         self.sampling = Sampling(
             max_new_tokens=config.sampling.max_new_tokens,
             temperature=config.sampling.temperature,
-            completions_per_prompt=config.ppo.group_size,
+            completions_per_prompt=config.training.group_size,
             stop_ids=config.sampling.stop_ids,
         )
         digest = tokenizer_digest(loaded.tokenizer)
@@ -71,7 +71,7 @@ class PpoRun:
     def checkpoint_due(self) -> bool:
         """Whether the step that just ended is one to be saved."""
         every = self.config.checkpoint.every_steps
-        return every > 0 and (self.step % every == 0 or self.step == self.config.ppo.steps)
+        return every > 0 and (self.step % every == 0 or self.step == self.config.training.steps)
 
     def finish_step(self) -> None:
         """Counts the step whose update is done: its weights are a new version."""

@@ -50,7 +50,7 @@ class _NoBackend:
 
 
 async def _serve_run(config: PpoRunConfig, checkpoint: Path | None, console: Console) -> int:
-    control = RunControl(config.run_dir.name, "ppo", config.ppo.steps)
+    control = RunControl(config.run_dir.name, "ppo", config.training.steps)
     # A registry of its own, so that one process can run one run after another.
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
@@ -58,7 +58,7 @@ async def _serve_run(config: PpoRunConfig, checkpoint: Path | None, console: Con
     server = ServiceServer("trainer", FULL_NAME, config.server, register, _NoBackend(), registry=registry)
     await server.start()
     try:
-        with Progress(console, title=f"PPO run {config.run_dir.name}", num_steps=config.ppo.steps) as progress:
+        with Progress(console, title=f"PPO run {config.run_dir.name}", num_steps=config.training.steps) as progress:
             progress.say(f"trainer service on port {server.port}, metrics on port {server.metrics_port}")
             if checkpoint is not None:
                 progress.say(f"resuming from {checkpoint}")
@@ -106,7 +106,7 @@ async def _run(
             # A service failed, not the training: what was learned since the last checkpoint is worth keeping.
             await _save_progress(run)
             raise
-        if run.step < config.ppo.steps:
+        if run.step < config.training.steps:
             await _save_progress(run)
             return None
         return await run.save_final()

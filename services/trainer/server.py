@@ -35,7 +35,7 @@ def run_ppo(config: PpoRunConfig, *, resume: bool, console: Console) -> int:
         console: shows progress; a live table if it is a terminal.
     Raises: ConfigError if the run cannot begin as configured.
     """
-    for field, path in (("policy_path", config.models.policy_path), ("critic_path", config.models.critic_path)):
+    for field, path in (("policy_path", config.models.policy_path), ("critic_path", config.critic.path)):
         if not path.is_dir():
             raise ConfigError(f"models.{field} is '{path}': no such directory; give the folder of a checkpoint")
     # On a terminal the table tells the story; JSON lines would tear it apart.

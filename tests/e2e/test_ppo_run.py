@@ -24,13 +24,14 @@ from rlhf_services.trainer.server import run_ppo
 NUM_STEPS = 10
 
 
-def make_config(folder: Path, policy: Path, critic: Path, targets: Targets, **ppo: object) -> PpoRunConfig:
+def make_config(folder: Path, policy: Path, critic: Path, targets: Targets, steps: int = NUM_STEPS, **kl: object) -> PpoRunConfig:
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"say {word}"}) + "\n" for word in ("a", "bc", "def", "ghij")))
     return PpoRunConfig.model_validate(
         {
             "run_dir": folder / "run",
-            "models": {"policy_path": policy, "critic_path": critic, "dtype": "float32", "device": "cpu"},
+            "models": {"policy_path": policy, "dtype": "float32", "device": "cpu"},
+            "critic": {"path": critic},
             "prompts": {"path": prompts},
             "services": {
                 "policy_targets": [targets.policy],
@@ -38,15 +39,14 @@ def make_config(folder: Path, policy: Path, critic: Path, targets: Targets, **pp
                 "reference_target": targets.reference,
             },
             "sampling": {"max_new_tokens": 12},
-            "ppo": {
-                "steps": NUM_STEPS,
+            "training": {
+                "steps": steps,
                 "prompts_per_step": 32,
                 "group_size": 2,
                 "epochs": 4,
                 "minibatches": 2,
-                "kl_coef": 0.01,
-                **ppo,
             },
+            "kl": {"coef": 0.01, **kl},
             "policy_optimizer": {"learning_rate": 1e-3},
             "critic_optimizer": {"learning_rate": 3e-3},
             "checkpoint": {"every_steps": 4, "keep_last": 2},
@@ -105,18 +105,18 @@ def test_a_resumed_run_goes_on_where_it_stopped_and_ends_with_the_same_weights(
     (tmp_path / "whole").mkdir()
     (tmp_path / "halves").mkdir()
     with serving(tiny_model_path, scorer) as targets:
-        whole = make_config(tmp_path / "whole", tiny_model_path, tiny_reward_path, targets, steps=4, kl_target=2.0)
+        whole = make_config(tmp_path / "whole", tiny_model_path, tiny_reward_path, targets, steps=4, target=2.0)
         run(whole)
-        first = make_config(tmp_path / "halves", tiny_model_path, tiny_reward_path, targets, steps=2, kl_target=2.0)
+        first = make_config(tmp_path / "halves", tiny_model_path, tiny_reward_path, targets, steps=2, target=2.0)
         run(first)
         checkpoint = CheckpointFolder(first.run_dir, keep_last=2).newest()
         assert checkpoint is not None
         state = read_state(checkpoint)
         assert state is not None
         assert (state["step"], state["policy_version"], state["prompts"]["cursor"]) == (2, 3, 64)
-        second = make_config(tmp_path / "halves", tiny_model_path, tiny_reward_path, targets, steps=4, kl_target=2.0)
+        second = make_config(tmp_path / "halves", tiny_model_path, tiny_reward_path, targets, steps=4, target=2.0)
         output = run(second, resume=True)
-        assert "the configuration is not that of the checkpoint: ppo.steps 2 -> 4" in output
+        assert "the configuration is not that of the checkpoint: training.steps 2 -> 4" in output
         assert [row["step"] for row in steps(second)] == [1, 2, 3, 4]
         assert [row["kl_coef"] for row in steps(second)] == pytest.approx([row["kl_coef"] for row in steps(whole)])
         assert served_digest(targets.policy)[0] == 5

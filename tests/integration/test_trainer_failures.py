@@ -88,7 +88,8 @@ async def world(tmp_path: Path, tiny_model_path: Path, tiny_reward_path: Path) -
     ):
         settings: dict[str, Any] = {
             "run_dir": tmp_path / "run",
-            "models": {"policy_path": tiny_model_path, "critic_path": tiny_reward_path, "dtype": "float32"},
+            "models": {"policy_path": tiny_model_path, "dtype": "float32"},
+            "critic": {"path": tiny_reward_path},
             "prompts": {"path": prompts},
             "services": {
                 "policy_targets": [policy.target],
@@ -97,7 +98,7 @@ async def world(tmp_path: Path, tiny_model_path: Path, tiny_reward_path: Path) -
                 "wait_for_services_seconds": 30,
             },
             "sampling": {"max_new_tokens": 4},
-            "ppo": {"steps": 3, "prompts_per_step": 4},
+            "training": {"steps": 3, "prompts_per_step": 4},
             "checkpoint": {"every_steps": 1, "keep_last": 3},
             "server": {"host": "127.0.0.1", "port": free_port(), "metrics_port": 0, "log_level": "error"},
         }
@@ -152,7 +153,7 @@ async def test_a_scorer_that_dies_mid_batch_is_waited_for_and_no_reward_is_made_
 
 
 async def test_a_policy_that_restarted_gets_the_current_weights_before_it_samples(world: World) -> None:
-    world.settings["ppo"]["steps"] = 2
+    world.settings["training"]["steps"] = 2
     world.policy.hold_after_first = asyncio.Event()
     running = world.start()
     await world.policy.asked.wait()
@@ -169,7 +170,7 @@ async def test_a_policy_that_restarted_gets_the_current_weights_before_it_sample
 async def test_a_service_that_stays_away_ends_the_run_with_its_progress_saved(world: World) -> None:
     world.settings["services"]["wait_for_services_seconds"] = 0.5
     world.settings["checkpoint"]["every_steps"] = 0
-    world.settings["ppo"]["steps"] = 2
+    world.settings["training"]["steps"] = 2
 
     def score(completion_ids: list[int]) -> float:
         if world.reward.scored == 5:  # four belong to the first step
@@ -217,14 +218,14 @@ async def test_too_many_failed_scores_end_the_run_with_the_reason(world: World) 
 
 
 async def test_few_failed_scores_are_dropped_and_counted(world: World) -> None:
-    world.settings["ppo"] |= {"max_dropped_fraction": 0.25, "steps": 1}
+    world.settings["training"] |= {"max_dropped_fraction": 0.25, "steps": 1}
     world.reward.outcome = lambda completion_ids: "TOO_LONG" if world.reward.scored == 0 else 1.0
     assert await world.start() == 0
     assert [(row["rollouts"], row["dropped_rollouts"]) for row in world.rows()] == [(3, 1)]
 
 
 async def test_a_run_can_be_watched_paused_saved_resumed_and_stopped(world: World) -> None:
-    world.settings["ppo"]["steps"] = 10_000
+    world.settings["training"]["steps"] = 10_000
     world.settings["checkpoint"]["every_steps"] = 0
     running = world.start()
     async with connected(world) as trainer:
@@ -292,15 +293,15 @@ async def test_sigterm_ends_the_process_after_its_step_with_a_checkpoint(world: 
     arguments = {
         "run_dir": config.run_dir,
         "models.policy_path": config.models.policy_path,
-        "models.critic_path": config.models.critic_path,
+        "critic.path": config.critic.path,
         "models.dtype": "float32",
         "prompts.path": config.prompts.path,
         "services.policy_targets": world.policy.target,
         "services.reward_target": world.reward.target,
         "services.reference_target": world.reference.target,
         "sampling.max_new_tokens": 4,
-        "ppo.steps": 100_000,
-        "ppo.prompts_per_step": 4,
+        "training.steps": 100_000,
+        "training.prompts_per_step": 4,
         "checkpoint.every_steps": 0,
         "server.host": "127.0.0.1",
         "server.port": config.server.port,
@@ -328,7 +329,7 @@ async def test_sigterm_ends_the_process_after_its_step_with_a_checkpoint(world: 
 
 def test_wrong_flags_are_refused_before_torch_is_imported(tmp_path: Path) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "rlhf_services.trainer", "--run_dir", str(tmp_path)]
-    command += ["--models.policy_path", "nowhere", "--models.critic_path", "r", "--prompts.path", "p"]
+    command += ["--models.policy_path", "nowhere", "--critic.path", "r", "--prompts.path", "p"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "rlhf-trainer: models.policy_path is 'nowhere': no such directory" in done.stderr

@@ -21,17 +21,17 @@ from rlhf_services.models.attention import training_attention
 from rlhf_services.models.scalar_model import ScalarModel
 from rlhf_services.models.token_scores import completion_logprobs, completion_values
 from rlhf_services.trainer.learning.optimizer import MasterOptimizer, OptimizerStep, require_finite
-from rlhf_services.trainer.online_config import PpoConfig
+from rlhf_services.trainer.online_config import PpoRunConfig
 from rlhf_services.trainer.rollouts.batch import Batch, MicroBatch, micro_batches
 
 KlController = FixedKlController | AdaptiveKlController
 
 
-def make_kl_controller(config: PpoConfig) -> KlController:
+def make_kl_controller(config: PpoRunConfig) -> KlController:
     """Returns the controller of the KL penalty's weight: adaptive if a target is set."""
-    if config.kl_target is None:
-        return FixedKlController(config.kl_coef)
-    return AdaptiveKlController(config.kl_coef, target=config.kl_target, horizon=config.kl_horizon)
+    if config.kl.target is None:
+        return FixedKlController(config.kl.coef)
+    return AdaptiveKlController(config.kl.coef, target=config.kl.target, horizon=config.kl.horizon)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ class PpoUpdater:
         self,
         policy: PreTrainedModel,
         critic: ScalarModel,
-        config: PpoConfig,
+        config: PpoRunConfig,
         *,
         temperature: float,
         policy_optimizer: MasterOptimizer,
@@ -99,7 +99,7 @@ class PpoUpdater:
 
     def _update(self, batch: Batch, step: int) -> dict[str, float]:
         started = time.monotonic()
-        micros = micro_batches(batch, range(batch.size), self._config.micro_batch_tokens)
+        micros = micro_batches(batch, range(batch.size), self._config.training.micro_batch_tokens)
         # A single optimizer step starts from the very weights that old_logprobs and old_values are defined by, so one
         # forward pass can serve both, if its activations can be kept until the advantages are known.
         single_pass = self._is_single_pass(micros)
@@ -132,7 +132,7 @@ class PpoUpdater:
     def _is_single_pass(self, micros: Sequence[MicroBatch]) -> bool:
         padded_tokens = sum(micro.sequences.input_ids.numel() for micro in micros)
         config = self._config
-        return config.epochs == 1 and config.minibatches == 1 and padded_tokens <= config.single_pass_tokens
+        return config.training.epochs == 1 and config.training.minibatches == 1 and padded_tokens <= config.training.single_pass_tokens
 
     def _estimate(
         self,
@@ -151,20 +151,20 @@ class PpoUpdater:
         require_finite("the sum of the policy's log-probabilities", old_logprobs.sum())
         require_finite("the sum of the critic's values", old_values.sum())
         rewards = token_rewards(batch.rewards, old_logprobs, batch.ref_logprobs, mask, self.kl_controller.coef)
-        advantages, returns = gae(rewards, old_values, mask, config.gamma, config.gae_lambda)
+        advantages, returns = gae(rewards, old_values, mask, config.critic.gamma, config.critic.gae_lambda)
         return Estimates(
             old_logprobs=old_logprobs,
             entropies=entropies,
             old_values=old_values,
-            advantages=whiten(advantages, mask) if config.whiten_advantages else advantages,
+            advantages=whiten(advantages, mask) if config.critic.whiten_advantages else advantages,
             returns=returns,
         )
 
     def _minibatch_steps(self, batch: Batch, estimates: Estimates, step: int) -> tuple[_Totals, _Totals]:
         policy_totals, critic_totals = _Totals(), _Totals()
-        for epoch in range(self._config.epochs):
+        for epoch in range(self._config.training.epochs):
             for rows in self._split_rows(batch.size, step, epoch):
-                micros = micro_batches(batch, rows, self._config.micro_batch_tokens)
+                micros = micro_batches(batch, rows, self._config.training.micro_batch_tokens)
                 num_tokens = sum(int(micro.completion_mask.sum()) for micro in micros)
                 policy_passes = (
                     (micro, completion_logprobs(self.policy, micro.sequences, self._temperature)) for micro in micros
@@ -177,8 +177,8 @@ class PpoUpdater:
     def _split_rows(self, num_rows: int, step: int, epoch: int) -> list[list[int]]:
         """Returns the rows of each minibatch: a permutation that depends on seed, step and epoch alone."""
         rows = list(range(num_rows))
-        random.Random(f"minibatches {self._config.seed} {step} {epoch}").shuffle(rows)
-        parts = [rows[index :: self._config.minibatches] for index in range(self._config.minibatches)]
+        random.Random(f"minibatches {self._config.training.seed} {step} {epoch}").shuffle(rows)
+        parts = [rows[index :: self._config.training.minibatches] for index in range(self._config.training.minibatches)]
         return [part for part in parts if part]
 
     def _policy_step(
@@ -188,7 +188,7 @@ class PpoUpdater:
         for micro, logprobs in passes:
             mask, old_logprobs = micro.completion_mask, micro.take(estimates.old_logprobs)
             advantages = micro.take(estimates.advantages)
-            result = clipped_policy_loss(logprobs, old_logprobs, advantages, mask, clip_eps=self._config.clip_eps)
+            result = clipped_policy_loss(logprobs, old_logprobs, advantages, mask, clip_eps_low=self._config.loss.clip_eps_low)
             loss = aggregate(result.token_losses, mask, num_tokens_global=num_tokens)
             require_finite("the policy loss", loss.detach())
             loss.backward()  # type: ignore[no-untyped-call]
@@ -209,7 +209,7 @@ class PpoUpdater:
                 micro.take(estimates.old_values),
                 micro.take(estimates.returns),
                 mask,
-                value_clip_eps=self._config.value_clip_eps,
+                value_clip_eps=self._config.critic.value_clip_eps,
             )
             loss = aggregate(result.token_losses, mask, num_tokens_global=num_tokens)
             require_finite("the value loss", loss.detach())

@@ -49,8 +49,8 @@ def test_an_unknown_command_or_option_exits_2(capsys: Capture) -> None:
 
 
 def test_a_typo_in_a_field_exits_2_with_a_suggestion(capsys: Capture) -> None:
-    assert main(["train", "ppo", "--ppo.stesp", "3"]) == 2
-    assert "rlhf: unknown flag '--ppo.stesp'; did you mean '--ppo.steps'?" in capsys.readouterr().err
+    assert main(["train", "ppo", "--training.stesp", "3"]) == 2
+    assert "rlhf: unknown flag '--training.stesp'; did you mean '--training.steps'?" in capsys.readouterr().err
 
 
 def test_a_missing_field_and_a_stray_argument_exit_2(capsys: Capture) -> None:

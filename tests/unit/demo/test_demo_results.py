@@ -49,7 +49,9 @@ def make_evaluation(true_scores: list[float]) -> Evaluation:
             rewards={"true": score, "reward": 2 * score},
             kl=0.5,
             num_tokens=4,
+            is_stopped=True,
             distinct_2=1.0,
+            repeated_ngrams=None,
         )
         for index, score in enumerate(true_scores)
     ]
@@ -155,7 +157,7 @@ def test_the_configurations_that_are_written_read_back_equal(tmp_path: Path) -> 
     write_config(tmp_path / "reward_model.toml", reward_model)
     assert load_toml(PpoRunConfig, tmp_path / "ppo.toml") == ppo
     assert load_toml(RewardModelRunConfig, tmp_path / "reward_model.toml") == reward_model
-    assert ppo.ppo.steps == 21
+    assert ppo.training.steps == 21
 
 
 def test_toml_has_plain_values_before_sections() -> None:
