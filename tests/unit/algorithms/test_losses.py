@@ -49,7 +49,8 @@ def test_policy_clipping_by_hand():
         torch.zeros(1, 5),
         torch.tensor([[1.0, 1.0, -1.0, -1.0, NAN]]),
         torch.tensor([[True, True, True, True, False]]),
-        clip_eps=0.2,
+        clip_eps_low=0.2,
+        clip_eps_high=0.2,
     )
     torch.testing.assert_close(loss.token_losses, torch.tensor([[-1.2, -0.5, 2.0, 0.8, 0.0]]))
     assert loss.clipped.tolist() == [[True, False, False, True, False]]
@@ -158,8 +159,8 @@ def test_wrong_arguments_are_refused_by_name():
     x, mask = torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"advantages \[1, 3\]"):
         clipped_policy_loss(x, x, torch.zeros(1, 3), mask)
-    with pytest.raises(ValueError, match=r"clip_eps is 1\.0; it must be above 0 and below 1"):
-        clipped_policy_loss(x, x, x, mask, clip_eps=1.0)
+    with pytest.raises(ValueError, match=r"clip_eps_low is 1\.0; it must be above 0 and below 1"):
+        clipped_policy_loss(x, x, x, mask, clip_eps_low=1.0)
     with pytest.raises(ValueError, match="value_clip_eps is 0"):
         clipped_value_loss(x, x, x, mask, value_clip_eps=0)
     with pytest.raises(ValueError, match="completion_mask selects no token"):
