@@ -1,7 +1,7 @@
 """Sections of configuration that several kinds of training share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -84,4 +84,23 @@ class CheckpointConfig(Section):
     every_steps: int = Field(default=10, ge=0)
     """Steps between two checkpoints; 0 writes one only when it is asked for and when the run is stopped."""
     keep_last: int = Field(default=2, ge=1)
-    """Older checkpoints are deleted."""
+    """Newest checkpoints that are kept; older ones are deleted unless a field below keeps them."""
+    keep_every: int = Field(default=0, ge=0)
+    """Checkpoints of steps that this divides are kept for good; 0 keeps none so."""
+    keep_best: str = ""
+    """Metric whose best checkpoint is kept besides, such as "reward_mean"; empty keeps none so."""
+    keep_best_order: Literal["max", "min"] = "max"
+    """Whether the best is where keep_best is largest or smallest."""
+
+
+class LoraConfig(Section):
+    """Low-rank adapters instead of all weights (arXiv:2106.09685): W + alpha / rank * B A, with W frozen."""
+
+    rank: int = Field(default=16, ge=1)
+    """Columns of B and rows of A."""
+    alpha: float = Field(default=32.0, gt=0)
+    """Scale of the adapters, before it is divided by rank."""
+    dropout: float = Field(default=0.0, ge=0, le=0)
+    """Must be 0: what is trained must be what is pushed and scored."""
+    target_modules: tuple[str, ...] = ()
+    """Names of the linear layers that get adapters, such as "q_proj"; empty takes all but the output projection."""
