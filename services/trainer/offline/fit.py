@@ -1,0 +1,259 @@
+"""The one loop of all offline trainings: START HERE. A training brings a Task; everything else is the same for all.
+
+order            which examples a step sees: a pure function of seed and step, so a resumed run needs no cursor
+train_step.py    micro-batches by token budget, divided among the ranks, one global normaliser, one optimizer step
+validation       the same sums over the held-out examples, without gradient
+checkpoints      whole or not there; going on from one gives the same bits as never having stopped
+"""
+
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from blake3 import blake3
+from rich.console import Console
+from torch import Tensor, nn
+
+from rlhf_services.common.errors import ConfigError
+from rlhf_services.trainer.checkpoint import CheckpointFolder, read_state
+from rlhf_services.trainer.config import CheckpointConfig
+from rlhf_services.trainer.errors import NonFiniteError, RunError
+from rlhf_services.trainer.learning.optimizer import OptimizerStep
+from rlhf_services.trainer.learning.ranks import Ranks
+from rlhf_services.trainer.metrics import MetricsFile
+from rlhf_services.trainer.offline.fit_config import FitConfig
+from rlhf_services.trainer.offline.fit_progress import FitProgress
+from rlhf_services.trainer.offline.stopping import StopSignal
+from rlhf_services.trainer.offline.train_step import measure, sum_over_ranks, train_step
+from rlhf_services.trainer.run_dir import require_wanted
+
+Example = TypeVar("Example")
+ExampleIn = TypeVar("ExampleIn", contravariant=True)
+
+
+class Task(Protocol[ExampleIn]):
+    """What one kind of training knows: its examples' cost, its loss, and its metrics."""
+
+    def num_tokens(self, example: ExampleIn) -> int:
+        """Returns the tokens of a forward pass over the example."""
+
+    def normalizer(self, batch: Sequence[ExampleIn]) -> float:
+        """Returns what the loss of a whole optimizer batch is divided by: its trained tokens (SFT), or its pairs."""
+
+    def prepare(self, batch: Sequence[ExampleIn]) -> None:
+        """Computes what the loss needs of the whole optimizer batch, before its micro-batches."""
+
+    def loss(self, micro: Sequence[ExampleIn], normalizer: float) -> tuple[Tensor, Mapping[str, float]]:
+        """Returns a micro-batch's share of the loss, with gradient, and the sums that describe() needs.
+
+        The shares of all micro-batches add up to the batch's loss; the sums have the same names in every call.
+        """
+
+    def describe(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Returns the metrics of a batch from the sums over it. The loss is added by the caller."""
+
+
+class Trained(Protocol):
+    """A module with its optimizer."""
+
+    module: nn.Module
+
+    def step(self) -> OptimizerStep:
+        """Takes one step with the gradient gathered so far, and forgets the gradient."""
+
+    def save_state(self, directory: Path) -> None:
+        """Writes weights and optimizer into a directory that is there."""
+
+    def load_state(self, directory: Path) -> None:
+        """Takes over what save_state wrote."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitRun:
+    """Where a training runs, and how."""
+
+    title: str
+    """For the terminal and for errors: "SFT"."""
+    run_dir: Path
+    """Gets metrics.jsonl and checkpoints/; the caller holds run_dir.locked."""
+    training: FitConfig
+    checkpoint: CheckpointConfig
+    console: Console
+    resume: bool = False
+    """Go on from the newest whole checkpoint; from the start if there is none."""
+    ranks: Ranks = field(default_factory=Ranks)
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """How a training ended."""
+
+    step: int
+    """Steps completed."""
+    finished: bool
+    """False if a signal stopped it; a checkpoint was then written."""
+    metrics: dict[str, float]
+    """Of the last step that this process took; empty if it took none."""
+
+
+def steps_per_epoch(num_examples: int, config: FitConfig) -> int:
+    """Returns the optimizer steps of one pass over the examples."""
+    return -(-num_examples // config.examples_per_step)
+
+
+def num_steps(num_examples: int, config: FitConfig) -> int:
+    """Returns the optimizer steps of a whole training: what the learning-rate schedule covers."""
+    return config.epochs * steps_per_epoch(num_examples, config)
+
+
+def batch_indices(step: int, num_examples: int, config: FitConfig) -> list[int]:
+    """Returns which examples step `step` (from 0) is taken on; an epoch's order depends on seed and epoch alone."""
+    epoch, position = divmod(step, steps_per_epoch(num_examples, config))
+    order = list(range(num_examples))
+    random.Random(f"order {config.seed} {epoch}").shuffle(order)
+    return order[position * config.examples_per_step :][: config.examples_per_step]
+
+
+def fit(
+    task: Task[Example], trained: Trained, train: Sequence[Example], heldout: Sequence[Example], run: FitRun
+) -> FitResult:
+    """Trains to the end, or until SIGTERM or SIGINT, which ends it after the step in progress and a checkpoint.
+
+    Every rank calls it with the same examples. Metrics of held-out examples are those of training with "heldout_"
+    before their names.
+
+    Args:
+        task: may hold the module; it is trained.module.
+        trained: its schedule covers num_steps(len(train), run.training).
+        train: at least one example. heldout: measured, never trained on; may be empty.
+    Raises: ConfigError if the directory holds a run that is not this one; RunError, naming the step, for a loss or
+        gradient that is not finite, or a disk that is full. Checkpoints stay.
+    """
+    return _Fit(task, trained, train, heldout, run).run_to_end()
+
+
+class _Fit(Generic[Example]):
+    def __init__(
+        self,
+        task: Task[Example],
+        trained: Trained,
+        train: Sequence[Example],
+        heldout: Sequence[Example],
+        run: FitRun,
+    ) -> None:
+        self._task, self._trained, self._train, self._heldout, self._run = task, trained, train, heldout, run
+        self._total = num_steps(len(train), run.training)
+        self._checkpoints = CheckpointFolder(run.run_dir, keep_last=run.checkpoint.keep_last)
+        self._identity = {
+            "examples_digest": examples_digest(train),
+            "seed": run.training.seed,
+            "examples_per_step": run.training.examples_per_step,
+        }
+        self._step = self._restore()
+        self._metrics_file = MetricsFile(run.run_dir / "metrics.jsonl")
+        if run.ranks.is_main:
+            self._metrics_file.truncate_after(self._step)
+
+    def run_to_end(self) -> FitResult:
+        run, metrics = self._run, dict[str, float]()
+        with (
+            StopSignal() as stop,
+            FitProgress(run.console, title=run.title, total=self._total, done=self._step) as progress,
+        ):
+            if self._step > 0:
+                progress.say(f"resuming after step {self._step}")
+            while self._step < self._total:
+                metrics = self._one_step()
+                progress.show(self._step, metrics)
+                # A signal reaches the ranks at different moments: they stop together, after the same step.
+                stopping = sum_over_ranks({"stop": float(stop.requested)}, run.ranks)["stop"] > 0
+                if stopping or self._checkpoint_due():
+                    self._save(metrics)
+                if stopping and self._step < self._total:
+                    progress.say(f"stopped after step {self._step}; --resume goes on")
+                    return FitResult(self._step, False, metrics)
+        return FitResult(self._step, True, metrics)
+
+    def _one_step(self) -> dict[str, float]:
+        started, training = time.monotonic(), self._run.training
+        batch = [self._train[index] for index in batch_indices(self._step, len(self._train), training)]
+        try:
+            metrics = train_step(
+                self._task,
+                self._trained,
+                batch,
+                micro_batch_tokens=training.micro_batch_tokens,
+                ranks=self._run.ranks,
+            )
+        except NonFiniteError as error:
+            raise RunError(f"{self._run.title} stopped at step {self._step + 1}: {error}") from error
+        seconds = time.monotonic() - started
+        metrics |= {"seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
+        self._step += 1
+        metrics["epoch"] = self._step / steps_per_epoch(len(self._train), training)
+        if self._validation_due():
+            metrics |= self._validate()
+        self._record(metrics)
+        return metrics
+
+    def _validate(self) -> dict[str, float]:
+        training = self._run.training
+        measured = measure(
+            self._task, self._heldout, micro_batch_tokens=training.micro_batch_tokens, ranks=self._run.ranks
+        )
+        return {f"heldout_{name}": value for name, value in measured.items()}
+
+    def _record(self, metrics: Mapping[str, float]) -> None:
+        if not self._run.ranks.is_main:
+            return
+        try:
+            self._metrics_file.append(self._step, metrics)
+        except OSError as error:
+            raise RunError(
+                f"{self._run.title} stopped after step {self._step}: could not write {self._metrics_file.path}: "
+                f"{error}; free some space, then continue with --resume"
+            ) from error
+
+    def _validation_due(self) -> bool:
+        every = self._run.training.validate_every_steps
+        return bool(self._heldout) and (self._step == self._total or (every > 0 and self._step % every == 0))
+
+    def _checkpoint_due(self) -> bool:
+        every = self._run.checkpoint.every_steps
+        return every > 0 and (self._step % every == 0 or self._step == self._total)
+
+    def _save(self, metrics: Mapping[str, float]) -> None:
+        self._checkpoints.save(self._step, dict(self._identity), self._trained.save_state)
+
+    def _restore(self) -> int:
+        """Takes over the newest checkpoint, if one is there and wanted; returns the steps completed."""
+        newest = self._checkpoints.newest()
+        require_wanted(self._run.run_dir, newest, resume=self._run.resume)
+        state = None if newest is None else read_state(newest)
+        if newest is None or state is None:
+            return 0
+        require_same_run(newest, state, self._identity)
+        self._trained.load_state(newest)
+        return int(state["step"])
+
+
+def require_same_run(checkpoint: Path, state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Raises ConfigError, naming what differs, if a checkpoint's order of examples is not that of this run."""
+    for key, value in identity.items():
+        if state.get(key) != value:
+            raise ConfigError(
+                f"{checkpoint} was written with {key.replace('_', ' ')} {state.get(key)}, this run has {value}: the "
+                "order of examples would differ; resume with the data and settings that the run began with, or choose "
+                "another run_dir"
+            )
+
+
+def examples_digest(examples: Sequence[object]) -> str:
+    """Returns the hex BLAKE3 of the examples, in their order; they must have a repr that tells them apart."""
+    digest = blake3()
+    for example in examples:
+        digest.update(repr(example).encode())
+    return digest.hexdigest()

@@ -1,0 +1,35 @@
+"""A run's directory: one trainer at a time in it, and the checkpoint that a new start finds there."""
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+
+from rlhf_services.common.errors import ConfigError
+
+
+@contextlib.contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Keeps a second trainer out of the run's directory. Raises: ConfigError if there is one, or no directory."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = (run_dir / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"run_dir is '{run_dir}': {error.strerror}; choose a directory that can be written") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"run_dir is '{run_dir}': another trainer is running in it; stop that one first"
+            ) from None
+        yield
+
+
+def require_wanted(run_dir: Path, found: Path | None, *, resume: bool) -> None:
+    """Raises ConfigError if the directory holds a run already, up to what was `found`, and no --resume was given."""
+    if found is not None and not resume:
+        raise ConfigError(
+            f"run_dir is '{run_dir}': it holds a run already, up to {found.name}; go on with --resume, or choose "
+            "another directory"
+        )
