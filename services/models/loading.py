@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_services.common.errors import ConfigError
+from rlhf_services.models.packing import pack_if_possible
 
 DtypeName = Literal["bfloat16", "float32"]
 """Element types that models are loaded in."""
@@ -106,7 +107,9 @@ def load_pretrained(
             f"a {type(model).__name__} is needed, trained and saved whole"
         )
     _let_every_embedding_learn(model)
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    pack_if_possible(model)
+    return model
 
 
 def _switch_dropout_off(config: Any) -> None:

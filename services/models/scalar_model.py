@@ -6,11 +6,12 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.models.loading import DtypeName, load_pretrained
+from rlhf_services.models.packing import hidden_at, linear_in_float32
+from rlhf_services.models.sequences import PaddedSequences
 
 
 class ScalarModel(nn.Module):
@@ -29,20 +30,15 @@ class ScalarModel(nn.Module):
         self.head = head
         self.set_normalization(mean, std)
 
-    def forward(self, input_ids: Tensor, at: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Returns (score - mean) / std in float32, carrying gradient where it is enabled.
+    def forward(self, sequences: PaddedSequences, rows: Tensor, positions: Tensor) -> Tensor:
+        """Returns (score - mean) / std in float32, [N], carrying gradient where it is enabled.
 
         Args:
-            input_ids: [B, L] int64, padded on the right.
-            at: (rows [N], positions [N]) to read, None for all. The head sees nothing else: what stands at padding
-                can reach neither the result nor the head's gradient.
-        Returns: [N], or [B, L] without `at`.
+            sequences: a batch on the model's device.
+            rows, positions: [N] int64, the tokens to read the score at. The head sees nothing else: what stands at
+                padding can reach neither the result nor the head's gradient.
         """
-        hidden = self.backbone(input_ids=input_ids, use_cache=False).last_hidden_state
-        if at is not None:
-            hidden = hidden[at]
-        # The head is small and its result is a sum over the hidden size: float32 costs nothing and keeps the digits.
-        scores = functional.linear(hidden.float(), self.head.weight.float()).squeeze(-1)
+        scores = linear_in_float32(self.head, hidden_at(self.backbone, sequences, rows, positions))
         return (scores - self.mean) / self.std
 
     def set_normalization(self, mean: float, std: float) -> None:

@@ -1,5 +1,6 @@
 """Sequences of token ids as rectangular tensors: the only padding in the house, and how to keep it small."""
 
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from torch import Tensor
 class PaddedSequences:
     """A batch of B prompts with their completions, each row one sequence padded on the right to L tokens.
 
-    Right padding needs no attention mask: under causal attention a real token never looks at what follows it.
+    It is the form in which batches are handed around; the models themselves see the real tokens alone (packing.py).
     """
 
     input_ids: Tensor
@@ -20,6 +21,11 @@ class PaddedSequences:
     """[B] int64, each at least 1."""
     completion_lengths: Tensor
     """[B] int64, each at least 1."""
+
+    @property
+    def lengths(self) -> Tensor:
+        """[B] int64: prompt and completion together."""
+        return self.prompt_lengths + self.completion_lengths
 
     @property
     def completion_mask(self) -> Tensor:
@@ -63,22 +69,31 @@ def pad_sequences(
     )
 
 
-def split_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Returns the indices of `lengths` in groups whose padded size, count times longest, is at most `max_tokens`.
+def scatter_to_mask(values: Tensor, mask: Tensor) -> Tensor:
+    """Returns values [N] at the N True positions of mask [B, T], row by row, and 0.0 elsewhere: [B, T]."""
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
 
-    Groups hold sequences of like length, so little is padding, and the longest come first, so that memory that does not
-    suffice is found out at once. A sequence longer than `max_tokens` forms a group of its own.
+
+def split_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Returns the indices of `lengths` in groups of at most `max_tokens` tokens: the most of one forward pass.
+
+    The fullest groups that still have room are filled first, longest sequences first (best-fit decreasing), so there
+    are few groups; the first holds the longest sequence, so that memory that does not suffice is found out at once. A
+    sequence longer than `max_tokens` forms a group of its own. Equal arguments give equal groups.
 
     Raises: ValueError if max_tokens is below 1.
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}; it must be at least 1")
-    longest_first = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     groups: list[list[int]] = []
-    start = 0
-    while start < len(longest_first):
-        longest = max(1, lengths[longest_first[start]])
-        stop = start + max(1, max_tokens // longest)
-        groups.append(longest_first[start:stop])
-        start = stop
+    rooms: list[tuple[int, int]] = []  # (tokens that a group still takes, its number), ascending
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        place = bisect_left(rooms, (lengths[index], -1))
+        if place < len(rooms):
+            room, number = rooms.pop(place)
+            groups[number].append(index)
+        else:
+            room, number = max_tokens, len(groups)
+            groups.append([index])
+        insort(rooms, (room - lengths[index], number))
     return groups

@@ -17,7 +17,6 @@ from rlhf_services.algorithms.advantages import gae, whiten
 from rlhf_services.algorithms.kl import AdaptiveKlController, FixedKlController, kl_estimate, token_rewards
 from rlhf_services.algorithms.losses import aggregate, clipped_policy_loss, clipped_value_loss
 from rlhf_services.algorithms.masking import masked_mean
-from rlhf_services.models.attention import training_attention
 from rlhf_services.models.scalar_model import ScalarModel
 from rlhf_services.models.token_scores import completion_logprobs, completion_values
 from rlhf_services.trainer.learning.optimizer import MasterOptimizer, OptimizerStep, require_finite
@@ -94,8 +93,7 @@ class PpoUpdater:
             step: the step's number; with the seed it decides the split into minibatches.
         Raises: NonFiniteError if a loss or gradient is; the optimizer step that it would have spoilt is not taken.
         """
-        with training_attention(batch.rewards.device, max(batch.lengths)):
-            return self._update(batch, step)
+        return self._update(batch, step)
 
     def _update(self, batch: Batch, step: int) -> dict[str, float]:
         started = time.monotonic()
