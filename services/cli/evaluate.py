@@ -1,14 +1,17 @@
-"""`rlhf eval`: how good the served policy is, by held-out prompts and one or more reward services."""
+"""`rlhf eval` and `rlhf frontier`: how good policies are, and what they pay for it in KL."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from rlhf_services.cli.eval_targets import PolicySource, named_policies, named_rewards
 from rlhf_services.cli.inputs import load_text_tokenizer
-from rlhf_services.cli.output import UsageError, print_json, print_table, stderr
+from rlhf_services.cli.local import ServedFolders, served_folders
+from rlhf_services.cli.output import UsageError, print_json, print_table, stderr, stdout
 from rlhf_services.cli.targets import (
     JsonOption,
     ServicesOption,
@@ -16,137 +19,206 @@ from rlhf_services.cli.targets import (
     resolve_target,
     run_against,
 )
-from rlhf_services.clients.policy import PolicyClient
-from rlhf_services.local.services_file import read_services
+from rlhf_services.clients.policy import PolicyClient, PolicyModel
+from rlhf_services.local.arguments import Dtype, policy_arguments, reference_arguments, reward_arguments
 
 if TYPE_CHECKING:
-    from rlhf_services.trainer.evaluation.evaluate import Evaluation, MeanWithInterval
+    from rlhf_services.trainer.evaluation.evaluate import Evaluation
+    from rlhf_services.trainer.evaluation.served import EvaluationSettings, Judges
+
+Names = Annotated[list[str] | None, typer.Option(metavar="[NAME=]HOST:PORT", help="A policy service; may be repeated.")]
 
 
 def evaluate(
     prompts: Annotated[Path, typer.Option(metavar="FILE", help='JSONL with "prompt" or "messages" on each line.')],
-    policy: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="The policy service.")] = None,
+    policy: Names = None,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=DIR", help="A policy's checkpoint, served here while it is evaluated; repeatable."),
+    ] = None,
     against: Annotated[
         str | None,
         typer.Option(metavar="HOST:PORT", help="A second policy service: the table has both (--policy is 'before')."),
     ] = None,
     reward: Annotated[
         list[str] | None,
-        typer.Option(metavar="[NAME=]HOST:PORT", help="A reward service; several may be given, each with a name."),
+        typer.Option(
+            metavar="[NAME=]HOST:PORT|DIR",
+            help="A reward service or judge, or a reward model to serve here; several may be given, each with a name.",
+        ),
     ] = None,
-    reference: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="The reference service.")] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT|DIR", help="The reference service, or a checkpoint to serve here as one."),
+    ] = None,
     services: ServicesOption = None,
     samples: Annotated[int, typer.Option("--samples", "-n", min=1, max=256, help="Completions of each prompt.")] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a completion.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, max=10.0, help="Divides the logits; 0 is greedy.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds draw equal completions from equal weights.")] = 0,
     tokenizer: TokenizerOption = None,
+    engine: Annotated[Literal["vllm", "transformers"], typer.Option(help="What samples a --checkpoint.")] = "vllm",
+    dtype: Annotated[
+        Literal["bfloat16", "float32"], typer.Option(help="Element type of what is served here.")
+    ] = "bfloat16",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write rows.jsonl, summary.json and table.txt there.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Sample completions of prompts, score them, and show means with 95 % intervals."""
+    """Sample completions of prompts from one or more policies, score them, and show means with 95 % intervals.
+
+    Of several policies, the others' win rates against the first are shown, by each reward service.
+    """
     if temperature == 0 and samples > 1:
         raise UsageError("--temperature 0 is greedy: its samples are all equal; use --samples 1")
-    policies = {"policy" if against is None else "before": resolve_target("policy", policy, services)}
-    if against is not None:
-        policies["after"] = against
-    rewards = _rewards(reward, services)
+    policies = named_policies(policy, checkpoint, against, services)
+    rewards = named_rewards(reward, services)
     reference_target = resolve_target("reference", reference, services)
-    evaluations = {}
-    for name, target in policies.items():
-        with stderr.status(f"evaluating {name} at {target}"):
-            evaluations[name] = run_against(
-                target,
-                _evaluate(
-                    target,
-                    rewards,
-                    reference_target,
-                    prompts,
-                    tokenizer,
-                    samples=samples,
-                    max_new_tokens=max_new_tokens,
-                    temperature=temperature,
-                    seed=seed,
-                ),
-            )
-    _print(evaluations, as_json)
 
+    def settings() -> "EvaluationSettings":
+        from rlhf_services.trainer.evaluation.served import EvaluationSettings
 
-def _rewards(flags: list[str] | None, services_file: Path | None) -> dict[str, str]:
-    """Returns the targets of the reward services by name: those of the flags, else of the file, else the default one.
-
-    Raises: UsageError for two of one name.
-    """
-    if not flags and services_file is not None:
-        found = {entry.name: entry.target for entry in read_services(services_file) if entry.kind == "reward"}
-        if found:
-            return found
-    rewards: dict[str, str] = {}
-    for flag in flags or [resolve_target("reward", None, services_file)]:
-        name, _, target = flag.rpartition("=")
-        name = name or "reward"
-        if name in rewards:
-            raise UsageError(f"--reward names '{name}' twice; give each a name of its own: --reward NAME={target}")
-        rewards[name] = target
-    return rewards
-
-
-async def _evaluate(
-    policy_target: str,
-    rewards: Mapping[str, str],
-    reference_target: str,
-    prompts_file: Path,
-    tokenizer_path: Path | None,
-    *,
-    samples: int,
-    max_new_tokens: int,
-    temperature: float,
-    seed: int,
-) -> "Evaluation":
-    async with PolicyClient(policy_target) as policy:
-        model = await policy.get_model()
-    # Imported here: torch takes seconds to load, and a service that is not there should be told of before.
-    from rlhf_services.models.loading import tokenizer_digest
-    from rlhf_services.trainer.config import ServicesConfig
-    from rlhf_services.trainer.data.prompts import load_prompts
-    from rlhf_services.trainer.evaluation.evaluate import evaluate as evaluate_policy
-    from rlhf_services.trainer.rollouts.peers import Peers
-
-    tokenizer = load_text_tokenizer(tokenizer_path, model.model_name)
-    items = load_prompts(prompts_file, tokenizer, max_prompt_tokens=model.max_sequence_tokens - max_new_tokens).items
-    config = ServicesConfig(
-        policy_targets=[policy_target], reference_target=reference_target, wait_for_services_seconds=0.0
-    )
-    peers = Peers(
-        config, tokenizer_digest=tokenizer_digest(tokenizer), report=lambda message: None, reward_targets=rewards
-    )
-    async with peers:
-        return await evaluate_policy(
-            items,
-            peers,
-            lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)),
-            samples_per_prompt=samples,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed,
+        return EvaluationSettings(
+            samples_per_prompt=samples, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
         )
 
+    evaluations: dict[str, Evaluation] = {}
+    with served_folders() as folders:
+        judges = _Judged(folders, rewards, reference_target, dtype)
+        subject = _Subject(prompts, tokenizer, max_new_tokens)
+        for name, source in policies.items():
+            with _policy_target(folders, name, source, engine, dtype) as target:
+                model = subject.look_at(target)
+                with stderr.status(f"evaluating {name} at {target}"):
+                    evaluations[name] = run_against(target, subject.evaluate(target, model, judges.get(), settings()))
+    _print(evaluations, as_json)
+    if out is not None:
+        from rlhf_services.trainer.evaluation.report import write_evaluations
 
-def _print(evaluations: Mapping[str, "Evaluation"], as_json: bool) -> None:
+        write_evaluations(out, evaluations, {"prompts": str(prompts), **asdict(settings())})
+        stderr.print(f"written to {out}", soft_wrap=True, markup=False)
+
+
+def frontier(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="summary.json files of `rlhf eval --out`.")],
+    score: Annotated[str, typer.Option(metavar="NAME", help="The reward service that gives the height.")] = "true",
+    training_reward: Annotated[
+        str, typer.Option(metavar="NAME", help="The reward service that was trained against, for the table.")
+    ] = "reward",
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it as PNG, too.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what policies earn against their KL to the reference: the reward-KL frontier.
+
+    The names of the policies say what they are: FAMILY[:COEFFICIENT][@STEP], such as start, dpo:0.1 or ppo:0.03@14.
+    """
+    from rlhf_services.trainer.evaluation.frontier import HEADINGS, plot_frontier, read_points, table_rows
+
+    points = read_points(files, score=score, training_reward=training_reward)
+    if as_json:
+        for point in points:
+            print_json(asdict(point))
+    else:
+        print_table(HEADINGS, table_rows(points))
+    if plot is not None:
+        plot_frontier(points, plot, score=score)
+        stderr.print(f"drawn in {plot}", soft_wrap=True, markup=False)
+
+
+class _Judged:
+    """The reference and the reward services; those given as folders are started when they are first needed."""
+
+    def __init__(self, folders: ServedFolders, rewards: Mapping[str, str], reference: str, dtype: Dtype) -> None:
+        self._folders = folders
+        self._given = (rewards, reference)
+        self._dtype = dtype
+        self._judges: Judges | None = None
+
+    def get(self) -> "Judges":
+        """Returns where they are."""
+        if self._judges is None:
+            from rlhf_services.trainer.evaluation.served import Judges
+
+            rewards, reference = self._given
+            self._judges = Judges(
+                reference_target=self._reference(reference),
+                rewards={name: self._reward(name, target) for name, target in rewards.items()},
+            )
+        return self._judges
+
+    def _reference(self, target: str) -> str:
+        if not Path(target).is_dir():
+            return target
+        return self._folders.start("reference", "reference", reference_arguments(Path(target), dtype=self._dtype))
+
+    def _reward(self, name: str, target: str) -> str:
+        if not Path(target).is_dir():
+            return target
+        return self._folders.start(f"reward-{name}", "reward", reward_arguments(Path(target), dtype=self._dtype))
+
+
+class _Subject:
+    """The prompts, read once with the first policy's tokenizer, so that all policies get the same ones."""
+
+    def __init__(self, prompts_file: Path, tokenizer_path: Path | None, max_new_tokens: int) -> None:
+        self._prompts_file = prompts_file
+        self._tokenizer_path = tokenizer_path
+        self._max_new_tokens = max_new_tokens
+        self._read = False
+
+    def look_at(self, target: str) -> PolicyModel:
+        """Returns what a policy service serves: one that is not there is told of before torch takes its seconds."""
+
+        async def ask() -> PolicyModel:
+            async with PolicyClient(target) as policy:
+                return await policy.get_model()
+
+        return run_against(target, ask())
+
+    async def evaluate(
+        self, target: str, model: PolicyModel, judges: "Judges", settings: "EvaluationSettings"
+    ) -> "Evaluation":
+        """Returns how a policy does."""
+        from rlhf_services.trainer.data.prompts import load_prompts
+        from rlhf_services.trainer.evaluation.served import evaluate_served
+
+        if not self._read:
+            self._tokenizer = load_text_tokenizer(self._tokenizer_path, model.model_name)
+            limit = model.max_sequence_tokens - self._max_new_tokens
+            prompts = load_prompts(self._prompts_file, self._tokenizer, max_prompt_tokens=limit)
+            self._items = prompts.items
+            self._read = True
+            if prompts.num_too_long:
+                stderr.print(f"{prompts.num_too_long} prompts of more than {limit} tokens are left out")
+        return await evaluate_served([target], judges, self._items, self._tokenizer, settings)
+
+
+@contextmanager
+def _policy_target(
+    folders: ServedFolders, name: str, source: PolicySource, engine: Literal["vllm", "transformers"], dtype: Dtype
+) -> Iterator[str]:
+    """Gives where a policy is served; a checkpoint is served inside the block alone."""
+    if isinstance(source, str):
+        yield source
+        return
+    arguments = policy_arguments(source, engine=engine, dtype=dtype)
+    with folders.serving(f"policy-{name}", "policy", arguments) as target:
+        yield target
+
+
+def _print(evaluations: "Mapping[str, Evaluation]", as_json: bool) -> None:
+    from rlhf_services.trainer.evaluation.report import dropped_lines, tables
+    from rlhf_services.trainer.evaluation.win_rate import win_rates
+
+    rates = win_rates(evaluations)
     if as_json:
         for name, evaluation in evaluations.items():
             summary = {key: asdict(value) for key, value in evaluation.summary.items()}
-            print_json({"name": name, "summary": summary, "dropped": evaluation.dropped})
+            wins = {key: asdict(value) for key, value in rates.get(name, {}).items()}
+            print_json({"name": name, "summary": summary, "win_rates": wins, "dropped": evaluation.dropped})
         return
-    keys = list(next(iter(evaluations.values())).summary)
-    rows = [[key, *(_with_interval(each.summary.get(key)) for each in evaluations.values())] for key in keys]
-    print_table(["mean ± 95 % interval", *evaluations], rows)
-    for name, evaluation in evaluations.items():
-        if evaluation.dropped:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in evaluation.dropped.items())
-            stderr.print(f"{name}: completions left out: {reasons}", markup=False)
-
-
-def _with_interval(value: "MeanWithInterval | None") -> str:
-    if value is None:
-        return ""
-    return f"{value.mean:.3f}" if value.half_width is None else f"{value.mean:.3f} ± {value.half_width:.3f}"
+    for table in tables(evaluations, rates):
+        stdout.print(table)
+    for line in dropped_lines(evaluations):
+        stderr.print(line, markup=False)

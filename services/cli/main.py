@@ -7,7 +7,7 @@ import typer
 
 from rlhf_services.cli import train
 from rlhf_services.cli.demo import demo
-from rlhf_services.cli.evaluate import evaluate
+from rlhf_services.cli.evaluate import evaluate, frontier
 from rlhf_services.cli.generate import generate
 from rlhf_services.cli.logprobs import logprobs
 from rlhf_services.cli.output import CommandError, UsageError, print_error
@@ -37,6 +37,7 @@ app.command()(score)
 app.command()(logprobs)
 app.command()(status)
 app.command("eval")(evaluate)
+app.command()(frontier)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

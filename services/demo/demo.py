@@ -28,7 +28,7 @@ from rlhf_services.demo.run_configs import (
     write_config,
 )
 from rlhf_services.demo.small_model import fetch_small_model
-from rlhf_services.local.local_services import LocalServices
+from rlhf_services.local.local_services import ENVIRONMENT, LocalServices
 from rlhf_services.local.processes import interrupt_on_signals
 from rlhf_services.local.services_file import ServiceEntry
 from rlhf_services.local.supervisor import Supervisor
@@ -42,12 +42,6 @@ from rlhf_services.trainer.rollouts.peers import TRAINING_REWARD, Peers
 NUM_PHASES = 9
 CHECKED_PROMPTS = 8
 START_TIMEOUT_SECONDS = 600.0
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",  # all models are local, and a look-up that cannot succeed costs seconds
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-"""For every process."""
 
 
 def run_demo(options: DemoOptions, console: Console) -> DemoResults:
@@ -62,7 +56,7 @@ def run_demo(options: DemoOptions, console: Console) -> DemoResults:
     options.run_dir.mkdir(parents=True, exist_ok=True)
     phases = Phases(console, NUM_PHASES)
     with interrupt_on_signals(), Supervisor(options.run_dir / "logs", phases.say) as supervisor:
-        services = LocalServices(supervisor, options.services_file, environment=ENVIRONMENT)
+        services = LocalServices(supervisor, options.services_file)
         return _Demo(options, phases, supervisor, services).run(console)
 
 

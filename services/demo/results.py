@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rlhf_services.trainer.evaluation.evaluate import Evaluation, EvaluationRow, MeanWithInterval
+from rlhf_services.trainer.evaluation.evaluate import Evaluation, EvaluationRow
+from rlhf_services.trainer.evaluation.intervals import MeanWithInterval
 from rlhf_services.trainer.offline.reward_model_report import RewardModelReport
 from rlhf_services.trainer.rollouts.peers import TRAINING_REWARD
 
@@ -88,8 +89,8 @@ class DemoResults:
                     heading=heading,
                     before=before,
                     after=after,
-                    before_text=_with_interval(before, form),
-                    after_text=_with_interval(after, form),
+                    before_text=before.format(form),
+                    after_text=after.format(form),
                     change_text=_signed(after.mean - before.mean, form),
                 )
             )
@@ -155,11 +156,6 @@ def _first_rows(rows: Sequence[EvaluationRow]) -> dict[int, EvaluationRow]:
     for row in rows:
         first.setdefault(row.prompt_index, row)
     return first
-
-
-def _with_interval(value: MeanWithInterval, form: str) -> str:
-    text = form.format(value.mean)
-    return text if value.half_width is None else f"{text} ± {form.format(value.half_width).lstrip('+')}"
 
 
 def _signed(value: float, form: str) -> str:

@@ -1,20 +1,31 @@
-"""The demo's services as local processes, and the file that tells other commands where they are."""
+"""Services as local processes, and the file that tells other commands where they are."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from rlhf_services.local.services_file import Kind, ServiceEntry, write_services
 from rlhf_services.local.supervisor import ServiceSpec, Supervisor, free_ports
 
 DRAIN_SECONDS = 2.0
 """At the end nothing is in flight that anybody waits for."""
+ENVIRONMENT = MappingProxyType(
+    {
+        "HF_HUB_OFFLINE": "1",  # all models are local, and a look-up that cannot succeed costs seconds
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+)
+"""For every process."""
 
 
 class LocalServices:
     """Starts services on free local ports under a supervisor, and keeps RUN/services.toml in step."""
 
-    def __init__(self, supervisor: Supervisor, services_file: Path, *, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, supervisor: Supervisor, services_file: Path, *, environment: Mapping[str, str] = ENVIRONMENT
+    ) -> None:
         """Args: who runs the processes; the file to keep; variables for every process."""
         self._supervisor = supervisor
         self._services_file = services_file
@@ -29,6 +40,11 @@ class LocalServices:
         spec = ServiceSpec(name=name, command=command, port=_port(entry.target), environment=self._environment)
         self._supervisor.start(spec)
         return entry
+
+    def end(self, entry: ServiceEntry) -> None:
+        """Stops one service and takes it out of the services file."""
+        self._supervisor.end(entry.name)
+        self.withdraw(entry)
 
     def announce(self, name: str, kind: Kind) -> ServiceEntry:
         """Chooses free ports for a service and writes it into the services file."""

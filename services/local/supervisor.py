@@ -94,6 +94,13 @@ class Supervisor:
         with self._lock:
             self._services[spec.name] = self._spawn(spec)
 
+    def end(self, name: str) -> None:
+        """Stop one service, and start it no more; returns when it and its descendants are gone."""
+        with self._lock:
+            running = self._services.pop(name)
+        terminate([running.process], self._stop_grace_seconds)
+        kill_group(running.process)
+
     def wait_ready(
         self, names: Sequence[str], timeout_seconds: float, on_wait: Callable[[Mapping[str, float | None]], None]
     ) -> None:

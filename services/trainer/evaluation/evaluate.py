@@ -1,19 +1,16 @@
 """How good a served policy is: completions of held-out prompts, scored, with means and 95 % intervals."""
 
-import itertools
 import math
-import statistics
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rlhf_services.common.rollout import Prompt, Sampling
 from rlhf_services.trainer.data.prompts import PromptItem
+from rlhf_services.trainer.evaluation.intervals import MeanWithInterval, clustered_mean
+from rlhf_services.trainer.evaluation.repetition import distinct_2, repeated_ngrams
 from rlhf_services.trainer.rollouts.collect import collect
 from rlhf_services.trainer.rollouts.peers import Peers
 from rlhf_services.trainer.rollouts.scoring import Sample
-
-Z_95 = statistics.NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,26 +27,20 @@ class EvaluationRow:
     """Sum over its tokens of log policy - log reference, in nats: the k1 estimate of the completion's KL."""
     num_tokens: int
     """Tokens of the completion."""
+    is_stopped: bool
+    """Whether it ended by itself, not at the limit of tokens."""
     distinct_2: float | None
     """Different pairs of neighbouring words, as a share of all its pairs; None with fewer than two words."""
+    repeated_ngrams: float | None
+    """Share of its word 4-grams that stood in it before; None with fewer than four words."""
 
     @property
     def values(self) -> dict[str, float]:
-        """Returns what is averaged, by name: "reward/<name>", "kl", "num_tokens", "distinct_2"."""
+        """Returns what is averaged, by name: "reward/<name>", "kl", "num_tokens", "stopped", "distinct_2", ..."""
         values = {f"reward/{name}": reward for name, reward in self.rewards.items()}
-        values |= {"kl": self.kl, "num_tokens": float(self.num_tokens)}
-        return values if self.distinct_2 is None else {**values, "distinct_2": self.distinct_2}
-
-
-@dataclass(frozen=True, slots=True)
-class MeanWithInterval:
-    """A mean over completions; the truth lies within half_width of it in 95 % of such evaluations."""
-
-    mean: float
-    half_width: float | None
-    """None if there are fewer than two prompts: nothing then tells how much prompts differ."""
-    count: int
-    """Completions."""
+        values |= {"kl": self.kl, "num_tokens": float(self.num_tokens), "stopped": float(self.is_stopped)}
+        optional = {"distinct_2": self.distinct_2, "repeated_ngrams": self.repeated_ngrams}
+        return values | {name: value for name, value in optional.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,34 +106,6 @@ def summarise(rows: Sequence[EvaluationRow]) -> dict[str, MeanWithInterval]:
     }
 
 
-def clustered_mean(values: Sequence[float], clusters: Sequence[int]) -> MeanWithInterval:
-    """Returns the mean of the values with a 95 % interval that allows for likeness within clusters.
-
-    The variance of the mean is G / (G - 1) * sum over the G clusters of (sum of their deviations)^2 / n^2; the interval
-    is that of a normal distribution.
-
-    Args:
-        values: at least one. clusters: the cluster of each.
-    """
-    mean = statistics.fmean(values)
-    deviations: defaultdict[int, float] = defaultdict(float)
-    for value, cluster in zip(values, clusters, strict=True):
-        deviations[cluster] += value - mean
-    num_clusters = len(deviations)
-    if num_clusters < 2:
-        return MeanWithInterval(mean, None, len(values))
-    squares = math.fsum(total * total for total in deviations.values())
-    variance = num_clusters / (num_clusters - 1) * squares / len(values) ** 2
-    return MeanWithInterval(mean, Z_95 * math.sqrt(variance), len(values))
-
-
-def distinct_2(text: str) -> float | None:
-    """Returns the share of different pairs among the pairs of neighbouring words, in (0, 1]; None if there is none."""
-    words = text.split()
-    pairs = list(itertools.pairwise(words))
-    return len(set(pairs)) / len(pairs) if pairs else None
-
-
 def _row(sample: Sample, prompts: Sequence[PromptItem], decode: Callable[[list[int]], str]) -> EvaluationRow:
     rollout = sample.rollout
     index = int(rollout.group_id)
@@ -154,5 +117,7 @@ def _row(sample: Sample, prompts: Sequence[PromptItem], decode: Callable[[list[i
         rewards=dict(sample.rewards),
         kl=math.fsum(rollout.logprobs) - math.fsum(sample.ref_logprobs),
         num_tokens=len(rollout.completion_ids),
+        is_stopped=rollout.finish_reason == "stop",
         distinct_2=distinct_2(completion),
+        repeated_ngrams=repeated_ngrams(completion),
     )

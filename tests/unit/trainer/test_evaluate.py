@@ -8,7 +8,9 @@ from fake_services import TOKENIZER, FakePolicy, FakeReference, FakeReward
 
 from rlhf_services.trainer.config import ServicesConfig
 from rlhf_services.trainer.data.prompts import PromptItem
-from rlhf_services.trainer.evaluation.evaluate import clustered_mean, distinct_2, evaluate
+from rlhf_services.trainer.evaluation.evaluate import evaluate
+from rlhf_services.trainer.evaluation.intervals import clustered_mean
+from rlhf_services.trainer.evaluation.repetition import distinct_2, repeated_ngrams
 from rlhf_services.trainer.rollouts.peers import Peers
 
 
@@ -39,7 +41,9 @@ async def test_each_completion_is_scored_by_every_reward_service() -> None:
     assert result.summary["reward/proxy"].mean == 2.5
     assert result.summary["num_tokens"].mean == 2.0
     assert result.summary["kl"].half_width == 0.0
-    assert set(result.summary) == {"reward/true", "reward/proxy", "kl", "num_tokens", "distinct_2"}
+    assert result.summary["stopped"].mean == 1.0
+    # Two words have a pair of neighbours, and no four.
+    assert set(result.summary) == {"reward/true", "reward/proxy", "kl", "num_tokens", "stopped", "distinct_2"}
 
 
 def test_the_interval_of_single_samples_is_the_textbook_one() -> None:
@@ -66,3 +70,18 @@ def test_one_prompt_gives_no_interval() -> None:
 )
 def test_distinct_2_is_the_share_of_different_word_pairs(text: str, expected: float | None) -> None:
     assert distinct_2(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a b c d e", 0.0),
+        ("a b c d a b c d", 0.2),  # abcd bcda cdab dabc abcd: the last of 5 stood there before
+        ("no no no no no no no", 0.75),  # 4 equal ones
+        ("a b c", None),
+    ],
+)
+def test_repetition_is_the_share_of_four_word_sequences_that_stood_there_before(
+    text: str, expected: float | None
+) -> None:
+    assert repeated_ngrams(text) == (None if expected is None else pytest.approx(expected))
