@@ -15,13 +15,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.common.logs import get_logger
 from rlhf_services.trainer.errors import RunError
 from rlhf_services.trainer.learning.optimizer import MasterOptimizer
+from rlhf_services.trainer.learning.ranks import Ranks
+from rlhf_services.trainer.learning.state_files import read_state as restore_state
+from rlhf_services.trainer.learning.state_files import write_state
 
 log = get_logger(__name__)
 
@@ -66,13 +68,13 @@ def save_policy(directory: Path, policy: PreTrainedModel, tokenizer: PreTrainedT
 
 def save_optimizer(path: Path, optimizer: MasterOptimizer) -> None:
     """Writes an optimizer's state as safetensors."""
-    save_file({name: tensor.contiguous() for name, tensor in optimizer.state_tensors().items()}, path)
+    write_state(path, optimizer, Ranks())
 
 
 def load_optimizer(path: Path, optimizer: MasterOptimizer) -> None:
     """Restores what save_optimizer wrote. Raises: ConfigError if it is of another model."""
     try:
-        optimizer.load_state_tensors(load_file(path))
+        restore_state(path, optimizer, Ranks())
     except ValueError as error:
         raise ConfigError(f"{path}: {error}; resume with the models that the run began with") from None
 

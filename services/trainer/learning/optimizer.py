@@ -1,14 +1,18 @@
 """AdamW on float32 master weights, for models that run forward and backward in bfloat16."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from rlhf_services.trainer.config import OptimizerConfig
 from rlhf_services.trainer.errors import NonFiniteError
+from rlhf_services.trainer.learning.ranks import Ranks
+from rlhf_services.trainer.learning.sharding import like, local
 
 
 def require_finite(quantity: str, value: Tensor | float) -> None:
@@ -30,6 +34,9 @@ def learning_rate_at(step: int, total_steps: int, config: OptimizerConfig) -> fl
     return config.learning_rate * (1.0 - (1.0 - config.final_learning_rate_fraction) * progress)
 
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
 @dataclass(frozen=True, slots=True)
 class OptimizerStep:
     """What one step did."""
@@ -45,18 +52,33 @@ class MasterOptimizer:
     A float32 parameter is its own master. Any other gets a float32 master copy: the gradient of each backward pass is
     added to the master's in float32 as soon as it exists (so micro-batches do not lose bits to one another, and the
     low-precision gradient is freed at once), the step is taken on the master, and the result is rounded back.
+
+    Of a parameter in shards (sharding.py) this rank's shard is the master: AdamW works on single elements, so only the
+    gradient's norm is the ranks' common work.
     """
 
-    def __init__(self, name: str, module: nn.Module, config: OptimizerConfig, *, total_steps: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        config: OptimizerConfig,
+        *,
+        total_steps: int,
+        ranks: Ranks = Ranks(),  # noqa: B008  (immutable)
+    ) -> None:
         """Args: a name for errors ("policy"); the module; its schedule's length in optimizer steps."""
         self.name = name
         self.num_steps = 0
         self._config = config
+        self._ranks = ranks
         self._total_steps = total_steps
         self._parameters = {key: each for key, each in module.named_parameters() if each.requires_grad}
         self._masters: dict[str, Tensor] = {}
         self._buffers: dict[str, Tensor] = {}
         for key, parameter in self._parameters.items():
+            if isinstance(parameter, DTensor):
+                self._masters[key] = local(parameter)
+                continue
             if parameter.dtype == torch.float32:
                 self._masters[key] = parameter
                 continue
@@ -78,10 +100,11 @@ class MasterOptimizer:
 
         Raises: NonFiniteError before anything is changed; RuntimeError if no backward pass was run.
         """
+        self._attach_shards()
         trained = [master for master in self._masters.values() if master.grad is not None]
         if not trained:
             raise RuntimeError(f"the {self.name} optimizer has no gradient; run a backward pass before step()")
-        norm = torch.nn.utils.get_total_norm([master.grad for master in trained if master.grad is not None])
+        norm = self._global_norm([master.grad for master in trained if master.grad is not None])
         try:
             require_finite(f"the gradient norm of the {self.name}", norm)
         except NonFiniteError:
@@ -104,34 +127,65 @@ class MasterOptimizer:
             self._masters[key].grad = None
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Returns what the next step depends on: masters (all trained parameters), moments, step counts. Not copies."""
-        state = {"num_steps": torch.tensor(self.num_steps)}
+        """Returns masters (all trained parameters) and moments; of a parameter in shards, in shards. Not copies."""
+        state: dict[str, Tensor] = {}
         for key, master in self._masters.items():
-            state[f"{key}.master"] = master.detach()
+            parameter = self._parameters[key]
+            state[f"{key}.master"] = parameter.detach() if isinstance(parameter, DTensor) else master.detach()
             for name, value in self._adam.state.get(master, {}).items():
-                state[f"{key}.{name}"] = value
+                if name in MOMENTS:
+                    state[f"{key}.{name}"] = like(value, parameter)
         return state
 
-    def load_state_tensors(self, state: Mapping[str, Tensor]) -> None:
-        """Takes over what state_tensors returned, and rounds the masters back into the parameters.
+    def adam_steps(self) -> dict[str, int]:
+        """Returns the number of steps that AdamW took for each parameter that ever had a gradient."""
+        states = {key: self._adam.state.get(master) for key, master in self._masters.items()}
+        return {key: int(state["step"]) for key, state in states.items() if state}
 
-        Raises: ValueError if the state is of another set of parameters.
+    @contextmanager
+    def restoring(
+        self, num_steps: int, adam_steps: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]
+    ) -> Iterator[dict[str, Tensor]]:
+        """Gives the tensors of a saved state to be filled in place, and rounds the masters into the parameters after.
+
+        Args: what num_steps and adam_steps() were; the shapes of the saved tensors, by their names in state_tensors().
+        Raises: ValueError if they are of another set of parameters; nothing was changed then.
         """
-        expected = {f"{key}.master": master.shape for key, master in self._masters.items()}
-        found = {key: value.shape for key, value in state.items() if key.endswith(".master")}
-        if expected != found:
-            odd = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
-            raise ValueError(f"the {self.name} optimizer's state is of another model: {odd[0]} differs")
-        self.num_steps = int(state["num_steps"])
+        self._require_own(adam_steps, shapes)
+        self._attach_shards()
+        self.num_steps = num_steps
         for key, master in self._masters.items():
-            with torch.no_grad():
-                master.copy_(state[f"{key}.master"])
-            moments = {name: state.get(f"{key}.{name}") for name in ("step", "exp_avg", "exp_avg_sq")}
-            if moments["step"] is not None:
-                self._adam.state[master] = {
-                    name: value.to(master.device, copy=True) for name, value in moments.items() if value is not None
-                }
+            self._adam.state.pop(master, None)
+            if key in adam_steps:
+                step = torch.tensor(float(adam_steps[key]), dtype=torch.float32, device=master.device)
+                moments = {name: torch.zeros_like(master) for name in MOMENTS}
+                self._adam.state[master] = {"step": step, **moments}
+        yield self.state_tensors()
         self._round_back()
+
+    def _require_own(self, adam_steps: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        expected = {f"{key}.master": tuple(each.shape) for key, each in self._parameters.items()}
+        for key in self._parameters.keys() & adam_steps.keys():
+            expected |= {f"{key}.{name}": tuple(self._parameters[key].shape) for name in MOMENTS}
+        if expected != dict(shapes):
+            odd = min(key for key in expected.keys() | shapes.keys() if expected.get(key) != shapes.get(key))
+            raise ValueError(
+                f"the {self.name} optimizer's state is of another model: {odd} has shape {shapes.get(odd)} there, "
+                f"{expected.get(odd)} here"
+            )
+
+    def _attach_shards(self) -> None:
+        """Lets the masters of parameters in shards see the shards and gradients as they are now: FSDP may move them."""
+        for key, parameter in self._parameters.items():
+            if isinstance(parameter, DTensor):
+                self._masters[key].data = local(parameter)
+                self._masters[key].grad = None if parameter.grad is None else local(parameter.grad)
+
+    def _global_norm(self, gradients: list[Tensor]) -> Tensor:
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self._ranks.world_size == 1:
+            return norm
+        return self._ranks.sum_(norm.square()).sqrt()
 
     def _round_back(self) -> None:
         with torch.no_grad():

@@ -5,16 +5,23 @@ and differs in nothing from a run of one rank. What is divided is the work: serv
 the prompts, and forward and backward passes run for its share of the micro-batches.
 """
 
+import atexit
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Generic, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rlhf_services.common.errors import ConfigError
+
 T = TypeVar("T")
+
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
+"""How long ranks wait for one another. One may be waiting for a service meanwhile; a rank that dies ends all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +52,7 @@ class Ranks:
         return [Share(items[i], 1.0) if i < len(items) else Share(items[0], 0.0) for i in indices]
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        """Makes a tensor the sum of all ranks' tensors, in place, and returns it."""
+        """Makes a tensor the sum of all ranks' tensors, in place, and returns it. Bit for bit the same on all ranks."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
@@ -56,26 +63,39 @@ class Ranks:
             return [data]
         sizes = torch.zeros(self.world_size, dtype=torch.int64)
         sizes[self.rank] = len(data)
-        dist.all_reduce(sizes)
-        longest = int(sizes.max())
-        mine = torch.zeros(longest, dtype=torch.uint8)
-        mine[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else mine[:0]
+        longest = int(self.sum_(sizes).max())
+        if longest == 0:
+            return [b""] * self.world_size
+        mine = torch.frombuffer(bytearray(data.ljust(longest, b"\0")), dtype=torch.uint8)
         all_bytes = [torch.empty_like(mine) for _ in range(self.world_size)]
         dist.all_gather(all_bytes, mine)
         return [each[:size].numpy().tobytes() for each, size in zip(all_bytes, sizes.tolist(), strict=True)]
 
     def barrier(self) -> None:
-        """Waits for all ranks."""
-        if self.world_size > 1:
-            dist.barrier()
+        """Waits for all ranks. A sum on the CPU, as NCCL's barrier would have to guess a device."""
+        self.sum_(torch.zeros(1))
 
 
 def join_ranks() -> Ranks:
-    """Joins the process group that torchrun's environment describes; one rank alone without it."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size == 1:
+    """Joins the process group that torchrun's environment describes; one rank alone without it.
+
+    Each rank takes the GPU of its local number, so that "cuda" means its own.
+
+    Raises: ConfigError if there are fewer GPUs than ranks on this machine.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks()
+    if torch.cuda.is_available():
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"LOCAL_RANK is {local_rank}, but this machine has {torch.cuda.device_count()} GPUs; start torchrun "
+                "with --nproc-per-node of at most that"
+            )
+        torch.cuda.set_device(local_rank)
     if not dist.is_initialized():
         # Bytes and counts travel on the CPU, gradients where the model is.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    return Ranks(dist.get_rank(), world_size)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+        atexit.register(dist.destroy_process_group)
+    return Ranks(dist.get_rank(), dist.get_world_size())

@@ -1,28 +1,36 @@
 """A model in training, on one rank or many: its module, its optimizer, its weights, and its state on disk."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.core_model_loading import revert_weight_conversion
 
 from rlhf_services.common.errors import ConfigError
+from rlhf_services.models.policy_model import PolicyModel
 from rlhf_services.models.scalar_model import ScalarModel
-from rlhf_services.models.weights import checkpoint_tensors
-from rlhf_services.trainer.config import OptimizerConfig
+from rlhf_services.trainer.config import LoraConfig, OptimizerConfig
+from rlhf_services.trainer.learning.lora import add_adapters, merge_adapters
 from rlhf_services.trainer.learning.optimizer import MasterOptimizer, OptimizerStep
 from rlhf_services.trainer.learning.ranks import Ranks
-
-STATE_FILE = "optimizer.safetensors"
+from rlhf_services.trainer.learning.sharding import gather_by_layer, reshard, shard
+from rlhf_services.trainer.learning.state_files import read_state, write_state
 
 
 class TrainedModel:
     """A module that learns, and what belongs to it.
 
     Call `.module` for forward passes, run backward on losses that are normalised over the whole batch (gradients are
-    summed over micro-batches and ranks), then `.step()`.
+    summed over micro-batches and ranks), then `.step()`. Several forward passes may come before the first backward.
     """
 
     def __init__(
@@ -32,28 +40,39 @@ class TrainedModel:
         optimizer_config: OptimizerConfig,
         *,
         total_steps: int,
-        ranks: Ranks | None = None,
+        ranks: Ranks = Ranks(),  # noqa: B008  (immutable)
         dtype: torch.dtype | None = None,
+        lora: LoraConfig | None = None,
+        seed: int = 0,
     ) -> None:
-        """Takes the module over: on many ranks its parameters become shards.
+        """Takes the module over: with `lora` it gets adapters, on many ranks its parameters become shards.
 
         Args:
             name: for errors and metrics ("policy").
-            module: a PreTrainedModel, a PolicyModel around one, or a ScalarModel, with its parameters in `dtype`.
+            module: a PreTrainedModel (one rank), a PolicyModel around one, or a ScalarModel, with its parameters in
+                `dtype` and on their device.
             total_steps: length of the learning rate's schedule, in optimizer steps.
             dtype: of forward and backward passes and of the weights that are served; None takes the module's.
+            seed: decides the adapters' first values.
+        Raises: ConfigError if lora is set and peft is not installed or finds no layer.
         """
         self.name = name
         self.module = module
-        self.ranks = Ranks() if ranks is None else ranks
+        self.ranks = ranks
         self.dtype = next(module.parameters()).dtype if dtype is None else dtype
-        self.optimizer = MasterOptimizer(name, module, optimizer_config, total_steps=total_steps)
+        self._lora_scale = None if lora is None else lora.alpha / lora.rank
+        if lora is not None:
+            add_adapters(_transformer(module), lora, seed)
+        if ranks.world_size > 1:
+            shard(module, ranks, self.dtype)
+        self.optimizer = MasterOptimizer(name, module, optimizer_config, total_steps=total_steps, ranks=ranks)
 
     def step(self) -> OptimizerStep:
         """Takes one optimizer step on the gradients gathered since the last, and forgets them.
 
-        Raises: NonFiniteError before anything is changed; RuntimeError if no backward pass was run.
+        Raises: NonFiniteError before anything is changed, on all ranks; RuntimeError if no backward pass was run.
         """
+        reshard(self.module)
         return self.optimizer.step()
 
     def zero_grad(self) -> None:
@@ -63,51 +82,96 @@ class TrainedModel:
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yields the tensors of the model's checkpoint by their names there: on the CPU, in `dtype`, contiguous.
 
-        Every rank must iterate to the end, and gets all tensors. On one rank on the CPU they are the model's own, and
-        change when it does. A value head is no part of a policy's checkpoint; save_state has it.
+        Every rank must iterate to the end, and gets all tensors; those in shards are gathered a decoder layer at a
+        time, and adapters are merged. Without either, on the CPU, they are the model's own and change when it does. A
+        value head is no part of a policy's checkpoint; save_state has it.
         """
+        transformer = _transformer(self.module)
+        prefix = _scalar_prefix(self.module) if isinstance(self.module, ScalarModel) else ""
+        for layer in self._whole_layers(transformer):
+            for name, tensor in revert_weight_conversion(transformer, layer).items():
+                yield prefix + name, tensor.cpu().contiguous()
         if isinstance(self.module, ScalarModel):
-            yield from _scalar_weights(self.module)
-        else:
-            yield from checkpoint_tensors(language_model(self.module))
+            (head,) = gather_by_layer({"score.weight": self.module.head.weight}, self.dtype)
+            yield from ((name, tensor.cpu().contiguous()) for name, tensor in head.items())
 
     def save_weights(self, directory: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Writes weights, configuration and tokenizer as a Hugging Face checkpoint. Every rank must call it."""
-        if isinstance(self.module, ScalarModel):
-            self.module.save(directory, tokenizer)
+        model = self._host_copy()
+        if model is None:
+            return
+        if isinstance(model, ScalarModel):
+            model.save(directory, tokenizer)
         else:
-            language_model(self.module).save_pretrained(directory)
+            model.save_pretrained(directory)
             tokenizer.save_pretrained(directory)
 
     def save_state(self, directory: Path) -> None:
         """Writes trained parameters, moments and step counts: all that the next step needs. Every rank must call it."""
-        directory.mkdir(parents=True, exist_ok=True)
-        state = {key: value.contiguous() for key, value in self.optimizer.state_tensors().items()}
-        save_file(state, directory / STATE_FILE)
+        write_state(directory, self.optimizer, self.ranks)
 
     def load_state(self, directory: Path) -> None:
         """Goes on from what save_state wrote, on this or another number of ranks. Every rank must call it.
 
-        The module must have been made from the files that the run began with. Raises: ConfigError if the state is of
-        another model.
+        The module must have been made from the files that the run began with: with `lora`, only the adapters and heads
+        are in the state. Raises: ConfigError if the state is of another model.
         """
+        reshard(self.module)
         try:
-            self.optimizer.load_state_tensors(load_file(directory / STATE_FILE))
+            read_state(directory, self.optimizer, self.ranks)
         except ValueError as error:
             raise ConfigError(f"{directory}: {error}; resume with the models that the run began with") from None
 
+    def _whole_layers(self, transformer: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
+        """Yields the transformer's own tensors whole, by layer, with its adapters merged and tied tensors left out."""
+        tied = transformer.all_tied_weights_keys
+        own = {name: tensor for name, tensor in transformer.state_dict().items() if name not in tied}
+        for layer in gather_by_layer(own, self.dtype):
+            yield layer if self._lora_scale is None else merge_adapters(layer, self._lora_scale)
 
-def language_model(module: nn.Module) -> PreTrainedModel:
-    """Returns the causal language model that a module is, or that a PolicyModel wraps."""
-    inner = module if isinstance(module, PreTrainedModel) else getattr(module, "model", None)
-    if not isinstance(inner, PreTrainedModel):
-        raise TypeError(f"{type(module).__name__} is no language model and wraps none")
-    return inner
+    def _host_copy(self) -> PreTrainedModel | ScalarModel | None:
+        """Returns the model as it is served, whole; None on all ranks but the main one.
+
+        A model without shards and adapters is returned itself; of any other a copy on the CPU.
+        """
+        transformer = _transformer(self.module)
+        if self.ranks.world_size == 1 and self._lora_scale is None:
+            return self.module if isinstance(self.module, ScalarModel) else transformer
+        tensors: dict[str, Tensor] = {}
+        for layer in self._whole_layers(transformer):
+            if self.ranks.is_main:
+                tensors |= {name: tensor.cpu() for name, tensor in layer.items()}
+        head = None
+        if isinstance(self.module, ScalarModel):
+            (head,) = gather_by_layer({"weight": self.module.head.weight}, self.dtype)
+        if not self.ranks.is_main:
+            return None
+        auto = AutoModelForCausalLM if head is None else AutoModel
+        with torch.device("meta"):
+            shell = auto.from_config(copy.deepcopy(transformer.config), dtype=self.dtype)
+        shell.load_state_dict(tensors, strict=False, assign=True)
+        shell.tie_weights()
+        if head is None:
+            shell.generation_config = transformer.generation_config
+            return shell
+        linear = nn.Linear(head["weight"].shape[1], 1, bias=False, device="meta")
+        linear.load_state_dict(head, assign=True)
+        return ScalarModel(shell, linear, mean=self.module.mean, std=self.module.std)
 
 
-def _scalar_weights(model: ScalarModel) -> Iterator[tuple[str, Tensor]]:
+def _transformer(module: nn.Module) -> PreTrainedModel:
+    """Returns the transformers model that a module is or wraps."""
+    if isinstance(module, PolicyModel):
+        return module.model
+    if isinstance(module, ScalarModel):
+        return module.backbone
+    if isinstance(module, PreTrainedModel):
+        return module
+    raise TypeError(f"{type(module).__name__} is no PreTrainedModel, PolicyModel or ScalarModel")
+
+
+def _scalar_prefix(model: ScalarModel) -> str:
+    """What a sequence-classification checkpoint puts before the names of the backbone."""
     with torch.device("meta"):
-        prefix = AutoModelForSequenceClassification.from_config(model.backbone.config).base_model_prefix
-    for name, tensor in checkpoint_tensors(model.backbone):
-        yield f"{prefix}.{name}", tensor
-    yield "score.weight", model.head.weight.detach().cpu().contiguous()
+        classifier = AutoModelForSequenceClassification.from_config(model.backbone.config)
+    return f"{classifier.base_model_prefix}."

@@ -16,6 +16,14 @@ def make_optimizer(module: nn.Module, **settings: float) -> MasterOptimizer:
     return MasterOptimizer("policy", module, config, total_steps=100)
 
 
+def copy_state(source: MasterOptimizer, target: MasterOptimizer) -> None:
+    state = source.state_tensors()
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    with target.restoring(source.num_steps, source.adam_steps(), shapes) as tensors:
+        for name, tensor in state.items():
+            tensors[name].copy_(tensor)
+
+
 def make_linear(dtype: torch.dtype) -> nn.Linear:
     torch.manual_seed(0)
     return nn.Linear(3, 2).to(dtype)
@@ -102,7 +110,7 @@ def test_a_restored_optimizer_takes_the_same_next_step_bit_for_bit(dtype: torch.
     twin = make_linear(dtype)
     twin.load_state_dict({key: value.clone() for key, value in module.state_dict().items()})
     restored = make_optimizer(twin, warmup_steps=5)
-    restored.load_state_tensors({key: value.clone() for key, value in optimizer.state_tensors().items()})
+    copy_state(optimizer, restored)
     train_step(module, optimizer)
     train_step(twin, restored)
     assert restored.num_steps == 4
@@ -115,8 +123,8 @@ def test_a_restored_optimizer_takes_the_same_next_step_bit_for_bit(dtype: torch.
 def test_the_state_of_another_model_is_refused() -> None:
     optimizer = make_optimizer(make_linear(torch.bfloat16))
     other = make_optimizer(nn.Linear(4, 2).to(torch.bfloat16))
-    with pytest.raises(ValueError, match=r"another model: weight\.master differs"):
-        optimizer.load_state_tensors(other.state_tensors())
+    with pytest.raises(ValueError, match=r"another model: weight\.master has shape \(2, 4\) there, \(2, 3\) here"):
+        copy_state(other, optimizer)
 
 
 def test_a_step_without_a_backward_pass_is_an_error() -> None:

@@ -1,0 +1,46 @@
+"""An optimizer's state on disk: safetensors and JSON, written by any number of ranks and read by any other.
+
+DIRECTORY/*.safetensors    float32 masters and moments, a file a rank, each with the offsets of its shards
+DIRECTORY/counts.json      {"num_steps": 12, "adam_steps": {"lm_head.weight": 12, ...}}
+"""
+
+import json
+import warnings
+from pathlib import Path
+
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
+
+from rlhf_services.trainer.learning.optimizer import MasterOptimizer
+from rlhf_services.trainer.learning.ranks import Ranks
+
+COUNTS_FILE = "counts.json"
+
+
+def write_state(directory: Path, optimizer: MasterOptimizer, ranks: Ranks) -> None:
+    """Writes all that the next step depends on into a directory. Every rank must call it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = optimizer.state_tensors()
+    if ranks.world_size == 1:
+        # What the reader below takes for a single shard. DCP's writer would first build the file in memory.
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / "state.safetensors")
+    else:
+        dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(directory), save_distributed=True))
+    if ranks.is_main:
+        counts = {"num_steps": optimizer.num_steps, "adam_steps": optimizer.adam_steps()}
+        (directory / COUNTS_FILE).write_text(json.dumps(counts, indent=1))
+
+
+def read_state(directory: Path, optimizer: MasterOptimizer, ranks: Ranks) -> None:
+    """Restores what write_state wrote, on whatever number of ranks; parameters become the masters, rounded.
+
+    Every rank must call it. Raises: ValueError if the state is of another set of parameters, before anything changed.
+    """
+    counts = json.loads((directory / COUNTS_FILE).read_text())
+    reader = dcp.HuggingFaceStorageReader(str(directory))
+    found = {name: tuple(each.size) for name, each in reader.read_metadata().state_dict_metadata.items()}
+    with optimizer.restoring(counts["num_steps"], counts["adam_steps"], found) as tensors:
+        with warnings.catch_warnings():
+            # One process is meant, no oversight.
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+            dcp.load(tensors, storage_reader=reader, no_dist=ranks.world_size == 1)
