@@ -2,11 +2,12 @@
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_services.common.errors import ConfigError
@@ -118,6 +119,7 @@ class PromptSampler:
         """Prompts drawn so far, in all epochs."""
         self._items = items
         self._seed = seed
+        self._digest = _digest(items)
         self._epoch = -1
         self._order: list[int] = []
 
@@ -134,16 +136,21 @@ class PromptSampler:
         self.cursor += count
         return prompts
 
-    def state(self) -> dict[str, int]:
+    def state(self) -> dict[str, int | str]:
         """Returns what a checkpoint must keep."""
-        return {"cursor": self.cursor, "num_prompts": len(self._items)}
+        return {"cursor": self.cursor, "num_prompts": len(self._items), "prompts_digest": self._digest}
 
-    def load_state(self, state: Mapping[str, int]) -> None:
-        """Goes on where state() was taken. Raises ConfigError if the file has another number of prompts now."""
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on where state() was taken. Raises: ConfigError if the prompts are not the same now."""
         if state["num_prompts"] != len(self._items):
             raise ConfigError(
                 f"prompts.path has {len(self._items)} usable prompts now, the checkpoint was written with "
                 f"{state['num_prompts']}; give the same file and prompts.max_prompt_tokens"
+            )
+        if state["prompts_digest"] != self._digest:
+            raise ConfigError(
+                "prompts.path holds other prompts than the checkpoint was written with (or the chat template changed); "
+                "give the same file and model"
             )
         self.cursor = state["cursor"]
 
@@ -153,3 +160,8 @@ class PromptSampler:
             self._epoch, self._order = epoch, list(range(len(self._items)))
             random.Random(f"order {self._seed} {epoch}").shuffle(self._order)
         return self._order[position]
+
+
+def _digest(items: Sequence[PromptItem]) -> str:
+    """Returns a digest of the token ids of all prompts, in their order."""
+    return blake3(json.dumps([item.prompt_ids for item in items]).encode()).hexdigest()

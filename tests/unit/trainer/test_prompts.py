@@ -107,3 +107,7 @@ def test_seeds_and_group_ids_are_unique_and_depend_on_the_run_seed() -> None:
 def test_a_file_that_changed_is_refused() -> None:
     with pytest.raises(ConfigError, match="has 4 usable prompts now, the checkpoint was written with 3"):
         make_sampler(4).load_state(make_sampler(3).state())
+
+    edited = PromptSampler([PromptItem("prompt", [i + (i == 2)]) for i in range(3)], seed=0)
+    with pytest.raises(ConfigError, match="holds other prompts than the checkpoint was written with"):
+        edited.load_state(make_sampler(3).state())
