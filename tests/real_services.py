@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from rlhf_services.common.serving import ServiceServer
 from rlhf_services.policy.config import ModelConfig as PolicyModelConfig
-from rlhf_services.policy.config import PolicyConfig, PolicyServerConfig
+from rlhf_services.policy.config import PolicyConfig, PolicyServerConfig, TransformersConfig
 from rlhf_services.policy.server import make_engine, make_server
 from rlhf_services.reference.config import LimitsConfig as ReferenceLimits
 from rlhf_services.reference.config import ModelConfig as ReferenceModelConfig
@@ -34,25 +34,28 @@ from rlhf_services.v1 import reference_pb2_grpc, reward_pb2_grpc
 LOCAL = {"host": "127.0.0.1", "port": 0, "metrics_port": 0, "drain_seconds": 0.0}
 
 
-def make_policy(path: Path) -> ServiceServer:
+def make_policy(path: Path, *, single_items: bool = False) -> ServiceServer:
     config = PolicyConfig(
         server=PolicyServerConfig(**LOCAL),
         model=PolicyModelConfig(path=path, dtype="float32", engine="transformers"),
+        transformers=TransformersConfig(max_num_seqs=1) if single_items else TransformersConfig(),
     )
     return make_server(config, make_engine(config), CollectorRegistry())
 
 
-def make_reward(scorer: ScorerConfig) -> ServiceServer:
+def make_reward(scorer: ScorerConfig, *, single_items: bool = False) -> ServiceServer:
     registry = CollectorRegistry()
-    core = RewardCore(partial(build_reward_scorer, scorer), RewardLimits(), RewardMetrics(registry))
+    limits = RewardLimits(max_batch_tokens=1) if single_items else RewardLimits()
+    core = RewardCore(partial(build_reward_scorer, scorer), limits, RewardMetrics(registry))
     register = partial(reward_pb2_grpc.add_RewardServiceServicer_to_server, RewardServicer(core))
     return ServiceServer("reward", REWARD_NAME, RewardServerConfig(**LOCAL), register, core, registry=registry)
 
 
-def make_reference(path: Path) -> ServiceServer:
+def make_reference(path: Path, *, single_items: bool = False) -> ServiceServer:
     registry = CollectorRegistry()
     model = ReferenceModelConfig(path=str(path), dtype="float32", device="cpu")
-    core = ReferenceCore(partial(build_reference_scorer, model), ReferenceLimits(), ReferenceMetrics(registry))
+    limits = ReferenceLimits(max_batch_tokens=1) if single_items else ReferenceLimits()
+    core = ReferenceCore(partial(build_reference_scorer, model), limits, ReferenceMetrics(registry))
     register = partial(reference_pb2_grpc.add_ReferenceServiceServicer_to_server, ReferenceServicer(core))
     server = ReferenceServerConfig(**LOCAL)
     return ServiceServer("reference", REFERENCE_NAME, server, register, core, registry=registry)
@@ -68,9 +71,14 @@ class Targets:
 
 
 @contextmanager
-def serving(policy_path: Path, scorer: ScorerConfig) -> Iterator[Targets]:
-    """Serves until the block ends."""
-    makers = [lambda: make_policy(policy_path), lambda: make_reward(scorer), lambda: make_reference(policy_path)]
+def serving(policy_path: Path, scorer: ScorerConfig, *, single_items: bool = False) -> Iterator[Targets]:
+    """Serves until the block ends. Args: single_items: compute each item by itself, so that its bits do not depend on
+    what else is asked for."""
+    makers = [
+        partial(make_policy, policy_path, single_items=single_items),
+        partial(make_reward, scorer, single_items=single_items),
+        partial(make_reference, policy_path, single_items=single_items),
+    ]
     ports: list[int] = []
     ready, done = threading.Event(), threading.Event()
     thread = threading.Thread(target=lambda: asyncio.run(_serve(makers, ports, ready, done)))

@@ -66,6 +66,14 @@ class VllmConfig(Section):
     """Probes missed in a row before the engine counts as stuck and requests fail."""
 
 
+class TransformersConfig(Section):
+    """How the transformers engine runs. Ignored by vLLM."""
+
+    max_num_seqs: int = Field(default=128, ge=1)
+    """Most completions sampled at once; the others wait. With 1 no completion depends on what else is being sampled,
+    not even in its last bits: what a run needs that must be resumed exactly (docs/resume.md)."""
+
+
 class LimitsConfig(Section):
     """What one caller may ask for."""
 
@@ -85,6 +93,7 @@ class PolicyConfig(Section):
     server: PolicyServerConfig = PolicyServerConfig()
     model: ModelConfig
     vllm: VllmConfig = VllmConfig()
+    transformers: TransformersConfig = TransformersConfig()
     limits: LimitsConfig = LimitsConfig()
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ prompts and completions so far; so the tokens after a swap are exactly what the 
 import asyncio
 import queue
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -34,12 +35,14 @@ class HfEngine:
 
     def __init__(self, config: PolicyConfig) -> None:
         self._config = config.model
+        self._max_num_seqs = config.transformers.max_num_seqs
         self._model: PreTrainedModel
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="hf-engine")
         self._loop_done: Future[None] | None = None
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._closing = False
         self._version = 0
+        self._waiting: deque[Row] = deque()
         self._rows: list[Row] = []
         self._cache: DynamicCache | None = None
         self._attention_mask: torch.Tensor
@@ -52,7 +55,7 @@ class HfEngine:
     async def generate(self, prompt_ids: list[int], params: SampleParams, request_id: str) -> Completion:
         """Samples one completion; see Engine.generate."""
         row = Row(prompt_ids, params)
-        self._send(lambda: self._join(row))
+        self._send(lambda: self._waiting.append(row))
         try:
             return await asyncio.wrap_future(row.done)
         finally:
@@ -96,26 +99,31 @@ class HfEngine:
             while not self._closing:
                 self._take_arrivals()
                 self._drop_rows(lambda row: row.cancelled)
+                self._admit()
                 if self._rows:
                     self._step()
         finally:
             self._closing = True
             while not self._inbox.empty():
                 self._inbox.get()()
+            self._admit(everyone=True)
             for row in self._rows:
                 row.done.set_exception(NotReadyError("the engine ended before the completion did; repeat the request"))
 
     def _take_arrivals(self) -> None:
         """Does what waits in the inbox; waits itself if there is nothing to sample."""
-        if not self._rows:
+        if not self._rows and not self._waiting:
             self._inbox.get()()
         while not self._inbox.empty():
             self._inbox.get()()
 
-    def _join(self, row: Row) -> None:
-        if row.done.set_running_or_notify_cancel():  # from here on the waiting side cannot cancel it by itself
-            self._rows.append(row)
-            self._cache = None
+    def _admit(self, *, everyone: bool = False) -> None:
+        """Lets those who wait join the batch, first come first served, while there is room."""
+        while self._waiting and (everyone or len(self._rows) < self._max_num_seqs):
+            row = self._waiting.popleft()
+            if row.done.set_running_or_notify_cancel():  # from here on the waiting side cannot cancel it by itself
+                self._rows.append(row)
+                self._cache = None
 
     def _drop_rows(self, leaves: Callable[[Row], bool]) -> None:
         keep = [index for index, row in enumerate(self._rows) if not leaves(row)]

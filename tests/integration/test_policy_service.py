@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -19,7 +20,13 @@ from rlhf_services.models.loading import load_policy
 from rlhf_services.models.sequences import pad_sequences
 from rlhf_services.models.token_scores import completion_logprobs
 from rlhf_services.models.weights import checkpoint_manifest, checkpoint_tensors, model_manifest, tensor_bytes
-from rlhf_services.policy.config import LimitsConfig, ModelConfig, PolicyConfig, PolicyServerConfig
+from rlhf_services.policy.config import (
+    LimitsConfig,
+    ModelConfig,
+    PolicyConfig,
+    PolicyServerConfig,
+    TransformersConfig,
+)
 from rlhf_services.policy.server import make_engine, make_server
 from rlhf_services.v1 import policy_pb2, policy_pb2_grpc
 
@@ -57,11 +64,12 @@ class Service:
         raise AssertionError(f"after 3 s there are {'no' if wanted else 'still'} rollouts in flight")
 
 
-@pytest_asyncio.fixture
-async def service(tiny_model_path: Path) -> AsyncIterator[Service]:
+@asynccontextmanager
+async def serving(path: Path, transformers: TransformersConfig | None = None) -> AsyncIterator[Service]:
     config = PolicyConfig(
         server=PolicyServerConfig(host="127.0.0.1", port=0, metrics_port=0, drain_seconds=0.0),
-        model=ModelConfig(path=tiny_model_path, dtype="float32", engine="transformers"),
+        model=ModelConfig(path=path, dtype="float32", engine="transformers"),
+        transformers=transformers or TransformersConfig(),
         limits=LimitsConfig(max_prompts=8, max_in_flight=16, push_idle_seconds=0.5),
     )
     registry = CollectorRegistry()
@@ -72,6 +80,12 @@ async def service(tiny_model_path: Path) -> AsyncIterator[Service]:
     yield running
     await running.client.close()
     await server.stop()
+
+
+@pytest_asyncio.fixture
+async def service(tiny_model_path: Path) -> AsyncIterator[Service]:
+    async with serving(tiny_model_path) as running:
+        yield running
 
 
 def perturbed(path: Path, scale: float = 0.05) -> torch.nn.Module:
@@ -137,6 +151,16 @@ async def test_equal_seeds_draw_equal_tokens_and_completion_i_has_the_seed_of_a_
     one = await service.generate([second], Sampling(max_new_tokens=16))
     assert two["a/1"].completion_ids == one["b/0"].completion_ids
     assert two["a/0"].completion_ids != two["a/1"].completion_ids
+
+
+async def test_one_at_a_time_no_completion_depends_on_the_others_not_even_in_its_last_bits(tiny_model_path):
+    sampling = Sampling(max_new_tokens=12, completions_per_prompt=2)
+    async with serving(tiny_model_path, TransformersConfig(max_num_seqs=1)) as service:
+        together = await service.generate(PROMPTS, sampling)
+        alone = await service.generate(PROMPTS[2:3], sampling)
+    assert len(together) == 8
+    assert len(alone) == 2
+    assert alone.items() <= together.items()
 
 
 async def test_a_stop_id_ends_a_completion_and_is_its_last_token(service):
