@@ -16,7 +16,7 @@ from rlhf_services.trainer.config import CheckpointConfig
 from rlhf_services.trainer.errors import RunError
 from rlhf_services.trainer.offline.fit import FitResult, FitRun, batch_indices, fit, num_steps
 from rlhf_services.trainer.offline.fit_config import FitConfig, OfflineOptimizerConfig
-from rlhf_services.trainer.offline.one_rank import OneRankModel
+from rlhf_services.trainer.learning.trained_model import TrainedModel
 
 TIMES = ("seconds", "tokens_per_second")
 
@@ -70,7 +70,7 @@ def run_fit(
     nn.init.zeros_(module.weight)
     task = SquareTask(module)
     task.before_loss = before_loss
-    trained = OneRankModel("model", module, OPTIMIZER, total_steps=num_steps(len(examples), training))
+    trained = TrainedModel("model", module, OPTIMIZER, total_steps=num_steps(len(examples), training))
     run = FitRun(
         title="fit",
         run_dir=run_dir,
