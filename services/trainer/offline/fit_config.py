@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from rlhf_services.common.config import Section
-from rlhf_services.trainer.config import OptimizerConfig
+from rlhf_services.trainer.config import CheckpointConfig, LoraConfig, OptimizerConfig
 
 
 class OfflineModelConfig(Section):
@@ -47,3 +47,16 @@ class OfflineOptimizerConfig(OptimizerConfig):
     """Optimizer steps over which the learning rate rises linearly to its peak."""
     final_learning_rate_fraction: float = Field(default=0.1, ge=0, le=1)
     """The learning rate falls linearly from its peak to this fraction of it at the last step; 1 keeps it constant."""
+
+
+class PolicyRunConfig(Section):
+    """What all trainings of a policy on data have."""
+
+    run_dir: Path
+    """Directory of the run: metrics.jsonl, checkpoints/, and at the end final/ (the policy, in Hugging Face form)."""
+    model: OfflineModelConfig
+    training: FitConfig = FitConfig()
+    optimizer: OfflineOptimizerConfig = OfflineOptimizerConfig()
+    lora: LoraConfig | None = None
+    """Train low-rank adapters instead of all weights; final/ has them merged. Absent trains all weights."""
+    checkpoint: CheckpointConfig = CheckpointConfig(every_steps=100)

@@ -1,0 +1,117 @@
+"""What all trainings of a policy on data share: from a model in a folder to the trained one in RUN_DIR/final."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_services.common.errors import ConfigError
+from rlhf_services.common.logs import configure_logging
+from rlhf_services.common.memory import keep_freed_memory
+from rlhf_services.models.devices import resolve_device
+from rlhf_services.models.loading import load_policy, load_tokenizer
+from rlhf_services.models.policy_model import PolicyModel
+from rlhf_services.trainer.checkpoint import write_directory
+from rlhf_services.trainer.learning.ranks import Ranks, join_ranks
+from rlhf_services.trainer.learning.trained_model import TrainedModel
+from rlhf_services.trainer.offline.fit import FitRun, Task, fit, num_steps
+from rlhf_services.trainer.offline.fit_config import PolicyRunConfig
+from rlhf_services.trainer.run_dir import locked
+
+Example = TypeVar("Example")
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyData(Generic[Example]):
+    """What a policy is trained and measured on."""
+
+    train: Sequence[Example]
+    heldout: Sequence[Example]
+
+
+LoadData = Callable[[PreTrainedTokenizerBase, Ranks, Callable[[str], None]], PolicyData[Example]]
+"""Given the tokenizer, the ranks, and whom to tell what was left out."""
+MakeTask = Callable[[PolicyModel, Ranks], Task[Example]]
+
+
+def train_policy(
+    config: PolicyRunConfig,
+    title: str,
+    load_data: LoadData[Example],
+    make_task: MakeTask[Example],
+    *,
+    resume: bool,
+    console: Console,
+) -> int:
+    """Trains to the end and writes RUN_DIR/final; returns the exit code: 0 finished, or stopped by a signal as asked.
+
+    Under torchrun every rank calls it; the first one alone talks and writes.
+
+    Raises: ConfigError for a model, data or directory that cannot be used; RunError for a run that cannot go on.
+    """
+    if not config.model.path.is_dir():
+        raise ConfigError(f"model.path is '{config.model.path}': no such directory; give the folder of a checkpoint")
+    configure_logging("warning", "trainer")
+    keep_freed_memory()
+    ranks = join_ranks()
+    console = console if ranks.is_main else Console(quiet=True)
+    with locked(config.run_dir) if ranks.is_main else nullcontext():
+        return _train(config, title, load_data, make_task, resume=resume, console=console, ranks=ranks)
+
+
+def _train(
+    config: PolicyRunConfig,
+    title: str,
+    load_data: LoadData[Example],
+    make_task: MakeTask[Example],
+    *,
+    resume: bool,
+    console: Console,
+    ranks: Ranks,
+) -> int:
+    final = config.run_dir / "final"
+    if final.exists() and not resume:
+        raise ConfigError(f"run_dir is '{config.run_dir}': it holds a trained model already; choose another directory")
+    tokenizer = load_tokenizer(config.model.path)
+    data = load_data(tokenizer, ranks, lambda message: _say(console, message))
+    _say(console, f"{len(data.train)} examples to train on, {len(data.heldout)} held out")
+    trained = _load_model(config, num_steps(len(data.train), config.training), ranks)
+    run = FitRun(
+        title=title,
+        run_dir=config.run_dir,
+        training=config.training,
+        checkpoint=config.checkpoint,
+        console=console,
+        resume=resume,
+        ranks=ranks,
+    )
+    task = make_task(trained.module, ranks)
+    if not fit(task, trained, data.train, data.heldout, run).finished:
+        return 0
+    if ranks.is_main:
+        write_directory(final, lambda path: trained.save_weights(path, tokenizer))
+    else:
+        trained.save_weights(final, tokenizer)
+    _say(console, f"saved {final}")
+    return 0
+
+
+def _load_model(config: PolicyRunConfig, total_steps: int, ranks: Ranks) -> TrainedModel:
+    device = resolve_device(config.model.device, "model.device")
+    model = load_policy(config.model.path, dtype=config.model.dtype, device=str(device))
+    return TrainedModel(
+        "policy",
+        PolicyModel(model),
+        config.optimizer,
+        total_steps=total_steps,
+        ranks=ranks,
+        lora=config.lora,
+        seed=config.training.seed,
+    )
+
+
+def _say(console: Console, message: str) -> None:
+    console.print(message, markup=False, highlight=False, soft_wrap=True)

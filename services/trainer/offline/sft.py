@@ -1,0 +1,78 @@
+"""Supervised fine-tuning: the policy learns to say what the assistant said."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from rich.console import Console
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_services.algorithms.masking import select
+from rlhf_services.models.policy_model import PolicyModel
+from rlhf_services.models.sequences import pad_sequences
+from rlhf_services.models.token_scores import completion_logprobs
+from rlhf_services.trainer.data.chat import load_chat_examples
+from rlhf_services.trainer.data.chat_masks import ChatExample
+from rlhf_services.trainer.data.preferences import split_by_prompt
+from rlhf_services.trainer.learning.ranks import Ranks
+from rlhf_services.trainer.offline.policy_training import PolicyData, train_policy
+from rlhf_services.trainer.offline.sft_config import SftRunConfig
+
+
+class SftTask:
+    """A fit.Task: the mean negative log-likelihood of the trained tokens of the whole batch, each counting the same."""
+
+    def __init__(self, policy: PolicyModel) -> None:
+        self._policy = policy
+
+    def num_tokens(self, example: ChatExample) -> int:
+        """Returns the tokens of the conversation."""
+        return len(example.token_ids)
+
+    def normalizer(self, batch: Sequence[ChatExample]) -> float:
+        """Returns the trained tokens of the batch."""
+        return float(sum(example.num_trained for example in batch))
+
+    def prepare(self, batch: Sequence[ChatExample]) -> None:
+        """Does nothing: an example's loss depends on no other."""
+
+    def loss(self, micro: Sequence[ChatExample], normalizer: float) -> tuple[Tensor, Mapping[str, float]]:
+        """Returns the examples' share of the loss, and sums of what describe() needs."""
+        device = next(self._policy.parameters()).device
+        prompts = [example.prompt_ids for example in micro]
+        tails = [example.token_ids[len(prompt) :] for example, prompt in zip(micro, prompts, strict=True)]
+        sequences = pad_sequences(prompts, tails).to(device)
+        logprobs = completion_logprobs(self._policy, sequences, temperature=1.0)
+        # What the user said after the assistant's first turn is scored with the rest, and left out here.
+        trained = torch.zeros(logprobs.shape, dtype=torch.bool)
+        for row, (example, prompt) in enumerate(zip(micro, prompts, strict=True)):
+            marks = example.trained[len(prompt) :]
+            trained[row, : len(marks)] = torch.tensor(marks)
+        total = -select(logprobs, trained.to(device)).sum()
+        sums = {"nats": float(total.detach()), "trained_tokens": float(trained.sum())}
+        return total / normalizer, sums
+
+    def describe(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Returns the perplexity of the trained tokens, and how many there were."""
+        mean = sums["nats"] / sums["trained_tokens"]
+        # Beyond 700 nats a token the exponential is no float.
+        return {"perplexity": math.exp(min(mean, 700.0)), "trained_tokens": sums["trained_tokens"]}
+
+
+def run_sft(config: SftRunConfig, *, resume: bool, console: Console) -> int:
+    """Trains to the end; returns the exit code: 0 finished or stopped as asked. The policy is then in RUN_DIR/final.
+
+    Raises: ConfigError for a model, data or directory that cannot be used; RunError for a run that cannot go on.
+    """
+
+    def load(tokenizer: PreTrainedTokenizerBase, _: Ranks, say: Callable[[str], None]) -> PolicyData[ChatExample]:
+        data = config.data
+        loaded = load_chat_examples(
+            data.path, tokenizer, max_tokens=data.max_tokens, split=data.split, train_on=data.train_on
+        )
+        for reason, count in sorted(loaded.skipped.items()):
+            say(f"{count} examples left out: {reason} (data.max_tokens is {data.max_tokens})")
+        return PolicyData(*split_by_prompt(loaded.examples, data.heldout_fraction, config.training.seed))
+
+    return train_policy(config, "SFT", load, lambda policy, _: SftTask(policy), resume=resume, console=console)
