@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf_services.algorithms.losses import ClippedLoss, aggregate, clipped_policy_loss, clipped_value_loss
+from rlhf_services.algorithms.losses import (
+    ClippedLoss,
+    aggregate,
+    clipped_policy_loss,
+    clipped_value_loss,
+    entropy_bonus,
+)
 
 NAN = math.nan
 LENGTHS = (4, 1, 3, 2)
@@ -65,6 +71,31 @@ def test_clipped_tokens_have_no_gradient_and_the_others_have_that_of_the_ratio()
     loss.token_losses.sum().backward()
     assert logprobs.grad is not None
     torch.testing.assert_close(logprobs.grad, torch.tensor([[0.0, -0.5, 2.0, 0.0]]))
+
+
+def test_the_two_sides_of_the_clip_are_set_apart():
+    # Ratios 1.25 and 0.7 with eps_low 0.4, eps_high 0.2: 1.25 is cut to 1.2 for A 1; 0.7 is within 0.6 for A -1.
+    logprobs = torch.tensor([[1.25, 0.7]]).log()
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    loss = clipped_policy_loss(
+        logprobs, torch.zeros(1, 2), torch.tensor([[1.0, -1.0]]), mask, clip_eps_low=0.4, clip_eps_high=0.2
+    )
+    torch.testing.assert_close(loss.token_losses, torch.tensor([[-1.2, 0.7]]))
+    assert loss.clipped.tolist() == [[True, False]]
+
+
+def test_dual_clip_bounds_the_loss_of_negative_advantages_alone():
+    # Ratio 5: A -2 costs 10, at most 3 * 2 = 6. A 2 gains 1.2 * 2 as ever. Ratio 2.5, A -2: 5, under the bound.
+    logprobs = torch.tensor([[5.0, 5.0, 2.5]]).log().requires_grad_()
+    advantages = torch.tensor([[-2.0, 2.0, -2.0]])
+    loss = clipped_policy_loss(
+        logprobs, torch.zeros(1, 3), advantages, torch.ones(1, 3, dtype=torch.bool), dual_clip=3.0
+    )
+    loss.token_losses.sum().backward()
+    torch.testing.assert_close(loss.token_losses.detach(), torch.tensor([[6.0, -2.4, 5.0]]))
+    assert loss.clipped.tolist() == [[True, True, False]]
+    assert logprobs.grad is not None
+    torch.testing.assert_close(logprobs.grad, torch.tensor([[0.0, 0.0, 5.0]]))
 
 
 def test_at_the_old_weights_the_gradient_is_that_of_the_policy_gradient():
@@ -155,6 +186,41 @@ def test_token_mean_by_hand():
     torch.testing.assert_close(aggregate(losses, mask, num_tokens_global=10), torch.tensor(0.9))
 
 
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("token-mean", 15 / 4),  # (1 + 2 + 3 + 9) / 4 tokens
+        ("sequence-mean-token-sum", 15 / 2),  # (6 + 9) / 2 sequences
+        ("sequence-mean-token-mean", 11 / 2),  # (6 / 3 + 9 / 1) / 2
+        ("token-sum-over-constant", 15 / 20),  # (6 + 9) / (2 * 10)
+    ],
+)
+def test_each_way_to_aggregate_by_hand(mode: str, expected: float):
+    token_losses = torch.tensor([[1.0, 2.0, 3.0], [9.0, NAN, NAN]])
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    loss = aggregate(token_losses, mask, mode, num_tokens_global=4, num_sequences_global=2, max_completion_tokens=10)
+    assert loss.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("mode", ["token-mean", "sequence-mean-token-sum", "sequence-mean-token-mean"])
+def test_a_micro_batch_of_masked_sequences_adds_nothing(mode: str):
+    x = torch.full((2, 2), NAN, requires_grad=True)
+    loss = aggregate(x, torch.zeros(2, 2, dtype=torch.bool), mode, num_tokens_global=4, num_sequences_global=4)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert x.grad is not None
+    assert not x.grad.any()
+
+
+def test_the_entropy_bonus_pulls_entropies_up():
+    entropies = torch.tensor([[2.0, NAN]], requires_grad=True)
+    bonus = entropy_bonus(entropies, torch.tensor([[True, False]]))
+    bonus.sum().backward()
+    assert bonus.tolist() == [[-2.0, 0.0]]
+    assert entropies.grad is not None
+    assert entropies.grad.tolist() == [[-1.0, 0.0]]
+
+
 def test_wrong_arguments_are_refused_by_name():
     x, mask = torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"advantages \[1, 3\]"):
@@ -167,5 +233,13 @@ def test_wrong_arguments_are_refused_by_name():
         clipped_policy_loss(x, x, x, ~mask)
     with pytest.raises(ValueError, match="num_tokens_global is 0"):
         aggregate(x, mask, num_tokens_global=0)
+    with pytest.raises(ValueError, match="clip_eps_high is 0"):
+        clipped_policy_loss(x, x, x, mask, clip_eps_high=0)
+    with pytest.raises(ValueError, match=r"dual_clip is 1\.0; it must be above 1"):
+        clipped_policy_loss(x, x, x, mask, dual_clip=1.0)
+    with pytest.raises(ValueError, match="num_sequences_global is None; mode 'sequence-mean-token-sum' needs it"):
+        aggregate(x, mask, "sequence-mean-token-sum", num_tokens_global=2)
+    with pytest.raises(ValueError, match="max_completion_tokens is None; mode 'token-sum-over-constant' needs it"):
+        aggregate(x, mask, "token-sum-over-constant", num_sequences_global=1)
     with pytest.raises(ValueError, match="mode is 'sum'"):
         aggregate(x, mask, "sum", num_tokens_global=1)

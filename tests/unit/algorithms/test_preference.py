@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlhf_services.algorithms.preference import bradley_terry_loss
+from rlhf_services.algorithms.preference import bradley_terry_loss, ranking_loss
 
 
 def test_bradley_terry_by_hand():
@@ -26,6 +26,26 @@ def test_centring_adds_the_square_of_the_sum():
     # chosen + rejected = 3: 0.1 * 9 on top of -log sigmoid(1).
     loss = bradley_terry_loss(torch.tensor([2.0]), torch.tensor([1.0]), center_coef=0.1)
     torch.testing.assert_close(loss, torch.tensor([0.9 + math.log(1 + math.exp(-1.0))]))
+
+
+def test_a_soft_label_weighs_both_answers():
+    # sigmoid(log 3) = 3/4: -(0.6 log 3/4 + 0.4 log 1/4). Its gradient is 3/4 - 0.6: none where the model says 0.6.
+    chosen = torch.tensor([math.log(3.0), math.log(1.5)], requires_grad=True)
+    loss = bradley_terry_loss(chosen, torch.zeros(2), target=torch.full((2,), 0.6))
+    loss.sum().backward()
+    assert loss[0].item() == pytest.approx(-0.6 * math.log(3 / 4) - 0.4 * math.log(1 / 4))
+    assert chosen.grad is not None
+    torch.testing.assert_close(chosen.grad, torch.tensor([0.15, 0.0]))
+
+
+def test_a_ranking_is_the_mean_of_all_its_pairs():
+    # Scores log 9, log 3, 0, best first: differences log 3, log 9, log 3 over 3 pairs: 3/4, 9/10, 3/4.
+    loss = ranking_loss(torch.tensor([math.log(9.0), math.log(3.0), 0.0]))
+    assert loss.item() == pytest.approx(-(2 * math.log(3 / 4) + math.log(9 / 10)) / 3)
+    # Margins of log 3 between neighbours leave 1/2 for them, and 3/4 for the outer pair with log 3 too.
+    margins = torch.full((3, 3), math.log(3.0))
+    loss = ranking_loss(torch.tensor([math.log(9.0), math.log(3.0), 0.0]), margins)
+    assert loss.item() == pytest.approx(-(2 * math.log(1 / 2) + math.log(3 / 4)) / 3)
 
 
 def test_extreme_differences_stay_finite_in_loss_and_gradient():
@@ -76,5 +96,11 @@ def test_wrong_arguments_are_refused_by_name():
         bradley_terry_loss(torch.zeros(2), torch.zeros(1))
     with pytest.raises(ValueError, match=r"margin \[1\]"):
         bradley_terry_loss(torch.zeros(2), torch.zeros(2), margin=torch.zeros(1))
+    with pytest.raises(ValueError, match=r"target holds values from 0\.5 to 1\.5"):
+        bradley_terry_loss(torch.zeros(2), torch.zeros(2), target=torch.tensor([0.5, 1.5]))
+    with pytest.raises(ValueError, match=r"rewards has shape \[1\]"):
+        ranking_loss(torch.zeros(1))
+    with pytest.raises(ValueError, match=r"margins has shape \[2\]"):
+        ranking_loss(torch.zeros(2), torch.zeros(2))
     with pytest.raises(ValueError, match="center_coef is -1"):
         bradley_terry_loss(torch.zeros(2), torch.zeros(2), center_coef=-1.0)
