@@ -7,13 +7,14 @@ the prompts, and forward and backward passes run for its share of the micro-batc
 
 import atexit
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Generic, TypeVar
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor
 
 from rlhf_services.common.errors import ConfigError
@@ -70,6 +71,17 @@ class Ranks:
         all_bytes = [torch.empty_like(mine) for _ in range(self.world_size)]
         dist.all_gather(all_bytes, mine)
         return [each[:size].numpy().tobytes() for each, size in zip(all_bytes, sizes.tolist(), strict=True)]
+
+    def together(self, action: Callable[[], None]) -> None:
+        """Has every rank write files; raises OSError on all if one cannot, so that none waits for it in vain."""
+        problem = ""
+        try:
+            action()
+        except (OSError, SafetensorError) as error:  # safetensors has no type of its own for a full disk
+            problem = str(error)
+        for rank, found in enumerate(self.gather_bytes(problem.encode())):
+            if found:
+                raise OSError(f"rank {rank}: {found.decode()}" if self.world_size > 1 else found.decode())
 
     def barrier(self) -> None:
         """Waits for all ranks. A sum on the CPU, as NCCL's barrier would have to guess a device."""

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from rlhf_services.trainer.learning.optimizer import MasterOptimizer
 from rlhf_services.trainer.learning.ranks import Ranks
@@ -18,17 +20,33 @@ COUNTS_FILE = "counts.json"
 
 
 def write_state(directory: Path, optimizer: MasterOptimizer, ranks: Ranks) -> None:
-    """Writes all that the next step depends on into a directory. Every rank must call it."""
-    directory.mkdir(parents=True, exist_ok=True)
-    tensors = optimizer.state_tensors()
+    """Writes all that the next step depends on into a directory. Every rank must call it.
+
+    Raises: OSError, on all ranks, if one cannot write.
+    """
+
+    def write() -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        _write_tensors(directory, optimizer.state_tensors(), ranks)
+        if ranks.is_main:
+            counts = {"num_steps": optimizer.num_steps, "adam_steps": optimizer.adam_steps()}
+            (directory / COUNTS_FILE).write_text(json.dumps(counts, indent=1))
+
+    ranks.together(write)
+
+
+def _write_tensors(directory: Path, tensors: dict[str, Tensor], ranks: Ranks) -> None:
     if ranks.world_size == 1:
         # What the reader below takes for a single shard. DCP's writer would first build the file in memory.
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / "state.safetensors")
-    else:
-        dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(directory), save_distributed=True))
-    if ranks.is_main:
-        counts = {"num_steps": optimizer.num_steps, "adam_steps": optimizer.adam_steps()}
-        (directory / COUNTS_FILE).write_text(json.dumps(counts, indent=1))
+        return
+    writer = dcp.HuggingFaceStorageWriter(str(directory), save_distributed=True)
+    try:
+        dcp.save(tensors, storage_writer=writer)
+    except CheckpointException as error:
+        # All ranks get it when one fails. It is no Exception, so nothing that expects one would see it.
+        reasons = [f"rank {rank}: {reason}" for rank, (reason, _) in error.failures.items()]
+        raise OSError("; ".join(reasons)) from None
 
 
 def read_state(directory: Path, optimizer: MasterOptimizer, ranks: Ranks) -> None:
@@ -39,8 +57,10 @@ def read_state(directory: Path, optimizer: MasterOptimizer, ranks: Ranks) -> Non
     counts = json.loads((directory / COUNTS_FILE).read_text())
     reader = dcp.HuggingFaceStorageReader(str(directory))
     found = {name: tuple(each.size) for name, each in reader.read_metadata().state_dict_metadata.items()}
-    with optimizer.restoring(counts["num_steps"], counts["adam_steps"], found) as tensors:
-        with warnings.catch_warnings():
-            # One process is meant, no oversight.
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-            dcp.load(tensors, storage_reader=reader, no_dist=ranks.world_size == 1)
+    with (
+        optimizer.restoring(counts["num_steps"], counts["adam_steps"], found) as tensors,
+        warnings.catch_warnings(),
+    ):
+        # One process is meant, no oversight.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        dcp.load(tensors, storage_reader=reader, no_dist=ranks.world_size == 1)

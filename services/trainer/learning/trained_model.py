@@ -96,18 +96,26 @@ class TrainedModel:
             yield from ((name, tensor.cpu().contiguous()) for name, tensor in head.items())
 
     def save_weights(self, directory: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Writes weights, configuration and tokenizer as a Hugging Face checkpoint. Every rank must call it."""
+        """Writes weights, configuration and tokenizer as a Hugging Face checkpoint. Every rank must call it.
+
+        Raises: OSError, on all ranks, if the main one cannot write.
+        """
         model = self._host_copy()
-        if model is None:
-            return
-        if isinstance(model, ScalarModel):
-            model.save(directory, tokenizer)
-        else:
-            model.save_pretrained(directory)
-            tokenizer.save_pretrained(directory)
+
+        def write() -> None:
+            if isinstance(model, ScalarModel):
+                model.save(directory, tokenizer)
+            elif model is not None:
+                model.save_pretrained(directory)
+                tokenizer.save_pretrained(directory)
+
+        self.ranks.together(write)
 
     def save_state(self, directory: Path) -> None:
-        """Writes trained parameters, moments and step counts: all that the next step needs. Every rank must call it."""
+        """Writes trained parameters, moments and step counts: all that the next step needs. Every rank must call it.
+
+        Raises: OSError, on all ranks, if one cannot write.
+        """
         write_state(directory, self.optimizer, self.ranks)
 
     def load_state(self, directory: Path) -> None:
