@@ -17,13 +17,14 @@ setup: $(VENV)/.installed ## Create the virtual environment and install everythi
 demo: setup ## Train a small real model from simulated preferences: all services, real vLLM (about 15 minutes on 2 cores).
 	$(BIN)/rlhf demo $(ARGS)
 
-test: setup ## Run all tests.
+test: setup ## Run all tests but those that take minutes.
 	$(BIN)/pytest $(ARGS)
 
 test-unit: setup ## Run the unit tests alone (under a minute).
 	$(BIN)/pytest tests/unit $(ARGS)
 
-test-all: lint test ## Run the linters and all tests.
+test-all: lint test ## Run the linters and all tests, those that take minutes included.
+	$(BIN)/pytest -m exhaustive $(ARGS)
 
 lint: setup ## Check style, types and contracts.
 	$(BIN)/ruff check .

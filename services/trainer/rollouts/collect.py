@@ -57,7 +57,7 @@ class Collected:
             return
         reasons = ", ".join(f"{count} {code}" for code, count in sorted(self.dropped.items()))
         raise RunError(
-            f"{num_dropped} of {total} rollouts were dropped ({reasons}); ppo.max_dropped_fraction is "
+            f"{num_dropped} of {total} rollouts were dropped ({reasons}); training.max_dropped_fraction is "
             f"{max_dropped_fraction}: look at the log of the service concerned"
         )
 
