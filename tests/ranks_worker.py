@@ -19,6 +19,7 @@ from rlhf_services.models.sequences import pad_sequences
 from rlhf_services.models.token_scores import completion_logprobs, sequence_scores
 from rlhf_services.trainer.checkpoint import CheckpointFolder
 from rlhf_services.trainer.config import LoraConfig, OptimizerConfig
+from rlhf_services.trainer.errors import RunError
 from rlhf_services.trainer.learning.ranks import Ranks, join_ranks
 from rlhf_services.trainer.learning.trained_model import TrainedModel
 
@@ -115,6 +116,30 @@ def use_collectives(ranks: Ranks, out: Path) -> None:
     (out / f"collectives-{ranks.rank}.json").write_text(json.dumps(found))
 
 
+def save_checkpoints(paths: tuple[Path, Path], ranks: Ranks, out: Path) -> None:
+    """Writes checkpoints as runs do, one of which fails on the last rank alone."""
+    model = make_model("policy", *paths, ranks)
+    folder = CheckpointFolder(out, keep_last=1, ranks=ranks)
+
+    def write(path: Path) -> None:
+        model.save_weights(path / "policy", load_tokenizer(paths[0]))
+        model.save_state(path / "policy_state")
+
+    def fill_the_disk(path: Path) -> None:
+        write(path)
+        if ranks.rank == 1:
+            raise OSError(28, "No space left on device")
+
+    folder.save(1, {"policy_version": 2}, write)
+    newest = folder.newest()
+    try:
+        folder.save(2, {}, fill_the_disk)
+    except RunError as error:
+        message = str(error)
+    found = {"newest": str(newest), "after": str(folder.newest()), "error": message}
+    (out / f"checkpoints-{ranks.rank}.json").write_text(json.dumps(found))
+
+
 def _write(model: TrainedModel, numbers: list[list[float]], out: Path, ranks: Ranks) -> None:
     weights = {name: tensor.clone() for name, tensor in model.weights()}
     if ranks.is_main:
@@ -132,6 +157,7 @@ def main() -> None:
         ranks.barrier()
         resume(kind, (policy_path, reward_path), ranks, one_rank, out)
     use_collectives(ranks, out)
+    save_checkpoints((policy_path, reward_path), ranks, out)
 
 
 if __name__ == "__main__":

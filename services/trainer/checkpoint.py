@@ -144,8 +144,7 @@ class CheckpointFolder:
         directory = self.path / f"step-{step:06d}"
 
         def write(path: Path) -> None:
-            write_models(path)
-            self._ranks.barrier()  # all files are there
+            self._ranks.together(lambda: write_models(path))
             files = self._describe_files(path)
             if self._ranks.is_main:
                 finite = {name: value for name, value in (metrics or {}).items() if math.isfinite(value)}

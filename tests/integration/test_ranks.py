@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from rlhf_services.trainer.checkpoint import read_state
 from rlhf_services.trainer.learning.ranks import Ranks
 
 TESTS = Path(__file__).parents[1]
@@ -98,3 +99,18 @@ def test_every_rank_gets_the_sums_and_the_bytes_of_all(folders: tuple[Path, Path
         assert each["empty"] == ["", ""]
     # Three items: the second rank fills its second turn with one that counts nothing.
     assert [each["share"] for each in found] == [[["a", 1.0], ["c", 1.0]], [["b", 1.0], ["a", 0.0]]]
+
+
+def test_a_checkpoint_is_whole_on_all_ranks_or_on_none(folders: tuple[Path, Path]) -> None:
+    for rank in range(2):
+        found = json.loads((folders[1] / f"checkpoints-{rank}.json").read_text())
+        assert found["newest"] == found["after"] == str(folders[1] / "checkpoints" / "step-000001")
+        assert "could not write" in found["error"]
+        assert "rank 1: [Errno 28] No space left on device; free some space" in found["error"]
+    assert [path.name for path in (folders[1] / "checkpoints").iterdir()] == ["step-000001"]
+    files = read_state(folders[1] / "checkpoints" / "step-000001")["files"]
+    assert {name for name in files if name.startswith("policy_state/")} == {
+        "policy_state/counts.json",
+        "policy_state/shard-00001-model-00001-of-00001.safetensors",
+        "policy_state/shard-00002-model-00001-of-00001.safetensors",
+    }
