@@ -101,7 +101,7 @@ def leave_one_out(rewards: Tensor, group_ids: Tensor) -> Tensor:
     """Returns RLOO's advantages: r_i less the mean of the prompt's other completions' rewards.
 
     Args, Returns and Raises: as in group_relative.
-    Source: Ahmadian et al. 2024, arXiv:2402.14740, eq. 8.
+    Source: Ahmadian et al. 2024, arXiv:2402.14740, section 2.2.
     """
     centered, groups, sizes = _center(rewards, group_ids)
     # r_i - (sum - r_i) / (n - 1) = (r_i - mean) * n / (n - 1)

@@ -47,7 +47,7 @@ def clipped_policy_loss(
         clip_eps_high: how far above 1 it may rise and still be pushed up, above 0; DAPO's "clip higher" is 0.28.
         dual_clip: above 1, usually 3; None leaves the loss unbounded for negative advantages.
     Raises: ValueError if shapes differ, no token is selected, or a bound is out of range.
-    Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7; the second clip from Ye et al. 2019, arXiv:1912.09729, eq. 3.
+    Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7; the second clip from Ye et al. 2019, arXiv:1912.09729.
     """
     require_same_shape(
         logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages, completion_mask=completion_mask

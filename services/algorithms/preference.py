@@ -157,7 +157,7 @@ def kto_loss(
             1 to 4/3 for desirable over undesirable.
     Returns: losses, and rewards beta * r.
     Raises: ValueError if shapes differ, is_desirable is not bool, or an argument is out of range.
-    Source: Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8, less a constant for each completion.
+    Source: Ethayarajh et al. 2024, arXiv:2402.01306, less a constant for each completion.
     """
     require_same_shape(policy_logps=policy_logps, ref_logps=ref_logps, is_desirable=is_desirable)
     require_in_open_interval("beta", beta, 0, math.inf)
