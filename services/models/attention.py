@@ -60,13 +60,21 @@ def packed_attention(
         raise UnsupportedAttentionError(f"{type(module).__name__} asks for {', '.join(unsupported)} in a packed row")
     boundaries = attention_mask[0, 0, 0]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    rows = [each[0].transpose(0, 1) for each in (query, key, value)]
+    query_row, key_row, value_row = (each[0].transpose(0, 1) for each in (query, key, value))
     if query.device.type != "cuda":
-        return causal_attention(*rows, boundaries.tolist(), scale)[None], None
+        return causal_attention(query_row, key_row, value_row, boundaries.diff().tolist(), scale)[None], None
     longest = options.get("max_length_q") or int(boundaries.diff().max())
-    # A window of all tokens before and none behind is causal attention.
     packed = varlen_attn(
-        *rows, boundaries, boundaries, longest, longest, scale=scale, window_size=(-1, 0), enable_gqa=True
+        query_row,
+        key_row,
+        value_row,
+        boundaries,
+        boundaries,
+        longest,
+        longest,
+        scale=scale,
+        window_size=(-1, 0),  # all tokens before and none behind: causal
+        enable_gqa=True,
     )
     assert isinstance(packed, Tensor)
     return packed[None], None

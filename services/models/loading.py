@@ -17,25 +17,28 @@ DtypeName = Literal["bfloat16", "float32"]
 TORCH_DTYPES: dict[DtypeName, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def require_model_folder(path: str | Path) -> Path:
-    """Returns the path if it is a folder with a model's config.json; raises ConfigError otherwise."""
+def require_model_folder(path: str | Path, field: str = "model.path") -> Path:
+    """Returns the path if it is a folder with a model's config.json.
+
+    Raises: ConfigError naming `field`, the dotted path it was configured by, otherwise.
+    """
     folder = Path(path)
     if not folder.is_dir():
-        raise ConfigError(f"model.path is '{path}': no such directory; give the folder of a Hugging Face checkpoint")
+        raise ConfigError(f"{field} is '{path}': no such directory; give the folder of a Hugging Face checkpoint")
     if not (folder / "config.json").is_file():
         raise ConfigError(
-            f"model.path is '{path}': no config.json in it; give a folder that transformers' save_pretrained wrote"
+            f"{field} is '{path}': no config.json in it; give a folder that transformers' save_pretrained wrote"
         )
     return folder
 
 
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """Returns the tokenizer in a model's folder. Raises ConfigError if there is none."""
-    folder = require_model_folder(path)
+def load_tokenizer(path: str | Path, field: str = "model.path") -> PreTrainedTokenizerBase:
+    """Returns the tokenizer in a model's folder. Raises: ConfigError naming `field` if there is none."""
+    folder = require_model_folder(path, field)
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"model.path is '{path}': no tokenizer can be read from it: {error}") from error
+        raise ConfigError(f"{field} is '{path}': no tokenizer can be read from it: {error}") from error
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -67,26 +70,34 @@ def stop_ids_of(model_or_config: Any, tokenizer: PreTrainedTokenizerBase) -> lis
     return sorted(stop_ids)
 
 
-def load_policy(path: str | Path, *, dtype: DtypeName, device: str = "cpu") -> PreTrainedModel:
-    """Returns the causal language model in a folder: in eval mode, dropout 0, with torch's fused attention.
+def load_policy(
+    path: str | Path, *, dtype: DtypeName, device: str = "cpu", field: str = "model.path"
+) -> PreTrainedModel:
+    """Returns the causal language model in a folder: in eval mode, dropout 0, taking packed rows if it can.
 
-    Raises: ConfigError if there is no such folder, no causal language model in it, or one that changes its logits after
-        the output projection (soft-capping, scaling): its log-probabilities would come out wrong.
+    Raises: ConfigError naming `field` if there is no such folder, no causal language model in it, or one that changes
+        its logits after the output projection (soft-capping, scaling): its log-probabilities would come out wrong.
     """
-    model = load_pretrained(AutoModelForCausalLM, path, dtype=dtype, device=device)
-    _require_language_model(model, path)
-    _require_plain_output_projection(model, path)
+    model = load_pretrained(AutoModelForCausalLM, path, dtype=dtype, device=device, field=field)
+    _require_language_model(model, path, field)
+    _require_plain_output_projection(model, path, field)
     return model
 
 
 def load_pretrained(
-    auto_class: Any, path: str | Path, *, dtype: DtypeName, device: str = "cpu", **config_overrides: Any
+    auto_class: Any,
+    path: str | Path,
+    *,
+    dtype: DtypeName,
+    device: str = "cpu",
+    field: str = "model.path",
+    **config_overrides: Any,
 ) -> PreTrainedModel:
     """Returns the model that a transformers auto class loads from a folder, prepared for training and scoring.
 
-    Raises: ConfigError if the folder holds no such model, or only a part of its weights.
+    Raises: ConfigError naming `field` if the folder holds no such model, or only a part of its weights.
     """
-    folder = require_model_folder(path)
+    folder = require_model_folder(path, field)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, **config_overrides)
         _switch_dropout_off(config)
@@ -99,11 +110,11 @@ def load_pretrained(
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"model.path is '{path}': transformers cannot load it: {error}") from error
+        raise ConfigError(f"{field} is '{path}': transformers cannot load it: {error}") from error
     if report["missing_keys"]:
         names = ", ".join(sorted(report["missing_keys"])[:3])
         raise ConfigError(
-            f"model.path is '{path}': its weights lack {names}; "
+            f"{field} is '{path}': its weights lack {names}; "
             f"a {type(model).__name__} is needed, trained and saved whole"
         )
     _let_every_embedding_learn(model)
@@ -129,23 +140,23 @@ def _let_every_embedding_learn(model: nn.Module) -> None:
             module.padding_idx = None
 
 
-def _require_language_model(model: PreTrainedModel, path: str | Path) -> None:
+def _require_language_model(model: PreTrainedModel, path: str | Path, field: str) -> None:
     """Refuses a reward model, whose weights lack nothing that a language model with tied embeddings needs."""
     for architecture in model.config.architectures or []:
         if architecture.endswith("ForSequenceClassification"):
             raise ConfigError(
-                f"model.path is '{path}': it holds a {architecture}, a reward model; give a causal language model"
+                f"{field} is '{path}': it holds a {architecture}, a reward model; give a causal language model"
             )
 
 
 @torch.no_grad()
-def _require_plain_output_projection(model: PreTrainedModel, path: str | Path) -> None:
+def _require_plain_output_projection(model: PreTrainedModel, path: str | Path, field: str) -> None:
     probe = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
     hidden = model.base_model(input_ids=probe, use_cache=False).last_hidden_state
     logits = model(input_ids=probe, use_cache=False).logits
     projected = hidden @ model.get_output_embeddings().weight.T
     if not torch.allclose(logits.float(), projected.float(), rtol=1e-2, atol=1e-2, equal_nan=True):
         raise ConfigError(
-            f"model.path is '{path}': {type(model).__name__} changes its logits after the output projection, which is "
+            f"{field} is '{path}': {type(model).__name__} changes its logits after the output projection, which is "
             "not supported; use a model without logit soft-capping, scaling or bias"
         )

@@ -8,7 +8,6 @@ from transformers import PreTrainedModel
 from rlhf_services.models.attention import NAME, UnsupportedAttentionError, boundaries_mask
 from rlhf_services.models.sequences import PaddedSequences
 
-
 _PROBE_LENGTHS = (3, 5)
 _PROBE_TOLERANCE = 0.05
 """Relative; another sequence's tokens change a hidden state by far more, the rounding of bfloat16 by less."""
@@ -35,7 +34,10 @@ def pack_if_possible(model: PreTrainedModel) -> None:
 def _keeps_sequences_apart(backbone: PreTrainedModel) -> bool:
     lengths = torch.tensor(_PROBE_LENGTHS, device=backbone.device)
     ids = torch.arange(int(lengths.sum()), device=backbone.device)[None]
-    alone = [backbone(input_ids=part, use_cache=False).last_hidden_state for part in ids.split(_PROBE_LENGTHS, dim=1)]
+    alone = [
+        backbone(input_ids=part, use_cache=False).last_hidden_state
+        for part in ids.split_with_sizes(_PROBE_LENGTHS, dim=1)
+    ]
     try:
         packed = _run_packed(backbone, ids, lengths, max(_PROBE_LENGTHS))
     except UnsupportedAttentionError:

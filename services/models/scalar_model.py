@@ -48,13 +48,13 @@ class ScalarModel(nn.Module):
         self.mean, self.std = mean, std
 
     @classmethod
-    def from_policy(cls, path: str | Path, dtype: DtypeName, seed: int) -> Self:
+    def from_policy(cls, path: str | Path, dtype: DtypeName, seed: int, field: str = "model.path") -> Self:
         """Returns a policy's backbone under a fresh head: weights N(0, 1 / (d + 1)), d the hidden size, no bias.
 
         Source: Stiennon et al. 2020, arXiv:2009.01325, appendix B.1.
-        Raises: ConfigError if the folder holds no language model.
+        Raises: ConfigError naming `field` if the folder holds no language model.
         """
-        backbone = load_pretrained(AutoModel, path, dtype=dtype)
+        backbone = load_pretrained(AutoModel, path, dtype=dtype, field=field)
         hidden_size = backbone.config.get_text_config().hidden_size
         head = nn.Linear(hidden_size, 1, bias=False)
         generator = torch.Generator().manual_seed(seed)
@@ -63,12 +63,12 @@ class ScalarModel(nn.Module):
         return cls(backbone, head.to(backbone.dtype)).eval()
 
     @classmethod
-    def load(cls, path: str | Path, dtype: DtypeName) -> Self:
-        """Returns the model that `save` wrote. Raises ConfigError if the folder holds no one-label classifier."""
-        classifier = load_pretrained(AutoModelForSequenceClassification, path, dtype=dtype)
+    def load(cls, path: str | Path, dtype: DtypeName, field: str = "model.path") -> Self:
+        """Returns the model that `save` wrote. Raises: ConfigError naming `field` if the folder holds no such model."""
+        classifier = load_pretrained(AutoModelForSequenceClassification, path, dtype=dtype, field=field)
         if classifier.config.num_labels != 1:
             raise ConfigError(
-                f"model.path is '{path}': its head has {classifier.config.num_labels} labels; a reward model has 1"
+                f"{field} is '{path}': its head has {classifier.config.num_labels} labels; a reward model has 1"
             )
         mean = getattr(classifier.config, "rlhf_reward_mean", 0.0)
         std = getattr(classifier.config, "rlhf_reward_std", 1.0)

@@ -1,6 +1,6 @@
 """Forward passes over sequences: log-probabilities, entropies, values and scores."""
 
-from typing import Literal, overload
+from typing import Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from rlhf_services.models.policy_model import PolicyModel, score_tokens
 from rlhf_services.models.scalar_model import ScalarModel
 from rlhf_services.models.sequences import PaddedSequences, scatter_to_mask
 
-LanguageModel = PreTrainedModel | PolicyModel
+LanguageModel: TypeAlias = PreTrainedModel | PolicyModel
 """A causal language model as load_policy returns it, or the module that wraps one for training."""
 
 

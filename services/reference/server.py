@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rlhf_services.common.config import exit_on_config_error, load_config
 from rlhf_services.common.errors import ConfigError
+from rlhf_services.common.memory import keep_freed_memory
 from rlhf_services.common.serving import run_service
 from rlhf_services.reference.config import ModelConfig, ReferenceConfig
 from rlhf_services.reference.core import ReferenceCore, Scorer
@@ -18,6 +19,7 @@ FULL_NAME = "rlhf_services.v1.ReferenceService"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves until told to stop; returns the exit code."""
+    keep_freed_memory()
     with exit_on_config_error("rlhf-reference"):
         config = load_config(ReferenceConfig, prog="rlhf-reference", argv=argv, env_prefix="RLHF_REFERENCE")
         core = ReferenceCore(partial(build_scorer, config.model), config.limits, ReferenceMetrics())

@@ -4,6 +4,9 @@ import math
 
 import pytest
 import torch
+from torch.autograd import gradcheck
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlhf_services.algorithms.logprobs import (
     entropy,
@@ -109,6 +112,62 @@ def test_logprobs_alone_have_the_gradient_of_the_whole_computation():
         logprobs.square().sum().backward()
         gradients.append((hidden.grad, weight.grad))
     torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("wanted", ["logprobs", "entropies", "both"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_gradient_is_that_of_finite_differences(wanted: str, temperature: float):
+    hidden, weight, ids = random_projection(torch.float64)
+
+    def function(hidden: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        logprobs, entropies = token_logprobs_and_entropy_from_hidden(hidden, weight, ids, temperature, 3)
+        return {"logprobs": (logprobs,), "entropies": (entropies,), "both": (logprobs, entropies)}[wanted]
+
+    assert gradcheck(function, (hidden.requires_grad_(), weight.requires_grad_()))
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight"])
+def test_only_what_is_trained_gets_a_gradient(frozen: str):
+    hidden, weight, ids = random_projection()
+    trained = weight if frozen == "hidden" else hidden
+    trained.requires_grad_()
+    token_logprobs_from_hidden(hidden, weight, ids).sum().backward()
+    assert [hidden.grad is None, weight.grad is None] == [frozen == "hidden", frozen == "weight"]
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the most elements that any tensor made within it has."""
+
+    num_elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in pytree.tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.num_elements = max(self.num_elements, tensor.numel())
+        return result
+
+
+def test_no_tensor_is_larger_than_a_chunk_of_logits():
+    # 40 tokens, hidden size 5, 101 ids, 8 tokens at a time: 808 logits; the weight has 505 elements, all logits 4040.
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(40, 5, generator=generator, requires_grad=True)
+    weight = torch.randn(101, 5, generator=generator, requires_grad=True)
+    ids = torch.randint(0, 101, (40,), generator=generator)
+    with LargestTensor() as largest:
+        logprobs, entropies = token_logprobs_and_entropy_from_hidden(hidden, weight, ids, 0.7, chunk_size=8)
+        (logprobs + entropies).sum().backward()
+    assert largest.num_elements == 8 * 101
+
+
+def test_the_weights_gradient_is_summed_in_float32():
+    # Each of 512 tokens adds 1/512 of 1 - p = 1/2: with the 8 bits of bfloat16 the sum would stop growing at 1/4.
+    hidden = torch.ones(512, 1).bfloat16()
+    weight = torch.zeros(2, 1).bfloat16().requires_grad_()
+    logprobs = token_logprobs_from_hidden(hidden, weight, torch.zeros(512, dtype=torch.int64), chunk_size=1)
+    (logprobs.sum() / 512).backward()
+    assert weight.grad is not None
+    assert weight.grad.tolist() == [[0.5], [-0.5]]
 
 
 def test_entropy_does_not_change_the_logprobs():

@@ -10,7 +10,9 @@ from tiny_model import EOS_ID, PAD_ID, make_tiny_model, make_tiny_tokenizer
 from transformers import GenerationConfig
 
 from rlhf_services.common.errors import ConfigError
+from rlhf_services.models import attention
 from rlhf_services.models.loading import load_policy, load_tokenizer, stop_ids_of, tokenizer_digest
+from rlhf_services.models.scalar_model import ScalarModel
 
 
 def edit_config(path: Path, **values: object) -> Path:
@@ -24,7 +26,7 @@ def test_a_policy_is_ready_to_score(tmp_path: Path):
     model = load_policy(tmp_path, dtype="bfloat16")
     assert not model.training
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    assert model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == attention.NAME
     assert model.config.attention_dropout == 0.0
 
 
@@ -39,6 +41,13 @@ def test_the_padding_id_learns_its_embedding(tmp_path: Path):
 def test_a_path_that_does_not_exist_is_named(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"model\.path is '.*/absent': no such directory; give the folder"):
         load_policy(tmp_path / "absent", dtype="float32")
+
+
+def test_errors_name_the_field_that_the_caller_knows(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"^models\.policy_path is '.*/absent'"):
+        load_policy(tmp_path / "absent", dtype="float32", field="models.policy_path")
+    with pytest.raises(ConfigError, match=r"^models\.critic_path is '.*/absent'"):
+        ScalarModel.load(tmp_path / "absent", "float32", "models.critic_path")
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path):

@@ -35,9 +35,14 @@ def test_what_cannot_be_padded_is_named(prompts: list[list[int]], completions: l
         pad_sequences(prompts, completions)
 
 
-def test_groups_fill_up_to_the_limit_longest_first():
-    # Longest first: 9, 5, 4, 4, 2. A limit of 10 takes 9 alone; 5 and a 4 (2 x 5); 4 and 2 (2 x 4).
-    assert split_by_tokens([4, 9, 2, 5, 4], max_tokens=10) == [[1], [3, 0], [4, 2]]
+def test_groups_are_the_fullest_that_still_have_room():
+    # Longest first: 6; 5 finds no room beside it; 4 fits both and goes where less is left (6 + 4 = 10, none left); the
+    # 3 goes to the 5 (2 left), the 2 as well.
+    assert split_by_tokens([4, 6, 2, 5, 3], max_tokens=10) == [[1, 0], [3, 4, 2]]
+
+
+def test_the_groups_of_equal_lengths_are_in_their_order():
+    assert split_by_tokens([3, 3, 3, 3], max_tokens=6) == [[0, 1], [2, 3]]
 
 
 def test_a_sequence_over_the_limit_goes_alone():
@@ -48,7 +53,9 @@ def test_every_index_comes_once_and_no_group_is_too_large():
     lengths = [(7 * i) % 31 + 1 for i in range(50)]
     groups = split_by_tokens(lengths, max_tokens=64)
     assert sorted(index for group in groups for index in group) == list(range(50))
-    assert all(len(group) * max(lengths[index] for index in group) <= 64 for group in groups)
+    assert all(sum(lengths[index] for index in group) <= 64 for group in groups)
+    # Best-fit decreasing needs at most 11/9 of the fewest groups possible, and one more.
+    assert len(groups) <= 11 / 9 * -(-sum(lengths) // 64) + 1
 
 
 def test_nothing_gives_no_groups():

@@ -74,34 +74,50 @@ def test_the_padding_id_makes_no_difference(policy: PreTrainedModel, scalar_mode
     torch.testing.assert_close(sequence_scores(scalar_model, first), sequence_scores(scalar_model, second))
 
 
-def poison(module: nn.Module, positions: list[tuple[int, int]]) -> Handle:
-    """Makes a backbone answer NaN at (row, position)s. Inside it, attention would carry NaN to every position."""
+@torch.no_grad()
+def test_a_sequence_does_not_see_the_others(policy: PreTrainedModel, scalar_model: ScalarModel):
+    # Other tokens in the first and the last sequence: the middle one keeps its numbers.
+    others = pad_sequences([[50, 51, 52], PROMPTS[1], [53, 54]], [[55], COMPLETIONS[1], [56, 57]])
+    usual = pad_sequences(PROMPTS, COMPLETIONS)
+    for compute in (
+        lambda sequences: completion_logprobs(policy, sequences, 1.0)[1],
+        lambda sequences: completion_values(scalar_model, sequences)[1],
+        lambda sequences: sequence_scores(scalar_model, sequences)[1],
+    ):
+        torch.testing.assert_close(compute(others), compute(usual))
+
+
+@torch.no_grad()
+def test_the_padded_way_gives_the_same(tiny_model_path: Path, policy: PreTrainedModel, sequences: PaddedSequences):
+    padded = load_policy(tiny_model_path, dtype="float32")
+    padded.set_attn_implementation("sdpa")
+    torch.testing.assert_close(completion_logprobs(padded, sequences, 1.0), completion_logprobs(policy, sequences, 1.0))
+
+
+def poison(module: nn.Module, tokens: list[int]) -> Handle:
+    """Makes a backbone answer NaN at these tokens of a packed row. Inside it, attention would carry NaN further."""
 
     def hook(_module: nn.Module, _arguments: object, output: BaseModelOutputWithPast) -> BaseModelOutputWithPast:
-        mask = torch.zeros(output.last_hidden_state.shape[:2], dtype=torch.bool)
-        mask[tuple(zip(*positions, strict=True))] = True
-        return BaseModelOutputWithPast(
-            last_hidden_state=output.last_hidden_state.masked_fill(mask[..., None], math.nan)
-        )
+        mask = torch.zeros(output.last_hidden_state.shape[1], dtype=torch.bool)
+        mask[tokens] = True
+        return BaseModelOutputWithPast(last_hidden_state=output.last_hidden_state.masked_fill(mask[:, None], math.nan))
 
     return module.register_forward_hook(hook)
 
 
-# The rows are 5, 7 and 6 tokens long.
-PADDING = [(0, 5), (0, 6), (2, 6)]
-
-
-def test_nan_at_padding_reaches_neither_results_nor_gradients(
+def test_nan_at_a_token_that_nothing_is_read_of_reaches_neither_results_nor_gradients(
     policy: PreTrainedModel, scalar_model: ScalarModel, sequences: PaddedSequences
 ):
+    # The sequences are 5, 7 and 6 tokens long: the row's tokens 0, 1 and 12 to 15 are in prompts, and predict prompts;
+    # 4, 11 and 17 are the last ones, of which only a score is read.
     computations = (
-        (policy, policy.base_model, lambda: completion_logprobs(policy, sequences, 1.0)),
-        (scalar_model, scalar_model.backbone, lambda: completion_values(scalar_model, sequences)),
-        (scalar_model, scalar_model.backbone, lambda: sequence_scores(scalar_model, sequences)),
+        (policy, policy.base_model, [0, 1, 4, 11, 12, 17], lambda: completion_logprobs(policy, sequences, 1.0)),
+        (scalar_model, scalar_model.backbone, [0, 1, 4], lambda: completion_values(scalar_model, sequences)),
+        (scalar_model, scalar_model.backbone, [0, 3, 5], lambda: sequence_scores(scalar_model, sequences)),
     )
-    for model, backbone, compute in computations:
+    for model, backbone, tokens, compute in computations:
         clean = compute().detach()
-        with poison(backbone, PADDING):
+        with poison(backbone, tokens):
             model.zero_grad()
             poisoned = compute()
             poisoned.sum().backward()
@@ -113,11 +129,21 @@ def test_nan_at_padding_reaches_neither_results_nor_gradients(
 
 
 @torch.no_grad()
-def test_a_nan_at_a_real_position_surfaces(
+def test_a_nan_in_one_sequence_stays_there(policy: PreTrainedModel, sequences: PaddedSequences):
+    def hook(_module: nn.Module, _arguments: object, embedded: Tensor) -> Tensor:
+        return embedded.index_fill(1, torch.tensor([6]), math.nan)  # the second token of the second sequence
+
+    with policy.get_input_embeddings().register_forward_hook(hook):
+        logprobs = completion_logprobs(policy, sequences, 1.0)
+    assert logprobs.isnan().any(-1).tolist() == [False, True, False]
+
+
+@torch.no_grad()
+def test_a_nan_at_a_token_that_is_read_surfaces(
     policy: PreTrainedModel, scalar_model: ScalarModel, sequences: PaddedSequences
 ):
-    # Position 3 of row 0 holds the first of its completion's two tokens: the second is predicted, and valued, there.
-    with poison(policy.base_model, [(0, 3)]), poison(scalar_model.backbone, [(0, 3), (0, 4)]):
+    # Token 3 of row 0 is the first of its completion's two: the second is predicted, and valued, there.
+    with poison(policy.base_model, [3]), poison(scalar_model.backbone, [3, 4]):
         assert completion_logprobs(policy, sequences, 1.0).isnan().nonzero().tolist() == [[0, 1]]
         assert completion_values(scalar_model, sequences).isnan().nonzero().tolist() == [[0, 1]]
         assert sequence_scores(scalar_model, sequences).isnan().tolist() == [True, False, False]
@@ -129,7 +155,8 @@ def test_values_are_read_before_each_token_and_scores_at_the_last(
 ):
     values, scores = completion_values(scalar_model, sequences), sequence_scores(scalar_model, sequences)
     for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
-        alone = scalar_model(torch.tensor([prompt + completion]))[0]
+        hidden = scalar_model.backbone(input_ids=torch.tensor([prompt + completion])).last_hidden_state[0]
+        alone = (hidden @ scalar_model.head.weight[0] - scalar_model.mean) / scalar_model.std
         torch.testing.assert_close(values[row, : len(completion)], alone[len(prompt) - 1 : -1])
         assert values[row, len(completion) :].tolist() == [0.0] * (6 - len(completion))
         torch.testing.assert_close(scores[row], alone[-1])
@@ -145,19 +172,15 @@ def test_values_and_scores_carry_gradient(scalar_model: ScalarModel, sequences: 
 
 
 @torch.no_grad()
-def test_attention_runs_causal_and_without_a_mask(
-    policy: PreTrainedModel, sequences: PaddedSequences, monkeypatch: pytest.MonkeyPatch
-):
-    calls = []
-    fused = functional.scaled_dot_product_attention
+def test_the_model_sees_the_real_tokens_alone(policy: PreTrainedModel, sequences: PaddedSequences):
+    seen: list[Tensor] = []
 
-    def spy(*args: Tensor, **kwargs: object) -> Tensor:
-        calls.append((kwargs["attn_mask"], kwargs["is_causal"]))
-        return fused(*args, **kwargs)
+    def hook(_module: nn.Module, arguments: tuple[Tensor], _output: Tensor) -> None:
+        seen.append(arguments[0])
 
-    monkeypatch.setattr(functional, "scaled_dot_product_attention", spy)
-    completion_logprobs(policy, sequences, 1.0)
-    assert calls == [(None, True), (None, True)]  # one call for each of the two layers
+    with policy.get_input_embeddings().register_forward_hook(hook):
+        completion_logprobs(policy, sequences, 1.0)
+    assert [ids.tolist() for ids in seen] == [[[5, 6, 7, 20, 21, 8, 22, 23, 24, 25, 26, 27, 9, 10, 11, 12, 13, 28]]]
 
 
 @torch.no_grad()
