@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
-from rlhf_services.cli import train
+from rlhf_services.cli import pipeline, train
 from rlhf_services.cli.demo import demo
 from rlhf_services.cli.evaluate import evaluate, frontier
 from rlhf_services.cli.generate import generate
@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.add_typer(train.app, name="train")
+app.add_typer(pipeline.app, name="pipeline")
 app.command()(generate)
 app.command()(score)
 app.command()(logprobs)

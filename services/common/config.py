@@ -90,6 +90,11 @@ def load_toml(cls: type[C], path: Path, overrides: Mapping[str, object] | None =
     return _validate(cls, {str(path): _read_toml(path), "the overrides": dict(overrides or {})})
 
 
+def load_values(cls: type[C], values: Mapping[str, object], source: str) -> C:
+    """Returns the configuration in nested values; `source` says in errors where they stand. Raises: ConfigError."""
+    return _validate(cls, {source: values})
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """Returns "; did you mean 'x'?" for a near miss of a known word, else "; known: 'a', 'b'"."""
     words = sorted(known)

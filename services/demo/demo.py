@@ -1,7 +1,6 @@
 """The demo: START HERE. All of RLHF, from a model and a labeller to a better model, as the phases below tell it."""
 
 import asyncio
-import json
 import sys
 from collections.abc import Sequence
 
@@ -11,11 +10,12 @@ from transformers.utils.logging import disable_progress_bar
 
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.common.rollout import Sampling
+from rlhf_services.common.toml_files import write_config
 from rlhf_services.demo.checkpoint_check import check_checkpoint
 from rlhf_services.demo.errors import DemoError
 from rlhf_services.demo.labeller import NOISE_RATE, SHORT_AND_FINISHED
 from rlhf_services.demo.options import DemoOptions
-from rlhf_services.demo.pairs import COMPLETIONS_PER_PROMPT, sample_completions, write_labelled_pairs
+from rlhf_services.demo.pairs import COMPLETIONS_PER_PROMPT, sample_completions, with_texts, write_labelled_pairs
 from rlhf_services.demo.phases import Phases
 from rlhf_services.demo.report import write_report
 from rlhf_services.demo.results import TRUE_SCORE, CheckpointCheck, DemoResults, show, verdict
@@ -25,7 +25,6 @@ from rlhf_services.demo.run_configs import (
     TRAIN_PROMPTS,
     ppo_config,
     reward_model_config,
-    write_config,
 )
 from rlhf_services.demo.small_model import fetch_small_model
 from rlhf_services.local.local_services import ENVIRONMENT, LocalServices
@@ -36,7 +35,7 @@ from rlhf_services.models.loading import load_tokenizer, tokenizer_digest
 from rlhf_services.trainer.config import ServicesConfig
 from rlhf_services.trainer.data.prompts import load_prompts
 from rlhf_services.trainer.evaluation.evaluate import Evaluation, evaluate
-from rlhf_services.trainer.offline.reward_model_report import RewardModelReport
+from rlhf_services.trainer.offline.reward_model_report import RewardModelReport, read_report
 from rlhf_services.trainer.rollouts.peers import TRAINING_REWARD, Peers
 
 NUM_PHASES = 9
@@ -158,7 +157,8 @@ class _Demo:
                     on_rollout=advance,
                 )
             )
-        data = write_labelled_pairs(options.pairs_file, self._train, rollouts, self._tokenizer, seed=options.seed)
+        sampled = with_texts(self._train, rollouts, self._tokenizer)
+        data = write_labelled_pairs(options.pairs_file, sampled, seed=options.seed)
         if not data.pairs:
             raise DemoError("the labeller saw no difference in any pair; take a model that writes words (--model DIR)")
         self._phases.say(
@@ -170,8 +170,7 @@ class _Demo:
         config_path = self._options.run_dir / "reward_model.toml"
         write_config(config_path, reward_model_config(self._options, self._model))
         self._run_rlhf("train", "reward-model", "--config", str(config_path))
-        report = json.loads((self._options.reward_run_dir / "reward_model_report.json").read_text(encoding="utf-8"))
-        return RewardModelReport(**report)
+        return read_report(self._options.reward_run_dir)
 
     def _run_ppo(self, policy: ServiceEntry, reward: ServiceEntry, reference: ServiceEntry) -> None:
         config_path = self._options.run_dir / "ppo.toml"

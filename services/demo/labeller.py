@@ -64,3 +64,9 @@ def label_pairs(
         chosen, rejected = (first, second) if first_is_chosen else (second, first)
         pairs.append(LabelledPair(prompt=prompt, chosen=chosen, rejected=rejected, is_flipped=is_flipped))
     return pairs, num_skipped
+
+
+def pattern_score(pattern: str) -> Callable[[str], float]:
+    """Returns the rule that gives 1 where a regular expression is found, else 0."""
+    compiled = re.compile(pattern)
+    return lambda text: 1.0 if compiled.search(text) else 0.0

@@ -10,10 +10,28 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_services.clients.policy import PolicyClient
 from rlhf_services.common.rollout import Prompt, Rollout, Sampling
-from rlhf_services.demo.labeller import LabelledPair, label_pairs
+from rlhf_services.demo.labeller import NOISE_RATE, LabelledPair, label_pairs, true_score
 from rlhf_services.trainer.data.prompts import PromptItem
 
 COMPLETIONS_PER_PROMPT = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledCompletion:
+    """A completion."""
+
+    completion: str
+    """Without special tokens."""
+    completion_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledPrompt:
+    """A prompt with the completions that were sampled for it."""
+
+    prompt: str
+    prompt_ids: list[int]
+    completions: list[SampledCompletion]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,30 +71,48 @@ async def sample_completions(
     return [sorted(group, key=lambda rollout: rollout.rollout_id) for group in rollouts]
 
 
+def with_texts(
+    items: Sequence[PromptItem], rollouts: Sequence[Sequence[Rollout]], tokenizer: PreTrainedTokenizerBase
+) -> list[SampledPrompt]:
+    """Returns each prompt with its completions, as ids and as text."""
+    return [
+        SampledPrompt(
+            prompt=item.text,
+            prompt_ids=item.prompt_ids,
+            completions=[
+                SampledCompletion(
+                    completion=str(tokenizer.decode(each.completion_ids, skip_special_tokens=True)),
+                    completion_ids=each.completion_ids,
+                )
+                for each in group
+            ],
+        )
+        for item, group in zip(items, rollouts, strict=True)
+    ]
+
+
 def write_labelled_pairs(
     path: Path,
-    items: Sequence[PromptItem],
-    rollouts: Sequence[Sequence[Rollout]],
-    tokenizer: PreTrainedTokenizerBase,
+    sampled: Sequence[SampledPrompt],
     *,
     seed: int,
+    noise_rate: float = NOISE_RATE,
+    score: Callable[[str], float] = true_score,
 ) -> LabelledData:
-    """Has the labeller choose in every pair of a prompt's completions.
-
-    Writes the choices and returns them.
+    """Has the labeller choose in every pair of a prompt's completions; writes the choices and returns them.
 
     The file has the token ids as they were sampled, so that a completion that was cut at the limit does not look
     finished to the reward model, and the texts for people to read.
     """
     candidates = []
     ids_of_text: dict[tuple[str, str], list[int]] = {}
-    prompt_ids = {item.text: item.prompt_ids for item in items}
-    for item, group in zip(items, rollouts, strict=True):
-        texts = [str(tokenizer.decode(each.completion_ids, skip_special_tokens=True)) for each in group]
-        for text, rollout in zip(texts, group, strict=True):
-            ids_of_text[item.text, text] = rollout.completion_ids
-        candidates += [(item.text, *pair) for pair in combinations(texts, 2)]
-    pairs, num_skipped = label_pairs(candidates, seed=seed)
+    prompt_ids = {each.prompt: each.prompt_ids for each in sampled}
+    for each in sampled:
+        for one in each.completions:
+            ids_of_text[each.prompt, one.completion] = one.completion_ids
+        texts = [one.completion for one in each.completions]
+        candidates += [(each.prompt, *pair) for pair in combinations(texts, 2)]
+    pairs, num_skipped = label_pairs(candidates, seed=seed, noise_rate=noise_rate, score=score)
     with path.open("w", encoding="utf-8") as file:
         for pair in pairs:
             record = {

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.status import Status
+from rich.table import Table
 
 
 class Phases:
@@ -15,8 +16,9 @@ class Phases:
     def __init__(self, console: Console, total: int) -> None:
         self.seconds: dict[str, float] = {}
         """How long each finished phase took."""
+        self.total = total
+        """How many phases there will be."""
         self._console = console
-        self._total = total
         self._count = 0
 
     @contextmanager
@@ -24,7 +26,7 @@ class Phases:
         """Puts a heading above what is printed inside, and notes the time when it ends without an error."""
         self._count += 1
         self._console.print()
-        self._console.rule(f"[bold]{self._count}/{self._total}  {title}", align="left")
+        self._console.rule(f"[bold]{self._count}/{self.total}  {title}", align="left")
         start = time.monotonic()
         yield
         self.seconds[title] = time.monotonic() - start
@@ -33,6 +35,10 @@ class Phases:
     def say(self, message: str, *, style: str | None = None) -> None:
         """Prints a sentence as it is: no markup, no wrapping inside paths."""
         self._console.print(message, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def show(self, table: Table) -> None:
+        """Prints a table."""
+        self._console.print(table)
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[Callable[[Mapping[str, float | None]], None]]:

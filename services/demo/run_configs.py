@@ -1,10 +1,7 @@
 """The configuration files of the demo's two trainings: as a user would write them, and kept for reading and reuse."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 
-from rlhf_services.common.config import Section
 from rlhf_services.demo.make_prompts import DATA_FOLDER
 from rlhf_services.demo.options import DemoOptions
 from rlhf_services.local.services_file import ServiceEntry
@@ -42,7 +39,7 @@ def reward_model_config(options: DemoOptions, model: Path) -> RewardModelRunConf
         run_dir=options.reward_run_dir,
         model=RewardModelBaseConfig(path=model),
         data=PreferencesConfig(path=options.pairs_file, heldout_fraction=0.15),
-        training=TrainingConfig(epochs=1, pairs_per_step=16, seed=options.seed),
+        training=TrainingConfig(epochs=1, examples_per_step=16, seed=options.seed),
         optimizer=RewardModelOptimizerConfig(learning_rate=options.reward_learning_rate, warmup_steps=3),
     )
 
@@ -76,22 +73,3 @@ def ppo_config(
         # One is written when the run is stopped; more would cost seconds each for a run of minutes.
         checkpoint=CheckpointConfig(every_steps=0),
     )
-
-
-def write_config(path: Path, config: Section) -> None:
-    """Writes the values that differ from no default but were set, as TOML."""
-    path.write_text(to_toml(config.model_dump(mode="json", exclude_unset=True, exclude_none=True)), encoding="utf-8")
-
-
-def to_toml(values: Mapping[str, object]) -> str:
-    """Returns plain values, lists of them, and one level of sections as TOML."""
-    lines = [f"{key} = {_toml_value(value)}" for key, value in values.items() if not isinstance(value, Mapping)]
-    for section, fields in values.items():
-        if isinstance(fields, Mapping):
-            lines += ["", f"[{section}]", *(f"{key} = {_toml_value(value)}" for key, value in fields.items())]
-    return "\n".join(lines) + "\n"
-
-
-def _toml_value(value: object) -> str:
-    """Returns a value as TOML; JSON's strings, numbers, booleans and lists are TOML's too."""
-    return json.dumps(value, ensure_ascii=False)

@@ -1,10 +1,13 @@
 """The flags with which services are started on this machine."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 Engine = Literal["vllm", "transformers"]
 Dtype = Literal["bfloat16", "float32"]
+Combine = Literal["mean", "worst", "mean_minus_std"]
 
 
 def policy_arguments(model: Path, *, engine: Engine, dtype: Dtype, max_sequence_tokens: int | None = None) -> list[str]:
@@ -22,6 +25,13 @@ def reference_arguments(model: Path, *, dtype: Dtype) -> list[str]:
 def reward_arguments(model: Path, *, dtype: Dtype) -> list[str]:
     """Returns the flags of a reward service for a reward-model checkpoint."""
     return ["--scorer.kind", "model", "--scorer.path", str(model), "--scorer.dtype", dtype]
+
+
+def ensemble_arguments(members: Sequence[Path], *, combine: Combine, std_coef: float, dtype: Dtype) -> list[str]:
+    """Returns the flags of a reward service for several reward models, combined."""
+    paths = json.dumps([str(path) for path in members])
+    how = ["--scorer.combine", combine, "--scorer.std_coef", str(std_coef), "--scorer.dtype", dtype]
+    return ["--scorer.kind", "ensemble", "--scorer.paths", paths, *how]
 
 
 def pattern_arguments(pattern: str, tokenizer: Path) -> list[str]:

@@ -1,1 +1,1 @@
-"""All phases of RLHF as one restartable run: `rlhf pipeline run pipeline.toml`."""
+"""`rlhf pipeline`: from a base model and preferences to a better one, stage by stage. START HERE: pipeline.py."""

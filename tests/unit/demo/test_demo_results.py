@@ -10,11 +10,12 @@ from tiny_model import make_tiny_tokenizer
 
 from rlhf_services.common.config import load_toml
 from rlhf_services.common.rollout import Rollout
+from rlhf_services.common.toml_files import to_toml, write_config
 from rlhf_services.demo.options import DemoOptions
-from rlhf_services.demo.pairs import write_labelled_pairs
+from rlhf_services.demo.pairs import with_texts, write_labelled_pairs
 from rlhf_services.demo.report import write_report
 from rlhf_services.demo.results import CheckpointCheck, DemoResults, show, verdict
-from rlhf_services.demo.run_configs import ppo_config, reward_model_config, to_toml, write_config
+from rlhf_services.demo.run_configs import ppo_config, reward_model_config
 from rlhf_services.local.services_file import ServiceEntry
 from rlhf_services.trainer.data.preferences import load_preferences
 from rlhf_services.trainer.data.prompts import PromptItem
@@ -25,17 +26,22 @@ from rlhf_services.trainer.offline.reward_model_report import RewardModelReport
 from rlhf_services.trainer.online_config import PpoRunConfig
 
 REPORT = RewardModelReport(
+    num_train_prompts=30,
     num_train_pairs=30,
     num_heldout_pairs=10,
-    num_too_long=0,
+    num_undecided_pairs=0,
+    skipped={},
     train_loss=0.5,
     train_accuracy=0.7,
     heldout_accuracy=0.7,
     heldout_accuracy_low=0.4,
     heldout_accuracy_high=0.9,
+    calibration_error=0.1,
     length_correlation=0.1,
-    reward_mean=0.2,
-    reward_std=1.5,
+    length_rank_correlation=0.1,
+    members=[],
+    ensemble=None,
+    heldout=None,
     seconds=12.0,
 )
 
@@ -160,7 +166,8 @@ def test_the_configurations_that_are_written_read_back_equal(tmp_path: Path) -> 
     assert ppo.training.steps == 21
 
 
-def test_toml_has_plain_values_before_sections() -> None:
+def test_toml_has_plain_values_before_sections_and_names_nested_ones_in_full() -> None:
+    assert to_toml({"a": {"x": 1, "b": {"y++": 2}}}) == '[a]\nx = 1\n\n[a.b]\n"y++" = 2\n'
     assert (
         to_toml({"a": {"x": [1, 2]}, "b": 'it\'s "b"', "c": True})
         == 'b = "it\'s \\"b\\""\nc = true\n\n[a]\nx = [1, 2]\n'
@@ -187,7 +194,7 @@ def test_labelled_pairs_keep_the_sampled_ids_and_can_be_trained_on(tmp_path: Pat
         [make_rollout("0", 0, bad), make_rollout("0", 1, good)],
         [make_rollout("1", 0, good), make_rollout("1", 1, good)],  # no difference: skipped
     ]
-    data = write_labelled_pairs(tmp_path / "pairs.jsonl", items, rollouts, tokenizer, seed=0)
+    data = write_labelled_pairs(tmp_path / "pairs.jsonl", with_texts(items, rollouts, tokenizer), seed=0)
     assert (len(data.pairs), data.num_skipped) == (1, 1)
     (pair,) = load_preferences(tmp_path / "pairs.jsonl", tokenizer, max_tokens=20).pairs
     chosen, rejected = (bad, good) if data.pairs[0].is_flipped else (good, bad)
