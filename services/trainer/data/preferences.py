@@ -1,28 +1,90 @@
-"""Preferences as training data: JSONL in, pairs of token ids out, every faulty line refused by its place."""
+"""Preferences as training data: pairs and rankings in, prompts with their completions and choices as token ids out.
 
-import json
+A record of a file or data set is one of these, with "prompt" or "messages" for texts and "prompt_ids" for token ids:
+
+    pair     "chosen", "rejected" (texts or messages), or "chosen_ids", "rejected_ids" (token ids)
+             "margin": how much better the chosen one is, at least 0; the scores shall differ by that much
+             "label" or "chosen_probability": how probable it is that "chosen" is the better one, from 0 to 1
+    ranking  "completions" (texts or messages) or "completion_ids" (lists of token ids), best first;
+             "ranks": a number for each, lower is better and equal is a tie; with them any order will do
+
+What is malformed (a column missing, a value of the wrong type) is refused by its place. What says nothing, or cannot be
+used whole, is left out and counted in pairs: a ranking loses the pairs of the completion at fault and keeps the rest.
+"""
+
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_services.common.errors import ConfigError
-from rlhf_services.trainer.data.prompts import read_prompt
+from rlhf_services.trainer.data.preference_records import Ids, RawPreferences, read_raw
+from rlhf_services.trainer.data.records import read_records
 
-TEXT_KEYS = ("chosen", "rejected")
-ID_KEYS = ("prompt_ids", "chosen_ids", "rejected_ids")
+EMPTY = "an empty completion"
+EQUAL = "equal completions"
+TOO_LONG = "too long"
+TIED = "a tie"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Between two completions of a group, by their indices."""
+
+    chosen: int
+    rejected: int
+    target: float = 1.0
+    """Probability that the chosen one is better; at least 0.5, which says that they are equally good."""
+    margin: float = 0.0
+    """How much better it is, in units of score; at least 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceGroup:
+    """A prompt, two completions or more, and the choices between them: one element of a batch.
+
+    Each completion needs one forward pass, however many choices name it. None of the lists is empty.
+    """
+
+    prompt_ids: Ids
+    completions: tuple[Ids, ...]
+    choices: tuple[Choice, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the forward passes over all completions, the prompt counted with each."""
+        return sum(len(self.prompt_ids) + len(completion) for completion in self.completions)
+
+    def pairs(self) -> list["PreferencePair"]:
+        """Returns each choice by itself."""
+        return [
+            PreferencePair(
+                self.prompt_ids,
+                self.completions[choice.chosen],
+                self.completions[choice.rejected],
+                choice.target,
+                choice.margin,
+            )
+            for choice in self.choices
+        ]
 
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
     """Two completions of one prompt, of which the first was preferred. Token ids, none of the lists empty."""
 
-    prompt_ids: tuple[int, ...]
-    chosen_ids: tuple[int, ...]
-    rejected_ids: tuple[int, ...]
+    prompt_ids: Ids
+    chosen_ids: Ids
+    rejected_ids: Ids
+    target: float = 1.0
+    """As in Choice."""
+    margin: float = 0.0
+    """As in Choice."""
 
     @property
     def num_tokens(self) -> int:
@@ -32,47 +94,99 @@ class PreferencePair:
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
-    """The pairs of a file."""
+    """The usable preferences of a source."""
 
-    pairs: list[PreferencePair]
-    num_too_long: int
-    """Pairs that were left out because a side is too long."""
+    groups: list[PreferenceGroup]
+    """One for each pair or ranking, in the source's order."""
+    skipped: dict[str, int]
+    """Pairs that were left out, by reason."""
+
+    @property
+    def pairs(self) -> list[PreferencePair]:
+        """Every choice by itself."""
+        return [pair for group in self.groups for pair in group.pairs()]
+
+    @property
+    def num_too_long(self) -> int:
+        """Pairs that were left out because a side is too long."""
+        return self.skipped.get(TOO_LONG, 0)
 
 
-def load_preferences(path: Path, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> Preferences:
-    """Returns the pairs of a JSONL file.
+class _HasPrompt(Protocol):
+    @property
+    def prompt_ids(self) -> Ids: ...
+
+
+Item = TypeVar("Item", bound=_HasPrompt)
+
+
+def load_preferences(
+    source: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_tokens: int,
+    split: str = "train",
+    field: str = "data.path",
+) -> Preferences:
+    """Returns the preferences of a JSONL or Parquet file, or of a data set's split.
 
     Text is tokenized as the reward service does it: the prompt as a user's message up to where the answer begins, each
     completion with the end-of-sequence id after it. Token ids are taken as they are.
 
-    Raises: ConfigError naming file and line of what is no pair or has equal sides, or saying that no pair is left.
+    Args:
+        source: path or name, as read_records takes it.
+        max_tokens: longest prompt with completion; pairs with a longer one are left out, nothing is cut.
+        split, field: as read_records takes them.
+    Raises: ConfigError naming the place of what is malformed, or saying that nothing usable is left.
     """
-    pairs: list[PreferencePair] = []
-    num_too_long = 0
-    for place, record in _records(path):
-        pair = _pair(record, tokenizer, place)
-        if pair.num_tokens > max_tokens:
-            num_too_long += 1
-        else:
-            pairs.append(pair)
-    if not pairs:
+    groups: list[PreferenceGroup] = []
+    skipped: Counter[str] = Counter()
+    for place, record in read_records(source, split, field=field):
+        try:
+            group = _usable(read_raw(record, tokenizer), max_tokens, skipped)
+        except ValueError as error:
+            raise ConfigError(f"{place}: {error}") from None
+        if group is not None:
+            groups.append(group)
+    if not groups:
+        reasons = ", ".join(f"{count} left out for {reason}" for reason, count in sorted(skipped.items()))
         raise ConfigError(
-            f"data.path is '{path}': no pair left ({num_too_long} longer than data.max_tokens = {max_tokens} tokens); "
-            "raise data.max_tokens, or give more preferences"
+            f"{field} is '{source}': no pair left ({reasons or 'it is empty'}; data.max_tokens is {max_tokens}); "
+            "give more preferences, or raise data.max_tokens"
         )
-    return Preferences(pairs, num_too_long)
+    return Preferences(groups, dict(skipped))
 
 
-def split_by_prompt(
-    pairs: Sequence[PreferencePair], heldout_fraction: float, seed: int
-) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """Returns (training pairs, held-out pairs); no prompt is in both, and the split depends on prompts and seed alone.
+def merge_by_prompt(groups: Sequence[PreferenceGroup]) -> list[PreferenceGroup]:
+    """Returns one group for each prompt, with every distinct completion once, and all choices, in order of appearance.
+
+    A completion that stands in several pairs then costs one forward pass, and its prompt weighs as much as any other.
+    """
+    merged: dict[Ids, tuple[dict[Ids, int], list[Choice]]] = {}
+    for group in groups:
+        places, choices = merged.setdefault(group.prompt_ids, ({}, []))
+        for completion in group.completions:
+            places.setdefault(completion, len(places))
+        choices += [
+            Choice(
+                places[group.completions[choice.chosen]],
+                places[group.completions[choice.rejected]],
+                choice.target,
+                choice.margin,
+            )
+            for choice in group.choices
+        ]
+    return [PreferenceGroup(ids, tuple(places), tuple(choices)) for ids, (places, choices) in merged.items()]
+
+
+def split_by_prompt(items: Sequence[Item], heldout_fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
+    """Returns (training items, held-out items); no prompt is in both, and the split depends on prompts and seed alone.
 
     Args:
         heldout_fraction: share of the distinct prompts to hold out; at least one of them is, unless it is 0.
     Raises: ConfigError if no prompt would be left to train on.
     """
-    prompts = sorted({pair.prompt_ids for pair in pairs})
+    prompts = sorted({item.prompt_ids for item in items})
     random.Random(seed).shuffle(prompts)
     num_heldout = max(1, round(len(prompts) * heldout_fraction)) if heldout_fraction > 0 else 0
     if num_heldout >= len(prompts):
@@ -82,63 +196,46 @@ def split_by_prompt(
         )
     heldout = set(prompts[:num_heldout])
     return (
-        [pair for pair in pairs if pair.prompt_ids not in heldout],
-        [pair for pair in pairs if pair.prompt_ids in heldout],
+        [item for item in items if item.prompt_ids not in heldout],
+        [item for item in items if item.prompt_ids in heldout],
     )
 
 
-def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yields each line's place ("file:line") and object; blank lines are passed over."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ConfigError(f"data.path is '{path}': cannot be read: {error.strerror}") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        place = f"{path}:{number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{place}: not JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise ConfigError(f"{place}: a {type(record).__name__}, not an object with prompt, chosen and rejected")
-        yield place, record
+def _usable(raw: RawPreferences, max_tokens: int, skipped: Counter[str]) -> PreferenceGroup | None:
+    """Returns the group of what can be trained on, None if nothing can; counts the pairs left out."""
+    choices: list[Choice] = []
+    for first, second in combinations(range(len(raw.completions)), 2):
+        reason = _reason_to_skip(raw, first, second, max_tokens)
+        if reason is None:
+            choices.append(_choice(raw, first, second))
+        else:
+            skipped[reason] += 1
+    # A completion that no choice names would cost a forward pass for nothing.
+    used = sorted({index for choice in choices for index in (choice.chosen, choice.rejected)})
+    place = {index: position for position, index in enumerate(used)}
+    if not choices:
+        return None
+    return PreferenceGroup(
+        raw.prompt_ids,
+        tuple(raw.completions[index] for index in used),
+        tuple(replace(each, chosen=place[each.chosen], rejected=place[each.rejected]) for each in choices),
+    )
 
 
-def _pair(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, place: str) -> PreferencePair:
-    if any(key in record for key in ID_KEYS):
-        prompt_ids, chosen_ids, rejected_ids = (_ids(record, key, len(tokenizer), place) for key in ID_KEYS)
-    else:
-        chosen, rejected = (_text(record, key, place) for key in TEXT_KEYS)
-        try:
-            prompt_ids = tuple(read_prompt(record, tokenizer).prompt_ids)
-        except ValueError as error:
-            raise ConfigError(f"{place}: {error}") from None
-        chosen_ids, rejected_ids = (_encode_completion(text, tokenizer) for text in (chosen, rejected))
-    if chosen_ids == rejected_ids:
-        raise ConfigError(f"{place}: chosen and rejected are equal; leave out pairs without a preference")
-    return PreferencePair(prompt_ids, chosen_ids, rejected_ids)
+def _reason_to_skip(raw: RawPreferences, first: int, second: int, max_tokens: int) -> str | None:
+    sides = raw.completions[first], raw.completions[second]
+    if not all(sides):
+        return EMPTY
+    if len(raw.prompt_ids) + max(map(len, sides)) > max_tokens:
+        return TOO_LONG
+    if sides[0] == sides[1]:
+        return EQUAL
+    return TIED if raw.ranks[first] == raw.ranks[second] else None
 
 
-def _ids(record: Mapping[str, Any], key: str, vocab_size: int, place: str) -> tuple[int, ...]:
-    value = record.get(key)
-    if not isinstance(value, list) or not value or not all(type(each) is int for each in value):
-        raise ConfigError(f"{place}: {key} is {value!r:.60}; it must be a list of token ids, not empty")
-    unknown = [each for each in value if not 0 <= each < vocab_size]
-    if unknown:
-        raise ConfigError(f"{place}: {key} has {unknown[0]}; the tokenizer's ids go from 0 to {vocab_size - 1}")
-    return tuple(value)
-
-
-def _text(record: Mapping[str, Any], key: str, place: str) -> str:
-    value = record.get(key)
-    if not isinstance(value, str) or not value:
-        raise ConfigError(f"{place}: {key} is {value!r:.60}; it must be text, not empty")
-    return value
-
-
-def _encode_completion(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Returns a finished completion's ids: a text is an answer that has ended."""
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return (*ids, tokenizer.eos_token_id) if tokenizer.eos_token_id is not None else tuple(ids)
+def _choice(raw: RawPreferences, first: int, second: int) -> Choice:
+    """Returns the choice between two completions of unequal rank; the more probable one is the chosen one."""
+    better, worse = (first, second) if raw.ranks[first] < raw.ranks[second] else (second, first)
+    if raw.label < 0.5:
+        return Choice(worse, better, 1.0 - raw.label, raw.margin)
+    return Choice(better, worse, raw.label, raw.margin)

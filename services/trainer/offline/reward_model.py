@@ -1,240 +1,190 @@
-"""Reward-model training: Bradley-Terry on preference pairs, from a language model to a checkpoint that is served."""
+"""Reward-model training: from preferences to a model, or an ensemble, that is served, and a report of how good it is.
 
-import json
-import shutil
-import statistics
+preferences -> split by prompt -> each member (reward_model_member.py): fit, normalise, save
+-> scores of the held-out completions -> report as table, JSON and plot
+"""
+
+import contextlib
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TextIO
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
 
-import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_services.algorithms.preference import bradley_terry_loss
 from rlhf_services.common.errors import ConfigError
+from rlhf_services.common.logs import configure_logging
+from rlhf_services.common.memory import keep_freed_memory
 from rlhf_services.models.loading import load_tokenizer
-from rlhf_services.models.scalar_model import ScalarModel
-from rlhf_services.models.sequences import pad_sequences, split_by_tokens
-from rlhf_services.models.token_scores import sequence_scores
-from rlhf_services.trainer.data.preferences import PreferencePair, load_preferences, split_by_prompt
-from rlhf_services.trainer.errors import NonFiniteError, RunError
-from rlhf_services.trainer.learning.optimizer import MasterOptimizer, require_finite
-from rlhf_services.trainer.offline.reward_model_config import RewardModelRunConfig, TrainingConfig
-from rlhf_services.trainer.offline.reward_model_report import (
-    RewardModelReport,
-    pairwise_accuracy,
-    pearson,
-    wilson_interval,
+from rlhf_services.trainer.data.preferences import (
+    PreferenceGroup,
+    Preferences,
+    load_preferences,
+    merge_by_prompt,
+    split_by_prompt,
 )
+from rlhf_services.trainer.learning.ranks import Ranks, join_ranks
+from rlhf_services.trainer.offline.reward_model_config import PreferencesConfig, RewardModelRunConfig
+from rlhf_services.trainer.offline.reward_model_member import Member, MemberFacts, load_member, train_member
+from rlhf_services.trainer.offline.reward_model_plot import plot_report
+from rlhf_services.trainer.offline.reward_model_report import (
+    HeldoutPairs,
+    MemberReport,
+    RewardModelReport,
+    describe_ensemble,
+    describe_heldout,
+    mean_scores,
+    measure_scores,
+    probabilities,
+    write_report,
+)
+from rlhf_services.trainer.offline.reward_model_scores import score_groups
+from rlhf_services.trainer.offline.reward_model_table import show_report
+from rlhf_services.trainer.run_dir import locked
+
+PLOT_FILE = "reward_model_report.png"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingStep:
-    """The metrics of one optimizer step, as written to metrics.jsonl."""
-
-    step: int
-    """From 1."""
-    loss: float
-    """Mean Bradley-Terry loss of the step's pairs before the update, in nats per pair (log 2 at random)."""
-    accuracy: float
-    """Share of them that are ranked right before the update."""
-    margin: float
-    """Mean of chosen minus rejected score, before normalisation."""
-    grad_norm: float
-    learning_rate: float
-    seconds: float
-    """Wall time of the step."""
+@dataclass(frozen=True, slots=True)
+class _Data:
+    train: list[PreferenceGroup]
+    heldout: list[PreferenceGroup]
+    skipped: dict[str, int]
 
 
-def run_reward_model(config: RewardModelRunConfig, *, console: Console) -> RewardModelReport:
-    """Trains, measures, normalises and saves a reward model; returns the report that is also written to the run.
+def run_reward_model(
+    config: RewardModelRunConfig, *, console: Console, resume: bool = False
+) -> RewardModelReport | None:
+    """Trains, measures, normalises and saves a reward model or an ensemble; every rank of torchrun calls it.
 
-    Raises: ConfigError for a model, file or directory that cannot be used; RunError, naming the step, for a loss or
-        gradient that is not finite.
+    Args:
+        resume: go on where the run in this directory stopped; members that are finished are not trained again.
+    Returns: the report that is also written to the run; None if a signal stopped the training before its end.
+    Raises: ConfigError for a model, data or directory that cannot be used; RunError, naming the step, for a loss or
+        gradient that is not finite, or a disk that is full.
     """
-    start = time.monotonic()
-    target = config.run_dir / "model"
-    if target.exists():
-        raise ConfigError(f"run_dir is '{config.run_dir}': it holds a trained model already; choose another directory")
+    started = time.monotonic()
+    if not config.model.path.is_dir():
+        raise ConfigError(f"model.path is '{config.model.path}': no such directory; give the folder of a checkpoint")
+    configure_logging("warning", "trainer")
+    keep_freed_memory()
+    ranks = join_ranks()
+    console = console if ranks.is_main else Console(quiet=True)
+    with locked(config.run_dir) if ranks.is_main else contextlib.nullcontext():
+        return _run(config, console, resume, ranks, started)
+
+
+def _run(
+    config: RewardModelRunConfig, console: Console, resume: bool, ranks: Ranks, started: float
+) -> RewardModelReport | None:
+    members = [Member(index, config) for index in range(config.ensemble.members)]
+    finished = [member for member in members if member.model_path.exists()]
+    if finished and not resume:
+        raise ConfigError(
+            f"run_dir is '{config.run_dir}': it holds a trained {finished[0].model_path.name} already; go on with "
+            "--resume, or choose another directory"
+        )
     tokenizer = load_tokenizer(config.model.path)
-    preferences = load_preferences(config.data.path, tokenizer, max_tokens=config.data.max_tokens)
-    train, heldout = split_by_prompt(preferences.pairs, config.data.heldout_fraction, config.training.seed)
-    model = ScalarModel.from_policy(config.model.path, config.model.dtype, config.training.seed)
-    model = model.to(_device(config.model.device))
-    config.run_dir.mkdir(parents=True, exist_ok=True)
-    with (config.run_dir / "metrics.jsonl").open("w", encoding="utf-8") as metrics_file:
-        steps = _train(model, train, config, metrics_file, console)
-    reward_mean, reward_std = normalize(model, train, config.training)
-    margins, length_correlation = measure(model, heldout, config.training)
-    accuracy = pairwise_accuracy(margins) if margins else None
-    low, high = wilson_interval(accuracy, len(margins)) if accuracy is not None else (None, None)
-    last_epoch = steps[-max(1, len(steps) // config.training.epochs) :]
-    report = RewardModelReport(
-        num_train_pairs=len(train),
-        num_heldout_pairs=len(heldout),
-        num_too_long=preferences.num_too_long,
-        train_loss=statistics.fmean(step.loss for step in last_epoch),
-        train_accuracy=statistics.fmean(step.accuracy for step in last_epoch),
-        heldout_accuracy=accuracy,
-        heldout_accuracy_low=low,
-        heldout_accuracy_high=high,
-        length_correlation=length_correlation,
-        reward_mean=reward_mean,
-        reward_std=reward_std,
-        seconds=time.monotonic() - start,
-    )
-    _save(model, tokenizer, target)
-    report_path = config.run_dir / "reward_model_report.json"
-    report_path.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+    data = _load_data(config, tokenizer)
+    for reason, count in sorted(data.skipped.items()):
+        _say(console, f"{count} pairs left out: {reason} (data.max_tokens is {config.data.max_tokens})")
+    for member in members:
+        facts = member.facts()
+        if facts is not None:
+            member.require_same(facts, data.train)
+            _say(console, f"{member.title}: finished already")
+        elif not train_member(member, data.train, data.heldout, tokenizer, console=console, resume=resume, ranks=ranks):
+            return None
+    report = _measure(members, data, ranks, started)
+    if ranks.is_main:
+        write_report(config.run_dir, report)
+        if report.heldout is not None:
+            plot_report(report, config.run_dir / PLOT_FILE)
+        show_report(report, console)
+        _say(console, f"saved {', '.join(str(member.model_path) for member in members)}")
     return report
 
 
-def train_step(
-    model: ScalarModel, optimizer: MasterOptimizer, pairs: Sequence[PreferencePair], config: TrainingConfig
-) -> tuple[float, list[float], float, float]:
-    """Takes one optimizer step on the pairs; returns (loss, margins before it, gradient norm, learning rate).
-
-    The gradient is that of the mean over all pairs, however they are split into micro-batches.
-
-    Raises: NonFiniteError; the weights are then as they were.
-    """
-    total_loss = 0.0
-    margins: list[float] = []
-    for micro_batch in micro_batches(pairs, config.micro_batch_tokens):
-        chosen, rejected = pair_scores(model, micro_batch)
-        loss = bradley_terry_loss(chosen, rejected, center_coef=config.center_coef).sum() / len(pairs)
-        require_finite("the loss", loss.detach())
-        loss.backward()  # type: ignore[no-untyped-call]
-        total_loss += float(loss.detach())
-        margins += (chosen - rejected).detach().tolist()
-    taken = optimizer.step()
-    return total_loss, margins, taken.grad_norm, taken.learning_rate
-
-
-def pair_scores(model: ScalarModel, pairs: Sequence[PreferencePair]) -> tuple[Tensor, Tensor]:
-    """Returns the scores of the chosen and of the rejected sides, [B] each, from one forward pass. Carries gradient."""
-    prompts = [pair.prompt_ids for pair in pairs] * 2
-    completions = [pair.chosen_ids for pair in pairs] + [pair.rejected_ids for pair in pairs]
-    sequences = pad_sequences(prompts, completions).to(next(model.parameters()).device)
-    chosen, rejected = sequence_scores(model, sequences).chunk(2)
-    return chosen, rejected
+def _load_data(config: RewardModelRunConfig, tokenizer: PreTrainedTokenizerBase) -> _Data:
+    data = config.data
+    loaded = load_preferences(data.path, tokenizer, max_tokens=data.max_tokens, split=data.split)
+    groups = _grouped(loaded, data)
+    if data.heldout_path is None:
+        train, heldout = split_by_prompt(groups, data.heldout_fraction, config.training.seed)
+        return _Data(train, heldout, loaded.skipped)
+    other = load_preferences(
+        data.heldout_path,
+        tokenizer,
+        max_tokens=data.max_tokens,
+        split=data.heldout_split,
+        field="data.heldout_path",
+    )
+    heldout = _grouped(other, data)
+    shared = {group.prompt_ids for group in groups} & {group.prompt_ids for group in heldout}
+    if shared:
+        raise ConfigError(
+            f"data.heldout_path is '{data.heldout_path}': {len(shared)} of its prompts are in data.path too, so it "
+            "would measure what was trained on; take them out of one of the two"
+        )
+    reasons = loaded.skipped.keys() | other.skipped.keys()
+    skipped = {reason: loaded.skipped.get(reason, 0) + other.skipped.get(reason, 0) for reason in reasons}
+    return _Data(groups, heldout, skipped)
 
 
-def micro_batches(pairs: Sequence[PreferencePair], max_tokens: int) -> Iterator[list[PreferencePair]]:
-    """Yields the pairs in groups of like length whose two sides together have at most max_tokens padded tokens."""
-    for indices in split_by_tokens([2 * pair.num_tokens for pair in pairs], max_tokens):
-        yield [pairs[index] for index in indices]
+def _grouped(preferences: Preferences, config: PreferencesConfig) -> list[PreferenceGroup]:
+    return merge_by_prompt(preferences.groups) if config.group_by_prompt else preferences.groups
 
 
-def normalize(model: ScalarModel, pairs: Sequence[PreferencePair], config: TrainingConfig) -> tuple[float, float]:
-    """Makes the completions of the pairs score mean 0, std 1; returns the mean and std they had.
-
-    Raises: RunError if all scores are equal, or one is not finite: such a model tells nothing apart.
-    """
-    scores: list[float] = []
-    with torch.inference_mode():
-        for micro_batch in micro_batches(pairs, config.micro_batch_tokens):
-            scores += torch.cat(pair_scores(model, micro_batch)).tolist()
-    mean, std = statistics.fmean(scores), statistics.pstdev(scores)
-    if not std > 0:
-        raise RunError(f"the scores of the training completions have standard deviation {std}; nothing was learned")
-    model.set_normalization(mean, std)
-    return mean, std
-
-
-def measure(
-    model: ScalarModel, pairs: Sequence[PreferencePair], config: TrainingConfig
-) -> tuple[list[float], float | None]:
-    """Returns the margins (chosen minus rejected score) of the pairs, and the correlation of score and length."""
-    margins: list[float] = []
-    scores: list[float] = []
-    lengths: list[float] = []
-    with torch.inference_mode():
-        for micro_batch in micro_batches(pairs, config.micro_batch_tokens):
-            chosen, rejected = pair_scores(model, micro_batch)
-            margins += (chosen - rejected).tolist()
-            scores += [*chosen.tolist(), *rejected.tolist()]
-            lengths += [len(pair.chosen_ids) for pair in micro_batch] + [len(pair.rejected_ids) for pair in micro_batch]
-    return margins, pearson(scores, lengths)
-
-
-def _train(
-    model: ScalarModel,
-    pairs: Sequence[PreferencePair],
-    config: RewardModelRunConfig,
-    metrics_file: TextIO,
-    console: Console,
-) -> list[TrainingStep]:
-    """Trains for all epochs; returns the metrics of each step."""
-    training = config.training
-    steps_per_epoch = -(-len(pairs) // training.pairs_per_step)
-    total_steps = training.epochs * steps_per_epoch
-    optimizer = MasterOptimizer("reward model", model, config.optimizer, total_steps=total_steps)
-    generator = torch.Generator().manual_seed(training.seed)
-    steps: list[TrainingStep] = []
-    with _progress(console) as progress:
-        bar = progress.add_task("reward model", total=total_steps, facts="")
-        for _ in range(training.epochs):
-            order = torch.randperm(len(pairs), generator=generator).tolist()
-            for first in range(0, len(pairs), training.pairs_per_step):
-                batch = [pairs[index] for index in order[first : first + training.pairs_per_step]]
-                steps.append(_timed_step(len(steps) + 1, model, optimizer, batch, training))
-                metrics_file.write(json.dumps(asdict(steps[-1])) + "\n")
-                metrics_file.flush()
-                _show(progress, bar, steps)
-    return steps
-
-
-def _timed_step(
-    number: int,
-    model: ScalarModel,
-    optimizer: MasterOptimizer,
-    batch: Sequence[PreferencePair],
-    config: TrainingConfig,
-) -> TrainingStep:
-    start = time.monotonic()
-    try:
-        loss, margins, grad_norm, learning_rate = train_step(model, optimizer, batch, config)
-    except NonFiniteError as error:
-        raise RunError(f"reward-model training stopped at step {number}: {error}") from error
-    return TrainingStep(
-        step=number,
-        loss=loss,
-        accuracy=pairwise_accuracy(margins),
-        margin=statistics.fmean(margins),
-        grad_norm=grad_norm,
-        learning_rate=learning_rate,
-        seconds=time.monotonic() - start,
+def _measure(members: Sequence[Member], data: _Data, ranks: Ranks, started: float) -> RewardModelReport:
+    """Returns the report on members that are saved, one of them in memory at a time. Every rank calls it."""
+    pairs = HeldoutPairs.of(data.heldout)
+    max_tokens = members[0].config.training.micro_batch_tokens
+    scores, predicted, reports = list[list[float]](), list[list[float]](), list[MemberReport]()
+    for member in members:
+        facts = member.facts()
+        assert facts is not None  # it was trained just now, or found finished
+        if data.heldout:
+            scores.append(score_groups(load_member(member), data.heldout, max_tokens=max_tokens, ranks=ranks))
+        else:
+            scores.append([])
+        predicted.append(probabilities(pairs, scores[-1], facts.reward_std))
+        reports.append(_member_report(member, facts, pairs, scores[-1], predicted[-1]))
+    mean, probability = mean_scores(scores), mean_scores(predicted)
+    whole = measure_scores(pairs, mean, probability)
+    return RewardModelReport(
+        num_train_prompts=len(data.train),
+        num_train_pairs=sum(len(group.choices) for group in data.train),
+        num_heldout_pairs=len(pairs.choices),
+        num_undecided_pairs=len(pairs.choices) - len(pairs.decided),
+        skipped=data.skipped,
+        train_loss=fmean(each.train_loss for each in reports),
+        train_accuracy=fmean(each.train_accuracy for each in reports),
+        heldout_accuracy=whole.accuracy,
+        heldout_accuracy_low=whole.accuracy_low,
+        heldout_accuracy_high=whole.accuracy_high,
+        calibration_error=whole.calibration_error,
+        length_correlation=whole.length_correlation,
+        length_rank_correlation=whole.length_rank_correlation,
+        members=reports,
+        ensemble=describe_ensemble(pairs, scores) if len(members) > 1 else None,
+        heldout=describe_heldout(pairs, mean, probability) if data.heldout else None,
+        seconds=time.monotonic() - started,
     )
 
 
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, TextColumn("{task.fields[facts]}"), console=console)
+def _member_report(
+    member: Member, facts: MemberFacts, pairs: HeldoutPairs, scores: Sequence[float], predicted: Sequence[float]
+) -> MemberReport:
+    return MemberReport(
+        model=member.model_path.name,
+        train_loss=facts.train_loss,
+        train_accuracy=facts.train_accuracy,
+        reward_mean=facts.reward_mean,
+        reward_std=facts.reward_std,
+        heldout=measure_scores(pairs, scores, predicted),
+    )
 
 
-def _show(progress: Progress, bar: TaskID, steps: Sequence[TrainingStep]) -> None:
-    """Advances the bar, with loss and accuracy over the last ten steps, as single steps are noisy."""
-    recent = steps[-10:]
-    loss = statistics.fmean(step.loss for step in recent)
-    accuracy = statistics.fmean(step.accuracy for step in recent)
-    progress.update(bar, advance=1, facts=f"loss {loss:.3f}  pairs ranked right {accuracy:.0%}")
-
-
-def _save(model: ScalarModel, tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
-    """Writes the checkpoint beside its place and renames it, so that it is there whole or not at all."""
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save(partial, tokenizer)
-    partial.rename(target)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+def _say(console: Console, message: str) -> None:
+    console.print(message, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,160 @@
+"""Numbers about pairs: how often the right side scores higher, how sure that is, and what goes with it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import StatisticsError, correlation, fmean
+
+Z_95 = 1.959964
+NUM_BINS = 5
+"""Bins of an accuracy by something: few enough that each has pairs to speak of."""
+NUM_CONFIDENCE_BINS = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccuracyBin:
+    """The accuracy of the pairs whose key is from `low` to `high`, both included."""
+
+    low: float
+    high: float
+    count: int
+    """Pairs, at least 1."""
+    accuracy: float
+    accuracy_low: float
+    """Lower end of its 95 % interval (Wilson)."""
+    accuracy_high: float
+    """Upper end of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfidenceBin:
+    """The pairs whose winner was predicted with a probability from `low` to `high`."""
+
+    low: float
+    high: float
+    count: int
+    """Pairs, at least 1."""
+    confidence: float
+    """Mean predicted probability that the predicted winner is preferred, in [0.5, 1]."""
+    accuracy: float
+    """How often it was."""
+
+
+def wilson_interval(rate: float, count: int, z: float = Z_95) -> tuple[float, float]:
+    """Returns the Wilson score interval of a share `rate` observed over `count` trials; inside [0, 1] also at the ends.
+
+    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+    Raises: ValueError if count is below 1.
+    """
+    if count < 1:
+        raise ValueError(f"count is {count}; an interval needs at least one trial")
+    center = (rate + z * z / (2 * count)) / (1 + z * z / count)
+    half_width = z * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return max(0.0, center - half_width), min(1.0, center + half_width)
+
+
+def hit(difference: float) -> float:
+    """Returns 1 if the chosen side scores higher, 0 if lower, 0.5 if equal."""
+    return 1.0 if difference > 0 else 0.5 if difference == 0 else 0.0
+
+
+def pairwise_accuracy(differences: Sequence[float]) -> float:
+    """Returns the share of differences (chosen minus rejected score) above 0; a difference of 0 counts half."""
+    return fmean(hit(difference) for difference in differences)
+
+
+def accuracy_bin(keys: Sequence[float], hits: Sequence[float]) -> AccuracyBin:
+    """Returns the accuracy over pairs, at least one, as one bin.
+
+    Args:
+        keys, hits: of each pair, what it is binned by, and hit().
+    """
+    accuracy = fmean(hits)
+    low, high = wilson_interval(accuracy, len(hits))
+    return AccuracyBin(
+        low=min(keys), high=max(keys), count=len(hits), accuracy=accuracy, accuracy_low=low, accuracy_high=high
+    )
+
+
+def accuracy_bins(keys: Sequence[float], hits: Sequence[float], num_bins: int = NUM_BINS) -> list[AccuracyBin]:
+    """Returns the accuracy by a key, ascending: one bin a value if there are few, else bins of about equal counts."""
+    order = sorted(range(len(keys)), key=lambda index: keys[index])
+    values = sorted(set(keys))
+    if len(values) <= num_bins:
+        parts = [[index for index in order if keys[index] == value] for value in values]
+    else:
+        edges = [round(len(order) * part / num_bins) for part in range(num_bins + 1)]
+        parts = [order[first:last] for first, last in pairwise(edges) if last > first]
+    return [accuracy_bin([keys[index] for index in part], [hits[index] for index in part]) for part in parts]
+
+
+def confidence_bins(
+    probabilities: Sequence[float], targets: Sequence[float], num_bins: int = NUM_CONFIDENCE_BINS
+) -> list[ConfidenceBin]:
+    """Returns the reliability diagram: predicted probability of the predicted winner against how often it won.
+
+    Bins are equally wide over [0.5, 1]; empty ones are left out. Looking at the predicted winner, not at the chosen
+    side, keeps the diagram from depending on which side a file names first.
+
+    Args:
+        probabilities: predicted probability of each pair that its chosen side is preferred.
+        targets: the labelled one: 1, or a soft label.
+    Source: Guo et al. 2017, "On calibration of modern neural networks", arXiv:1706.04599.
+    """
+    width = 0.5 / num_bins
+    members: dict[int, list[tuple[float, float]]] = {}
+    for probability, target in zip(probabilities, targets, strict=True):
+        confidence = max(probability, 1.0 - probability)
+        won = target if probability > 0.5 else 1.0 - target if probability < 0.5 else 0.5
+        members.setdefault(min(num_bins - 1, int((confidence - 0.5) / width)), []).append((confidence, won))
+    return [
+        ConfidenceBin(
+            low=0.5 + index * width,
+            high=0.5 + (index + 1) * width,
+            count=len(pairs),
+            confidence=fmean(confidence for confidence, _ in pairs),
+            accuracy=fmean(won for _, won in pairs),
+        )
+        for index, pairs in sorted(members.items())
+    ]
+
+
+def expected_calibration_error(bins: Sequence[ConfidenceBin]) -> float:
+    """Returns the mean distance of confidence and accuracy, each bin weighing as many pairs as it has."""
+    return sum(each.count * abs(each.confidence - each.accuracy) for each in bins) / sum(each.count for each in bins)
+
+
+def sigmoid(x: float) -> float:
+    """Returns 1 / (1 + exp(-x)), without overflow."""
+    if x >= 0:
+        return 1.0 / (1.0 + math.exp(-x))
+    return math.exp(x) / (1.0 + math.exp(x))
+
+
+def pearson(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Returns the Pearson correlation, None if it is not defined (a constant, or fewer than two points)."""
+    try:
+        return correlation(x, y)
+    except StatisticsError:
+        return None
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Returns the rank correlation, equal values sharing their mean rank; None if it is not defined."""
+    return pearson(mean_ranks(x), mean_ranks(y))
+
+
+def mean_ranks(values: Sequence[float]) -> list[float]:
+    """Returns the rank of each value from 1, ascending; equal values get the mean of the ranks that they take."""
+    order = sorted(range(len(values)), key=lambda index: values[index])
+    ranks = [0.0] * len(values)
+    first = 0
+    while first < len(order):
+        last = first
+        while last + 1 < len(order) and values[order[last + 1]] == values[order[first]]:
+            last += 1
+        for index in order[first : last + 1]:
+            ranks[index] = (first + last) / 2 + 1
+        first = last + 1
+    return ranks
