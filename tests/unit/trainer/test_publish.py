@@ -1,18 +1,22 @@
 """Pushing weights, and knowing that they arrived."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from fake_services import TOKENIZER, FakePolicy
 
-from rlhf_services.common.errors import ConfigError
+from rlhf_services.common.errors import ConfigError, NotReadyError
 from rlhf_services.models.loading import load_policy
 from rlhf_services.models.weights import model_manifest
-from rlhf_services.trainer.config import ServicesConfig
+from rlhf_services.trainer.config import OptimizerConfig, ServicesConfig
 from rlhf_services.trainer.errors import RunError
+from rlhf_services.trainer.learning.ranks import Ranks
+from rlhf_services.trainer.learning.trained_model import TrainedModel
 from rlhf_services.trainer.rollouts.peers import Peers
 from rlhf_services.trainer.rollouts.publish import Publisher
 
@@ -24,7 +28,8 @@ async def make_publisher(path: Path, *fakes: FakePolicy) -> AsyncIterator[Publis
             await stack.enter_async_context(fake)
         config = ServicesConfig(policy_targets=[fake.target for fake in fakes], wait_for_services_seconds=20)
         peers = await stack.enter_async_context(Peers(config, tokenizer_digest=TOKENIZER, report=print))
-        yield Publisher(load_policy(path, dtype="float32"), peers, policy_version=0)
+        model = TrainedModel("policy", load_policy(path, dtype="float32"), OptimizerConfig(), total_steps=1)
+        yield Publisher(model, peers, policy_version=0)
 
 
 async def test_every_policy_service_gets_the_weights(tiny_model_path: Path) -> None:
@@ -50,7 +55,7 @@ async def test_changed_weights_have_another_digest(tiny_model_path: Path) -> Non
         await publisher.publish(1)
         before = fake.digest
         with torch.no_grad():
-            next(publisher._model.parameters()).add_(1.0)
+            next(publisher._model.module.parameters()).add_(1.0)
         await publisher.publish(2)
         assert (fake.version, fake.digest == before) == (2, False)
 
@@ -73,3 +78,42 @@ async def test_a_service_that_answers_with_other_weights_ends_the_run(tiny_model
     async with make_publisher(tiny_model_path, Liar()) as publisher:
         with pytest.raises(RunError, match=r"answered a push of version 1 .* it does not serve what was pushed"):
             await publisher.publish(1)
+
+
+async def test_on_one_rank_the_weights_are_read_where_they_are(tiny_model_path: Path) -> None:
+    async with make_publisher(tiny_model_path, FakePolicy()) as publisher:
+        own = {parameter.data_ptr() for parameter in publisher._model.module.parameters()}
+        assert {tensor.data_ptr() for _, tensor in publisher._model.weights()} == own
+        await publisher.publish(1)
+        assert publisher._gathered == []
+
+
+async def test_another_rank_waits_until_the_main_one_has_pushed(tiny_model_path: Path) -> None:
+    fake = FakePolicy()
+    async with make_publisher(tiny_model_path, fake) as publisher:
+        (policy,) = publisher._peers.policies
+        model = publisher._model
+        # As on the second of two ranks, which got the digest from the main one.
+        model.ranks = OtherRank(rank=1, digest=model_manifest(load_policy(tiny_model_path, dtype="float32")).digest)
+        await publisher.publish(1)
+        assert fake.pushed_versions == []
+        waiting = asyncio.create_task(publisher.bring_current(policy))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        fake.version, fake.digest = 1, publisher.weights_digest
+        await waiting
+        publisher._peers.config = publisher._peers.config.model_copy(update={"wait_for_services_seconds": 0.01})
+        fake.version = 0
+        with pytest.raises(NotReadyError, match=r"serves version 0, and the main rank did not bring it to version 1"):
+            await publisher.bring_current(policy)
+        assert fake.pushed_versions == []
+
+
+@dataclass(frozen=True)
+class OtherRank(Ranks):
+    """The second rank, in a world where nothing has to be summed."""
+
+    digest: str = ""
+
+    def gather_bytes(self, data: bytes) -> list[bytes]:
+        return [self.digest.encode(), data]
