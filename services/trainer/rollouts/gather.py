@@ -38,6 +38,11 @@ async def gather_failure(error: ServiceError | RunError, ranks: Ranks) -> None:
         await _exchange({"failure": str(error), "is_service": isinstance(error, ServiceError)}, ranks)
 
 
+async def gather_success(ranks: Ranks) -> None:
+    """Waits until all ranks have come as far as this one. Raises: as gather(), if one sent its failure instead."""
+    await gather(Part(), ranks)
+
+
 async def _exchange(message: dict[str, Any], ranks: Ranks) -> list[dict[str, Any]]:
     # In a thread: the slowest rank may take minutes, and the TrainerService must answer meanwhile.
     gathered = await asyncio.to_thread(ranks.gather_bytes, json.dumps(message).encode())

@@ -13,8 +13,10 @@ from fake_services import TOKENIZER, FakePolicy, FakeReference, FakeReward
 from rlhf_services.common.errors import NotReadyError, ServiceError
 from rlhf_services.common.rollout import Prompt, Sampling
 from rlhf_services.trainer.config import ServicesConfig
+from rlhf_services.trainer.errors import RunError
 from rlhf_services.trainer.learning.ranks import Ranks
 from rlhf_services.trainer.rollouts.collect import Collected, collect
+from rlhf_services.trainer.rollouts.gather import gather_failure, gather_success
 from rlhf_services.trainer.rollouts.journal import Journal
 from rlhf_services.trainer.rollouts.peers import Peers
 
@@ -170,6 +172,17 @@ async def test_every_rank_asks_for_its_share_and_gets_the_samples_of_all(tmp_pat
         # One rank alone goes on with what two have journaled.
         assert (await world.collect()).samples == alone.samples
         assert sum(world.num_asked()) == 5
+
+
+async def test_ranks_wait_for_one_another_and_hear_of_a_failure() -> None:
+    meeting = Meeting(2)
+    ranks = [ThreadRanks(rank, meeting) for rank in range(2)]
+    await asyncio.gather(*map(gather_success, ranks))
+    results = await asyncio.gather(
+        gather_failure(RunError("the disk is full"), ranks[0]), gather_success(ranks[1]), return_exceptions=True
+    )
+    assert isinstance(results[1], RunError)
+    assert str(results[1]) == "rank 0: the disk is full"
 
 
 async def test_if_one_rank_fails_all_do(tmp_path: Path) -> None:
