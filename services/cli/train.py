@@ -18,6 +18,7 @@ _EPILOG = "Every field of the configuration is a flag too, such as {example}; --
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="TOML file with the configuration.")
 ]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")]
 FieldsOption = Annotated[bool, typer.Option("--fields", help="List every field of the configuration, and exit.")]
 
 
@@ -49,8 +50,10 @@ def ppo(
 
 
 @app.command("reward-model", context_settings=_FIELDS, epilog=_EPILOG.format(example="--training.epochs 2"))
-def reward_model(context: typer.Context, config: ConfigOption = None, fields: FieldsOption = False) -> None:
-    """Train a reward model on preference pairs, and save it as a checkpoint that rlhf-reward serves."""
+def reward_model(
+    context: typer.Context, config: ConfigOption = None, resume: ResumeOption = False, fields: FieldsOption = False
+) -> None:
+    """Train a reward model, or an ensemble, on pairs or rankings, and save what rlhf-reward serves."""
     from rlhf_services.trainer.offline.reward_model_config import RewardModelRunConfig
 
     run_config = load_config(
@@ -62,14 +65,37 @@ def reward_model(context: typer.Context, config: ConfigOption = None, fields: Fi
 
     from rlhf_services.trainer.offline.reward_model import run_reward_model
 
-    report = run_reward_model(run_config, console=stderr)
-    if report.heldout_accuracy is not None:
-        stderr.print(
-            f"held-out accuracy {report.heldout_accuracy:.1%} "
-            f"(95 % interval {report.heldout_accuracy_low:.1%} to {report.heldout_accuracy_high:.1%}, "
-            f"{report.num_heldout_pairs} pairs)"
-        )
-    stderr.print(f"saved {run_config.run_dir / 'model'}", soft_wrap=True)
+    run_reward_model(run_config, resume=resume, console=stderr)
+
+
+@app.command("sft", context_settings=_FIELDS, epilog=_EPILOG.format(example="--training.epochs 2"))
+def sft(
+    context: typer.Context, config: ConfigOption = None, resume: ResumeOption = False, fields: FieldsOption = False
+) -> None:
+    """Fine-tune a policy on conversations or on prompts with completions."""
+    from rlhf_services.trainer.offline.sft_config import SftRunConfig
+
+    arguments = _arguments(config, context.args, fields)
+    run_config = load_config(SftRunConfig, prog="rlhf train sft", argv=arguments, env_prefix="RLHF_SFT")
+
+    from rlhf_services.trainer.offline.sft import run_sft
+
+    raise typer.Exit(run_sft(run_config, resume=resume, console=stderr))
+
+
+@app.command("dpo", context_settings=_FIELDS, epilog=_EPILOG.format(example="--dpo.variant ipo"))
+def dpo(
+    context: typer.Context, config: ConfigOption = None, resume: ResumeOption = False, fields: FieldsOption = False
+) -> None:
+    """Train a policy on preference pairs directly: DPO and its relatives."""
+    from rlhf_services.trainer.offline.dpo_config import DpoRunConfig
+
+    arguments = _arguments(config, context.args, fields)
+    run_config = load_config(DpoRunConfig, prog="rlhf train dpo", argv=arguments, env_prefix="RLHF_DPO")
+
+    from rlhf_services.trainer.offline.dpo import run_dpo
+
+    raise typer.Exit(run_dpo(run_config, resume=resume, console=stderr))
 
 
 def _arguments(config: Path | None, rest: Sequence[str], fields: bool) -> list[str]:

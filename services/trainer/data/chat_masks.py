@@ -66,7 +66,9 @@ def encode_conversation(
         raise ValueError(f"the chat template refuses the conversation: {error}; see which roles it allows") from None
 
 
-def _by_prefixes(messages: Sequence[Message], turns: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> ChatExample:
+def _by_prefixes(
+    messages: Sequence[Message], turns: Sequence[int], tokenizer: PreTrainedTokenizerBase
+) -> ChatExample | None:
     whole = _render(messages, tokenizer)
     ids: list[int] = []
     trained: list[bool] = []

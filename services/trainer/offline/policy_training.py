@@ -78,7 +78,7 @@ def _train(
     tokenizer = load_tokenizer(config.model.path)
     data = load_data(tokenizer, ranks, lambda message: _say(console, message))
     _say(console, f"{len(data.train)} examples to train on, {len(data.heldout)} held out")
-    trained = _load_model(config, num_steps(len(data.train), config.training), ranks)
+    policy, trained = _load_model(config, num_steps(len(data.train), config.training), ranks)
     run = FitRun(
         title=title,
         run_dir=config.run_dir,
@@ -88,7 +88,7 @@ def _train(
         resume=resume,
         ranks=ranks,
     )
-    task = make_task(trained.module, ranks)
+    task = make_task(policy, ranks)
     if not fit(task, trained, data.train, data.heldout, run).finished:
         return 0
     if ranks.is_main:
@@ -99,12 +99,12 @@ def _train(
     return 0
 
 
-def _load_model(config: PolicyRunConfig, total_steps: int, ranks: Ranks) -> TrainedModel:
+def _load_model(config: PolicyRunConfig, total_steps: int, ranks: Ranks) -> tuple[PolicyModel, TrainedModel]:
     device = resolve_device(config.model.device, "model.device")
-    model = load_policy(config.model.path, dtype=config.model.dtype, device=str(device))
-    return TrainedModel(
+    policy = PolicyModel(load_policy(config.model.path, dtype=config.model.dtype, device=str(device)))
+    return policy, TrainedModel(
         "policy",
-        PolicyModel(model),
+        policy,
         config.optimizer,
         total_steps=total_steps,
         ranks=ranks,
