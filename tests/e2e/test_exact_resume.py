@@ -155,9 +155,9 @@ class Run:
         """Whether the phase is over."""
         match PHASES[moment.phase]:
             case "pushing":
-                return SAMPLE in self.journaled(moment.step)
+                return SAMPLE in self.journaled(moment.step) or self.num_rows() >= moment.step
             case "sampling":
-                return ACCEPTED in self.journaled(moment.step)
+                return ACCEPTED in self.journaled(moment.step) or self.num_rows() >= moment.step
             case "training":
                 return self.num_rows() >= moment.step
             case _:

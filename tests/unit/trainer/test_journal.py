@@ -1,15 +1,21 @@
 """The journal: what was written comes back bit by bit, and nothing else does."""
 
+import dataclasses
 import errno
+import json
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rlhf_services.common.rollout import Prompt, Rollout, Sampling
 from rlhf_services.trainer.errors import RunError
 from rlhf_services.trainer.learning.ranks import Ranks
 from rlhf_services.trainer.rollouts.journal import Journal, StepJournal
+from rlhf_services.trainer.rollouts.journal_file import JournalWriter
+from rlhf_services.trainer.rollouts.sample_json import decode_sample, encode_sample
 from rlhf_services.trainer.rollouts.scoring import Sample
 
 SAMPLING = Sampling(max_new_tokens=8, temperature=0.7, completions_per_prompt=2, stop_ids=(1, 2))
@@ -58,6 +64,15 @@ def test_a_sample_comes_back_equal_in_every_bit(tmp_path: Path) -> None:
     assert [x.hex() for x in known.rollout.logprobs] == [x.hex() for x in ODD_FLOATS]
     assert known.rewards["taste"].hex() == "-0x0.0p+0"
     assert opened.known("0/1") is None
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1), st.text())
+def test_every_finite_float_and_every_text_survive_json(values: list[float], name: str) -> None:
+    rollout = dataclasses.replace(make_sample("0/0").rollout, logprobs=values)
+    sample = Sample(rollout=rollout, rewards={name: values[0]}, ref_logprobs=values)
+    again = decode_sample(json.loads(json.dumps(encode_sample(sample))))
+    assert again == sample
+    assert [value.hex() for value in again.rollout.logprobs] == [value.hex() for value in values]
 
 
 def test_a_record_can_be_read_before_anything_is_synced_or_closed(tmp_path: Path) -> None:
@@ -120,8 +135,6 @@ def test_damage_before_the_last_line_is_named_with_what_to_do(tmp_path: Path) ->
 
 
 def test_a_journal_of_another_release_is_refused(tmp_path: Path) -> None:
-    from rlhf_services.trainer.rollouts.journal_file import JournalWriter
-
     header = {"kind": "header", "format_version": 99, "step": 1, "settings": {}}
     JournalWriter(Journal(tmp_path).path(1), 0).append(header)
     with pytest.raises(RunError, match="has format_version 99, this trainer reads 1"):
