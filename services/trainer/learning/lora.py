@@ -27,7 +27,7 @@ def add_adapters(model: nn.Module, config: LoraConfig, seed: int) -> None:
     dtype = next(model.parameters()).dtype
     settings = peft.LoraConfig(
         r=config.rank,
-        lora_alpha=config.alpha,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # it divides it by r
         lora_dropout=0.0,
         target_modules=list(config.target_modules) or _linear_layers(model),
         bias="none",

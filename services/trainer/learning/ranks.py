@@ -91,23 +91,30 @@ class Ranks:
 def join_ranks() -> Ranks:
     """Joins the process group that torchrun's environment describes; one rank alone without it.
 
-    Each rank takes the GPU of its local number, so that "cuda" means its own.
-
     Raises: ConfigError if there are fewer GPUs than ranks on this machine.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks()
-    if torch.cuda.is_available():
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        if local_rank >= torch.cuda.device_count():
-            raise ConfigError(
-                f"LOCAL_RANK is {local_rank}, but this machine has {torch.cuda.device_count()} GPUs; start torchrun "
-                "with --nproc-per-node of at most that"
-            )
-        torch.cuda.set_device(local_rank)
+    take_own_gpu()
     if not dist.is_initialized():
         # Bytes and counts travel on the CPU, gradients where the model is.
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
         atexit.register(dist.destroy_process_group)
     return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+def take_own_gpu() -> None:
+    """Makes "cuda" mean the GPU of this rank, in this thread: each thread that computes must call it.
+
+    Raises: ConfigError if there are fewer GPUs than ranks on this machine.
+    """
+    if not torch.cuda.is_available():
+        return
+    local_rank, num_gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local_rank >= num_gpus:
+        raise ConfigError(
+            f"LOCAL_RANK is {local_rank}, but this machine has {num_gpus} GPUs; start torchrun with --nproc-per-node "
+            "of at most that"
+        )
+    torch.cuda.set_device(local_rank)

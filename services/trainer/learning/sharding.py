@@ -22,16 +22,12 @@ def shard(module: nn.Module, ranks: Ranks, dtype: torch.dtype) -> None:
     in float32. All parameters must be used inside the module's forward, which may run several times before backward.
     """
     device = next(module.parameters()).device
-    options = {
-        "mesh": init_device_mesh(device.type, (ranks.world_size,)),
-        "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32),
-    }
-    for layer in _decoder_layers(module):
+    mesh = init_device_mesh(device.type, (ranks.world_size,))
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for each in (*_decoder_layers(module), module):
         # A layer at a time, so that the float32 model is never whole on one device.
-        _train_in_float32(layer)
-        fully_shard(layer, **options)
-    _train_in_float32(module)
-    fully_shard(module, **options)
+        _train_in_float32(each)
+        fully_shard(each, mesh=mesh, mp_policy=policy)
     for part in _parts(module):
         # Losses are normalised over the batch of all ranks, so their gradients add up. Divided by 1 after a plain sum:
         # gloo has no reduction that scales.
@@ -47,7 +43,8 @@ def reshard(module: nn.Module) -> None:
 
 def local(tensor: Tensor) -> Tensor:
     """Returns this rank's part of a parameter, or the whole of one that is not divided; memory is shared."""
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
+    detached = tensor.detach()
+    return detached.to_local() if isinstance(detached, DTensor) else detached
 
 
 def like(part: Tensor, whole: Tensor) -> Tensor:
@@ -82,8 +79,11 @@ def _layer_of(name: str) -> str:
 def _decoder_layers(module: nn.Module) -> list[nn.Module]:
     """The layers of the largest list of modules, which in a decoder are its layers."""
     lists = [each for each in module.modules() if isinstance(each, nn.ModuleList)]
-    largest = max(lists, key=lambda each: sum(parameter.numel() for parameter in each.parameters()), default=[])
-    return list(largest)
+    return [*max(lists, key=_num_elements)]
+
+
+def _num_elements(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _train_in_float32(module: nn.Module) -> None:

@@ -8,10 +8,13 @@ import json
 import warnings
 from pathlib import Path
 
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from rlhf_services.trainer.learning.optimizer import MasterOptimizer
 from rlhf_services.trainer.learning.ranks import Ranks
@@ -19,9 +22,10 @@ from rlhf_services.trainer.learning.ranks import Ranks
 COUNTS_FILE = "counts.json"
 
 
-def write_state(directory: Path, optimizer: MasterOptimizer, ranks: Ranks) -> None:
+def write_state(directory: Path, optimizer: MasterOptimizer, ranks: Ranks, *, frozen_digest: str = "") -> None:
     """Writes all that the next step depends on into a directory. Every rank must call it.
 
+    Args: frozen_digest: of the parameters that are not trained and so not written; empty if all are.
     Raises: OSError, on all ranks, if one cannot write.
     """
 
@@ -30,7 +34,8 @@ def write_state(directory: Path, optimizer: MasterOptimizer, ranks: Ranks) -> No
         _write_tensors(directory, optimizer.state_tensors(), ranks)
         if ranks.is_main:
             counts = {"num_steps": optimizer.num_steps, "adam_steps": optimizer.adam_steps()}
-            (directory / COUNTS_FILE).write_text(json.dumps(counts, indent=1))
+            text = json.dumps({**counts, "frozen_digest": frozen_digest}, indent=1)
+            (directory / COUNTS_FILE).write_text(text)
 
     ranks.together(write)
 
@@ -40,27 +45,33 @@ def _write_tensors(directory: Path, tensors: dict[str, Tensor], ranks: Ranks) ->
         # What the reader below takes for a single shard. DCP's writer would first build the file in memory.
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / "state.safetensors")
         return
-    writer = dcp.HuggingFaceStorageWriter(str(directory), save_distributed=True)
+    writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
     try:
-        dcp.save(tensors, storage_writer=writer)
+        save(tensors, storage_writer=writer)
     except CheckpointException as error:
         # All ranks get it when one fails. It is no Exception, so nothing that expects one would see it.
         reasons = [f"rank {rank}: {reason}" for rank, (reason, _) in error.failures.items()]
         raise OSError("; ".join(reasons)) from None
 
 
-def read_state(directory: Path, optimizer: MasterOptimizer, ranks: Ranks) -> None:
+def read_state(directory: Path, optimizer: MasterOptimizer, ranks: Ranks, *, frozen_digest: str = "") -> None:
     """Restores what write_state wrote, on whatever number of ranks; parameters become the masters, rounded.
 
     Every rank must call it. Raises: ValueError if the state is of another set of parameters, before anything changed.
     """
     counts = json.loads((directory / COUNTS_FILE).read_text())
-    reader = dcp.HuggingFaceStorageReader(str(directory))
-    found = {name: tuple(each.size) for name, each in reader.read_metadata().state_dict_metadata.items()}
+    if counts["frozen_digest"] != frozen_digest:
+        raise ValueError(
+            f"the frozen weights have the digest {frozen_digest[:12] or 'none'}, those it was saved with "
+            f"{counts['frozen_digest'][:12] or 'none'}"
+        )
+    reader = HuggingFaceStorageReader(str(directory))
+    saved = reader.read_metadata().state_dict_metadata
+    found = {name: tuple(each.size) for name, each in saved.items() if isinstance(each, TensorStorageMetadata)}
     with (
         optimizer.restoring(counts["num_steps"], counts["adam_steps"], found) as tensors,
         warnings.catch_warnings(),
     ):
         # One process is meant, no oversight.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-        dcp.load(tensors, storage_reader=reader, no_dist=ranks.world_size == 1)
+        load(tensors, storage_reader=reader, no_dist=ranks.world_size == 1)

@@ -1,8 +1,9 @@
 """A model in training, on one rank or many: its module, its optimizer, its weights, and its state on disk."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,10 @@ from transformers import (
 from transformers.core_model_loading import revert_weight_conversion
 
 from rlhf_services.common.errors import ConfigError
+from rlhf_services.common.weights import WeightsManifest
 from rlhf_services.models.policy_model import PolicyModel
 from rlhf_services.models.scalar_model import ScalarModel
+from rlhf_services.models.weights import tensor_info
 from rlhf_services.trainer.config import LoraConfig, OptimizerConfig
 from rlhf_services.trainer.learning.lora import add_adapters, merge_adapters
 from rlhf_services.trainer.learning.optimizer import MasterOptimizer, OptimizerStep
@@ -61,7 +64,9 @@ class TrainedModel:
         self.ranks = ranks
         self.dtype = next(module.parameters()).dtype if dtype is None else dtype
         self._lora_scale = None if lora is None else lora.alpha / lora.rank
+        self._frozen_digest = ""
         if lora is not None:
+            self._frozen_digest = _parameters_digest(_transformer(module))
             add_adapters(_transformer(module), lora, seed)
         if ranks.world_size > 1:
             shard(module, ranks, self.dtype)
@@ -91,9 +96,8 @@ class TrainedModel:
         for layer in self._whole_layers(transformer):
             for name, tensor in revert_weight_conversion(transformer, layer).items():
                 yield prefix + name, tensor.cpu().contiguous()
-        if isinstance(self.module, ScalarModel):
-            (head,) = gather_by_layer({"score.weight": self.module.head.weight}, self.dtype)
-            yield from ((name, tensor.cpu().contiguous()) for name, tensor in head.items())
+        for name, tensor in self._whole_head().items():
+            yield f"score.{name}", tensor.cpu().contiguous()
 
     def save_weights(self, directory: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Writes weights, configuration and tokenizer as a Hugging Face checkpoint. Every rank must call it.
@@ -116,7 +120,7 @@ class TrainedModel:
 
         Raises: OSError, on all ranks, if one cannot write.
         """
-        write_state(directory, self.optimizer, self.ranks)
+        write_state(directory, self.optimizer, self.ranks, frozen_digest=self._frozen_digest)
 
     def load_state(self, directory: Path) -> None:
         """Goes on from what save_state wrote, on this or another number of ranks. Every rank must call it.
@@ -126,7 +130,7 @@ class TrainedModel:
         """
         reshard(self.module)
         try:
-            read_state(directory, self.optimizer, self.ranks)
+            read_state(directory, self.optimizer, self.ranks, frozen_digest=self._frozen_digest)
         except ValueError as error:
             raise ConfigError(f"{directory}: {error}; resume with the models that the run began with") from None
 
@@ -136,6 +140,13 @@ class TrainedModel:
         own = {name: tensor for name, tensor in transformer.state_dict().items() if name not in tied}
         for layer in gather_by_layer(own, self.dtype):
             yield layer if self._lora_scale is None else merge_adapters(layer, self._lora_scale)
+
+    def _whole_head(self) -> dict[str, Tensor]:
+        """Returns a ScalarModel's head, whole, by its own names; nothing for other modules."""
+        if not isinstance(self.module, ScalarModel):
+            return {}
+        (head,) = gather_by_layer(self.module.head.state_dict(), self.dtype)
+        return head
 
     def _host_copy(self) -> PreTrainedModel | ScalarModel | None:
         """Returns the model as it is served, whole; None on all ranks but the main one.
@@ -149,22 +160,28 @@ class TrainedModel:
         for layer in self._whole_layers(transformer):
             if self.ranks.is_main:
                 tensors |= {name: tensor.cpu() for name, tensor in layer.items()}
-        head = None
-        if isinstance(self.module, ScalarModel):
-            (head,) = gather_by_layer({"weight": self.module.head.weight}, self.dtype)
+        head = self._whole_head()
         if not self.ranks.is_main:
             return None
-        auto = AutoModelForCausalLM if head is None else AutoModel
-        with torch.device("meta"):
-            shell = auto.from_config(copy.deepcopy(transformer.config), dtype=self.dtype)
-        shell.load_state_dict(tensors, strict=False, assign=True)
-        shell.tie_weights()
-        if head is None:
-            shell.generation_config = transformer.generation_config
-            return shell
-        linear = nn.Linear(head["weight"].shape[1], 1, bias=False, device="meta")
-        linear.load_state_dict(head, assign=True)
-        return ScalarModel(shell, linear, mean=self.module.mean, std=self.module.std)
+        if isinstance(self.module, ScalarModel):
+            linear = nn.Linear(self.module.head.in_features, 1, bias=False, device="meta")
+            linear.load_state_dict({name: tensor.cpu() for name, tensor in head.items()}, assign=True)
+            backbone = _assemble(AutoModel, transformer, tensors)
+            return ScalarModel(backbone, linear, mean=self.module.mean, std=self.module.std)
+        return _assemble(AutoModelForCausalLM, transformer, tensors)
+
+
+def _assemble(auto: Any, like: PreTrainedModel, tensors: Mapping[str, Tensor]) -> PreTrainedModel:
+    """Returns a model of the same configuration that has the tensors for its own; for those tied to others, theirs."""
+    with torch.device("meta"):
+        model = auto.from_config(copy.deepcopy(like.config))
+    missing = model.load_state_dict(tensors, strict=False, assign=True).missing_keys
+    if lost := set(missing) - model.all_tied_weights_keys.keys():
+        raise RuntimeError(f"the weights that were gathered lack {min(lost)}")
+    model.tie_weights()
+    if hasattr(like, "generation_config"):
+        model.generation_config = like.generation_config
+    return model
 
 
 def _transformer(module: nn.Module) -> PreTrainedModel:
@@ -183,3 +200,8 @@ def _scalar_prefix(model: ScalarModel) -> str:
     with torch.device("meta"):
         classifier = AutoModelForSequenceClassification.from_config(model.backbone.config)
     return f"{classifier.base_model_prefix}."
+
+
+def _parameters_digest(model: nn.Module) -> str:
+    infos = (tensor_info(name, each.detach().cpu().contiguous()) for name, each in model.named_parameters())
+    return WeightsManifest(tuple(infos)).digest

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from tiny_model import make_tiny_model
 from torch import Tensor
 
 from rlhf_services.common.errors import ConfigError
@@ -123,6 +124,13 @@ def test_the_state_of_other_adapters_is_refused(tiny_model_path: Path, tmp_path:
     other = make_policy(tiny_model_path, target_modules=("q_proj",))
     with pytest.raises(ConfigError, match=r"state is of another model: .*lora_.* has shape .* there, None here"):
         other.load_state(tmp_path)
+
+
+def test_adapters_for_another_base_are_refused(tiny_model_path: Path, tmp_path: Path) -> None:
+    make_policy(tiny_model_path).save_state(tmp_path / "state")
+    other = make_policy(make_tiny_model(tmp_path / "other", seed=5))
+    with pytest.raises(ConfigError, match=r"the frozen weights have the digest .*, those it was saved with"):
+        other.load_state(tmp_path / "state")
 
 
 @pytest.mark.parametrize("target", ["query", "embed_tokens", "lm_head", "input_layernorm"])
