@@ -1,4 +1,4 @@
-"""What a PPO run trains: models, optimizers and prompts, as configured or as a checkpoint left them."""
+"""What an online run trains: models, optimizers and prompts, as configured or as a checkpoint left them."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,16 +8,23 @@ from typing import Any
 
 import torch
 from blake3 import blake3
-from transformers import PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_services.common.errors import ConfigError
+from rlhf_services.models.activation_checkpointing import enable_activation_checkpointing
 from rlhf_services.models.loading import load_policy, load_tokenizer, tokenizer_digest
+from rlhf_services.models.policy_model import PolicyModel
 from rlhf_services.models.scalar_model import ScalarModel
-from rlhf_services.trainer.checkpoint import load_optimizer, read_state, require_same_model, save_optimizer
+from rlhf_services.trainer.checkpoint import read_state, require_same_model
+from rlhf_services.trainer.data.chat import load_chat_examples
+from rlhf_services.trainer.data.chat_masks import ChatExample
 from rlhf_services.trainer.data.prompts import PromptSampler, load_prompts
-from rlhf_services.trainer.learning.optimizer import MasterOptimizer
-from rlhf_services.trainer.learning.update import PpoUpdater, make_kl_controller
-from rlhf_services.trainer.online_config import PpoRunConfig
+from rlhf_services.trainer.learning.catalog import make_updater
+from rlhf_services.trainer.learning.ranks import Ranks
+from rlhf_services.trainer.learning.trained_model import TrainedModel
+from rlhf_services.trainer.learning.update import Updater
+from rlhf_services.trainer.online_config import OnlineRunConfig, PpoRunConfig
 
 FIRST_POLICY_VERSION = 1
 """The version of the initial weights; 0 is what a policy service loaded by itself."""
@@ -29,8 +36,10 @@ class LoadedRun:
 
     tokenizer: PreTrainedTokenizerBase
     prompts: PromptSampler
-    updater: PpoUpdater
+    updater: Updater
     device: str
+    resumed: bool = False
+    """Whether what an earlier process journaled is to be used."""
     step: int = 0
     """Steps completed."""
     policy_version: int = FIRST_POLICY_VERSION
@@ -38,84 +47,125 @@ class LoadedRun:
     notes: list[str] = field(default_factory=list)
     """What the user should know: prompts left out, values that are not the checkpoint's."""
 
-    def state(self, config: PpoRunConfig) -> dict[str, Any]:
+    def settings(self, config: OnlineRunConfig) -> dict[str, Any]:
+        """Returns the values that decide what the run samples and learns; services may move, checkpoints differ."""
+        return config.model_dump(mode="json", exclude={"run_dir", "services", "server", "checkpoint"})
+
+    def state(self, config: OnlineRunConfig) -> dict[str, Any]:
         """Returns the part of a checkpoint that is no tensor."""
-        values = config.model_dump(mode="json", exclude={"run_dir", "services", "server"})
+        values = self.settings(config)
         return {
             "policy_version": self.policy_version,
             "kl_controller": self.updater.kl_controller.state_dict(),
+            "reward_moments": self.updater.shaper.state_dict(),
             "prompts": self.prompts.state(),
             "config": values,
             "config_digest": blake3(repr(values).encode()).hexdigest(),
         }
 
     def write_models(self, path: Path) -> None:
-        """Writes the part of a checkpoint that is tensors."""
-        self.updater.policy.save_pretrained(path / "policy")
-        self.tokenizer.save_pretrained(path / "policy")
-        self.updater.critic.save(path / "critic", self.tokenizer)
-        save_optimizer(path / "policy_optimizer.safetensors", self.updater.policy_optimizer)
-        save_optimizer(path / "critic_optimizer.safetensors", self.updater.critic_optimizer)
+        """Writes the part of a checkpoint that is tensors. Every rank must call it."""
+        policy, critic = self.updater.policy, self.updater.critic
+        policy.save_weights(path / "policy", self.tokenizer)
+        policy.save_state(path / "policy_state")
+        if critic is not None:
+            critic.trained.save_state(path / "critic_state")
 
 
-def load_run(config: PpoRunConfig, checkpoint: Path | None) -> LoadedRun:
-    """Returns a run at its start, or as a checkpoint left it. Takes seconds.
+def load_run(config: OnlineRunConfig, checkpoint: Path | None, *, resume: bool, ranks: Ranks) -> LoadedRun:
+    """Returns a run at its start, or as a checkpoint left it. Takes seconds. Every rank must call it.
 
     Raises: ConfigError if a path, the prompt file or the checkpoint does not fit.
     """
     device = _device(config.models.device)
-    with _naming("models.policy_path"):
+    notes: list[str] = []
+    with _naming("model.path", "models.policy_path"):
         tokenizer = load_tokenizer(config.models.policy_path)
     limit = config.prompts.max_prompt_tokens
     prompt_set = load_prompts(config.prompts.path, tokenizer, max_prompt_tokens=limit)
-    prompts = PromptSampler(prompt_set.items, seed=config.training.seed)
-    updater = _load_updater(config, tokenizer, checkpoint, device)
-    run = LoadedRun(tokenizer=tokenizer, prompts=prompts, updater=updater, device=device)
     if prompt_set.num_too_long:
-        run.notes.append(
-            f"{prompt_set.num_too_long} prompts are longer than prompts.max_prompt_tokens ({limit}): left out"
-        )
+        notes.append(f"{prompt_set.num_too_long} prompts are longer than prompts.max_prompt_tokens ({limit}): left out")
+    demonstrations = _load_demonstrations(config, tokenizer, notes)
+    if checkpoint is not None:
+        require_same_model(checkpoint / "policy", config.models.policy_path, "models.policy_path")
+        _require_same_tokenizer(checkpoint, tokenizer, config.models.policy_path)
+    run = LoadedRun(
+        tokenizer=tokenizer,
+        prompts=PromptSampler(prompt_set.items, seed=config.training.seed),
+        updater=_load_updater(config, demonstrations, device, ranks),
+        device=device,
+        resumed=resume,
+        notes=notes,
+    )
     if checkpoint is not None:
         _restore(run, config, checkpoint)
     return run
 
 
 def _load_updater(
-    config: PpoRunConfig, tokenizer: PreTrainedTokenizerBase, checkpoint: Path | None, device: str
-) -> PpoUpdater:
-    models = config.models
-    policy_path, critic_path = models.policy_path, config.critic.path
-    if checkpoint is not None:
-        require_same_model(checkpoint / "policy", policy_path, "models.policy_path")
-        require_same_model(checkpoint / "critic", critic_path, "critic.path")
-        _require_same_tokenizer(checkpoint, tokenizer, policy_path)
-        policy_path, critic_path = checkpoint / "policy", checkpoint / "critic"
-    with _naming("models.policy_path"):
-        policy = load_policy(policy_path, dtype=models.dtype, device=device)
-    with _naming("critic.path"):
-        critic = ScalarModel.load(critic_path, models.dtype).to(device)
-    total = config.training.optimizer_steps
-    updater = PpoUpdater(
-        policy,
-        critic,
-        config,
-        temperature=config.sampling.temperature,
-        policy_optimizer=MasterOptimizer("policy", policy, config.policy_optimizer, total_steps=total),
-        critic_optimizer=MasterOptimizer("critic", critic, config.critic_optimizer, total_steps=total),
-        kl_controller=make_kl_controller(config),
+    config: OnlineRunConfig, demonstrations: list[ChatExample] | None, device: str, ranks: Ranks
+) -> Updater:
+    """Returns the updater with the models that the run begins with."""
+    models, training = config.models, config.training
+    with _naming("model.path", "models.policy_path"):
+        model = load_policy(models.policy_path, dtype=models.dtype, device=device)
+    per_step = training.epochs * training.minibatches
+    head, critic, policy_steps = None, None, training.steps
+    if isinstance(config, PpoRunConfig):
+        policy_steps -= config.critic.warmup_steps
+        if config.critic.kind == "head":
+            head = _zero_head(model)
+        elif config.critic.path is not None:
+            with _naming("model.path", "critic.path"):
+                scalar = ScalarModel.load(config.critic.path, models.dtype).to(device)
+            if training.activation_checkpointing:
+                enable_activation_checkpointing(scalar)
+            critic = TrainedModel(
+                "critic", scalar, config.critic_optimizer, total_steps=training.steps * per_step, ranks=ranks
+            )
+    if training.activation_checkpointing:
+        enable_activation_checkpointing(model)
+    policy = TrainedModel(
+        "policy",
+        PolicyModel(model, head),
+        config.policy_optimizer,
+        total_steps=policy_steps * per_step,
+        ranks=ranks,
+        lora=config.lora,
+        seed=training.seed,
     )
-    if checkpoint is not None:
-        load_optimizer(checkpoint / "policy_optimizer.safetensors", updater.policy_optimizer)
-        load_optimizer(checkpoint / "critic_optimizer.safetensors", updater.critic_optimizer)
-    return updater
+    return make_updater(config, policy, critic=critic, demonstrations=demonstrations, ranks=ranks)
 
 
-def _restore(run: LoadedRun, config: PpoRunConfig, checkpoint: Path) -> None:
+def _zero_head(model: PreTrainedModel) -> nn.Linear:
+    """Returns a value head that says 0 of everything: the first advantages are those of the rewards alone."""
+    hidden_size = model.config.get_text_config().hidden_size
+    head = nn.Linear(hidden_size, 1, bias=False, dtype=model.dtype, device=model.device)
+    nn.init.zeros_(head.weight)
+    return head
+
+
+def _load_demonstrations(
+    config: OnlineRunConfig, tokenizer: PreTrainedTokenizerBase, notes: list[str]
+) -> list[ChatExample] | None:
+    if config.ptx.path is None:
+        return None
+    with _naming("data.", "ptx."):
+        loaded = load_chat_examples(config.ptx.path, tokenizer, max_tokens=config.ptx.max_tokens)
+    notes += [f"{count} demonstrations of ptx.path were left out: {why}" for why, count in loaded.skipped.items()]
+    return loaded.examples
+
+
+def _restore(run: LoadedRun, config: OnlineRunConfig, checkpoint: Path) -> None:
     state = read_state(checkpoint)
     if state is None:
         raise ConfigError(f"{checkpoint} is not a whole checkpoint; remove it to resume from an older one")
+    run.updater.policy.load_state(checkpoint / "policy_state")
+    if run.updater.critic is not None:
+        run.updater.critic.trained.load_state(checkpoint / "critic_state")
     run.step, run.policy_version = state["step"], state["policy_version"]
     run.updater.kl_controller.load_state_dict(state["kl_controller"])
+    run.updater.shaper.load_state_dict(state["reward_moments"])
     run.prompts.load_state(state["prompts"])
     now = run.state(config)
     if state["config_digest"] != now["config_digest"]:
@@ -145,12 +195,12 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
 
 
 @contextmanager
-def _naming(field_name: str) -> Iterator[None]:
-    """Makes the errors of models.loading, which speak of model.path, name the field that is meant here."""
+def _naming(said: str, meant: str) -> Iterator[None]:
+    """Makes the errors of a loader, which speak of its own fields, name those that are meant here."""
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(str(error).replace("model.path", field_name)) from None
+        raise ConfigError(str(error).replace(said, meant)) from None
 
 
 def _device(name: str) -> str:

@@ -1,98 +1,64 @@
-"""The metrics of a PPO step: their names and units, the file they are kept in, and Prometheus."""
+"""The metrics of a step put together, the file they are kept in, and Prometheus. What each means: step_metrics.py."""
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 
 from rlhf_services.trainer.rollouts.collect import Collected
-from rlhf_services.trainer.rollouts.publish import Publisher
-
-STEP_METRICS: Mapping[str, str] = MappingProxyType(
-    {
-        "reward_mean": "Mean reward of the step's completions, in the reward service's units.",
-        "reward_std": "Standard deviation of the same.",
-        "kl": "KL to the reference, estimated by k1: mean over completions, in nats per completion.",
-        "kl_per_token": "The same, in nats per completion token.",
-        "kl_coef": "Reward lost per nat of KL in this step.",
-        "entropy": "Entropy of the policy's next-token distribution: mean over completion tokens, in nats.",
-        "policy_loss": "Clipped policy loss, mean over completion tokens and optimizer steps.",
-        "value_loss": "Clipped value loss, mean over completion tokens and optimizer steps.",
-        "clip_fraction": "Share of completion tokens whose policy loss was decided by the clip.",
-        "value_clip_fraction": "Share of completion tokens whose value loss was decided by the clip.",
-        "approx_kl": "KL from the policy before the update to the one in training, by k3: nats per completion token.",
-        "policy_grad_norm": "Global L2 norm of the policy's gradient before clipping, mean over optimizer steps.",
-        "critic_grad_norm": "The same of the critic.",
-        "policy_learning_rate": "Learning rate of the policy's last optimizer step.",
-        "critic_learning_rate": "The same of the critic.",
-        "value_mean": "Mean of the critic's values before the update, in units of reward.",
-        "value_explained_variance": "1 - Var(returns - values) / Var(returns), before the update.",
-        "sampler_mismatch": "Mean |trainer's - policy service's log-probability| of a sampled token, in nats.",
-        "sampler_mismatch_k3": "KL from the policy service's to the trainer's distribution, by k3: nats per token.",
-        "completion_tokens_mean": "Mean tokens of a completion.",
-        "stopped_fraction": "Share of completions that ended by a stop id, not by their length.",
-        "rollouts": "Rollouts that were trained on.",
-        "dropped_rollouts": "Rollouts without a usable score or log-probability; not trained on.",
-        "tokens": "Prompt and completion tokens that were trained on.",
-        "tokens_per_second": "The same per second of the whole step.",
-        "generate_seconds": "Until the last rollout had arrived.",
-        "generate_tokens_per_second": "Completion tokens sampled per second of that.",
-        "score_wait_seconds": "From the last rollout to the last score.",
-        "reference_wait_seconds": "From the last rollout to the last reference log-probabilities.",
-        "logprobs_seconds": "Forward passes of the policy before the advantages.",
-        "values_seconds": "Forward passes of the critic before the advantages.",
-        "update_seconds": "Losses, backward passes and optimizer steps.",
-        "publish_seconds": "Digests and weight pushes, to every policy service.",
-        "publish_pause_seconds": "How long a push kept a policy service from sampling.",
-        "step_seconds": "The whole step, without checkpoints.",
-        "policy_version": "Version of the weights after the step.",
-    }
-)
-"""Every metric of a step, with its meaning and unit. On Prometheus each is rlhf_trainer_<name>."""
 
 
 def describe_step(
-    collected: Collected, training: Mapping[str, float], publisher: Publisher, *, publish_seconds: float, seconds: float
+    collected: Collected,
+    training: Mapping[str, float],
+    names: Collection[str],
+    *,
+    policy_version: int,
+    publish_seconds: float,
+    publish_pause_seconds: float,
+    seconds: float,
 ) -> dict[str, float]:
-    """Returns all metrics of a step.
+    """Returns the metrics of a step.
 
     Args:
-        collected: its rollouts. training: what the update returned. publisher: after its push.
-        publish_seconds: time of that push. seconds: time of the whole step.
+        collected: its rollouts. training: what the update returned. names: those of step_metrics() for the run.
+        policy_version: after the step. publish_seconds, publish_pause_seconds: of the push before its sampling.
+        seconds: time of the whole step.
     """
     rollouts = [sample.rollout for sample in collected.samples]
     completion_tokens = sum(len(rollout.completion_ids) for rollout in rollouts)
     tokens = sum(rollout.num_tokens for rollout in rollouts)
+    generate_seconds = collected.generate_seconds
     metrics = {
         **training,
         "completion_tokens_mean": completion_tokens / len(rollouts),
         "stopped_fraction": sum(rollout.finish_reason == "stop" for rollout in rollouts) / len(rollouts),
         "rollouts": len(rollouts),
         "dropped_rollouts": collected.dropped.total(),
+        "uniform_groups": collected.uniform_groups,
+        "uniform_rollouts": collected.uniform_rollouts,
         "tokens": tokens,
         "tokens_per_second": tokens / seconds,
-        "generate_seconds": collected.generate_seconds,
-        "generate_tokens_per_second": completion_tokens / collected.generate_seconds,
+        "generate_seconds": generate_seconds,
+        "generate_tokens_per_second": completion_tokens / generate_seconds if generate_seconds > 0 else 0.0,
         "score_wait_seconds": collected.score_wait_seconds,
         "reference_wait_seconds": collected.reference_wait_seconds,
         "publish_seconds": publish_seconds,
-        "publish_pause_seconds": publisher.pause_seconds,
+        "publish_pause_seconds": publish_pause_seconds,
         "step_seconds": seconds,
-        "policy_version": publisher.policy_version,
+        "policy_version": policy_version,
     }
-    return {name: float(metrics[name]) for name in STEP_METRICS}
+    return {name: float(metrics[name]) for name in names}
 
 
 class TrainerMetrics:
     """The newest step on Prometheus, and totals of the run. Tests pass their own registry."""
 
-    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self._gauges = {
-            name: Gauge(f"rlhf_trainer_{name}", text, registry=registry) for name, text in STEP_METRICS.items()
-        }
+    def __init__(self, texts: Mapping[str, str], registry: CollectorRegistry = REGISTRY) -> None:
+        """Args: texts: the metrics of the run with their meanings, as step_metrics() has them."""
+        self._gauges = {name: Gauge(f"rlhf_trainer_{name}", text, registry=registry) for name, text in texts.items()}
         self._step = Gauge("rlhf_trainer_step", "Number of the last finished step.", registry=registry)
         self._trained_tokens = Counter("rlhf_trainer_trained_tokens_total", "Tokens trained on.", registry=registry)
         self._dropped = Counter(

@@ -10,6 +10,7 @@ from pydantic import model_validator
 from rlhf_services.common.config import Section
 from rlhf_services.trainer.config import (
     CheckpointConfig,
+    LoraConfig,
     OptimizerConfig,
     PromptsConfig,
     SamplingConfig,
@@ -52,6 +53,8 @@ class OnlineRunConfig(Section):
     policy_optimizer: OptimizerConfig = OptimizerConfig()
     ptx: PtxConfig = PtxConfig()
     groups: GroupsConfig = GroupsConfig()
+    lora: LoraConfig | None = None
+    """Adapters of the policy that are trained instead of its weights; absent: train all weights."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     server: TrainerServerConfig = TrainerServerConfig()
 
@@ -213,8 +216,8 @@ class OnlineDpoRunConfig(OnlineRunConfig):
     def _loss_has_smoothing(self) -> Self:
         if self.dpo.label_smoothing > 0 and self.dpo.variant not in ("sigmoid", "robust"):
             raise ValueError(
-                f"dpo.label_smoothing is {self.dpo.label_smoothing}, but dpo.variant is '{self.dpo.variant}', which has "
-                "none; set the former to 0, or the latter to 'sigmoid' or 'robust'"
+                f"dpo.label_smoothing is {self.dpo.label_smoothing}, but dpo.variant is '{self.dpo.variant}', which "
+                "has none; set the former to 0, or the latter to 'sigmoid' or 'robust'"
             )
         return self
 

@@ -10,13 +10,15 @@ from rich.table import Table
 
 MAX_ROWS = 15
 
-# Heading, metric, format. The full list, with units, is in metrics.py.
+# Heading, metric, format; those that the run has are shown. The full list, with units, is in step_metrics.py.
 COLUMNS = (
     ("reward", "reward_mean", "{:.3f}"),
     ("±", "reward_std", "{:.3f}"),
     ("KL nats", "kl", "{:.2f}"),
     ("entropy", "entropy", "{:.2f}"),
     ("clipped", "clip_fraction", "{:.1%}"),
+    ("margin", "reward_margin", "{:.3f}"),
+    ("ties", "ties", "{:.0f}"),
     ("value EV", "value_explained_variance", "{:.2f}"),
     ("tokens", "completion_tokens_mean", "{:.0f}"),
     ("mismatch", "sampler_mismatch", "{:.3f}"),
@@ -35,6 +37,7 @@ class Progress:
         self._console = console
         self._title = title
         self._num_steps = num_steps
+        self._headings: tuple[str, ...] = ()
         self._rows: deque[list[str]] = deque(maxlen=MAX_ROWS)
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
 
@@ -44,12 +47,12 @@ class Progress:
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
         """Shows a finished step."""
-        values = [form.format(metrics[name]) for _, name, form in COLUMNS]
+        shown = {heading: form.format(metrics[name]) for heading, name, form in COLUMNS if name in metrics}
         if self._live is None:
-            pairs = (f"{heading} {value}" for (heading, _, _), value in zip(COLUMNS, values, strict=True))
-            self.say(f"step {step}/{self._num_steps}  " + "  ".join(pairs))
+            self.say(f"step {step}/{self._num_steps}  " + "  ".join(f"{name} {value}" for name, value in shown.items()))
             return
-        self._rows.append([f"{step}/{self._num_steps}", *values])
+        self._headings = tuple(shown)
+        self._rows.append([f"{step}/{self._num_steps}", *shown.values()])
         self._live.update(self._table(), refresh=True)
 
     def __enter__(self) -> Self:
@@ -63,7 +66,7 @@ class Progress:
 
     def _table(self) -> Table:
         table = Table(title=self._title, title_justify="left")
-        for heading in ("step", *(heading for heading, _, _ in COLUMNS)):
+        for heading in ("step", *self._headings):
             table.add_column(heading, justify="right", no_wrap=True)
         for row in self._rows:
             table.add_row(*row)

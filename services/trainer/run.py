@@ -1,59 +1,79 @@
-"""A PPO run while it trains: what was loaded, the services it calls, and the files it writes."""
+"""An online run while it trains: what was loaded, the services it calls, and the files it writes."""
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rlhf_services.common.errors import ServiceError
 from rlhf_services.common.logs import get_logger
-from rlhf_services.common.rollout import Sampling
+from rlhf_services.common.rollout import Prompt, Sampling
 from rlhf_services.models.loading import tokenizer_digest
-from rlhf_services.trainer.checkpoint import CheckpointFolder, save_policy
+from rlhf_services.trainer.checkpoint import CheckpointFolder, write_directory
 from rlhf_services.trainer.control import RunControl
+from rlhf_services.trainer.errors import RunError
+from rlhf_services.trainer.learning.ranks import Ranks
+from rlhf_services.trainer.learning.update import Update
 from rlhf_services.trainer.loading import LoadedRun
-from rlhf_services.trainer.metrics import MetricsFile, TrainerMetrics
-from rlhf_services.trainer.online_config import PpoRunConfig
+from rlhf_services.trainer.metrics import MetricsFile, TrainerMetrics, describe_step
+from rlhf_services.trainer.online_config import OnlineRunConfig
 from rlhf_services.trainer.progress import Progress
+from rlhf_services.trainer.rollouts.collect import Collected, collect
+from rlhf_services.trainer.rollouts.gather import Part, gather, gather_failure
+from rlhf_services.trainer.rollouts.journal import Journal, StepJournal
 from rlhf_services.trainer.rollouts.peers import Peers
 from rlhf_services.trainer.rollouts.publish import Publisher
+from rlhf_services.trainer.rollouts.refill import collect_groups
+from rlhf_services.trainer.step_metrics import step_metrics
 
 log = get_logger(__name__)
 
+SAVE, GO, STOP = b"save", b"go", b"stop"
+"""What the main rank tells the others between two steps."""
 
-class PpoRun:
+
+class OnlineRun:
     """Everything that the loop touches."""
 
     def __init__(
         self,
-        config: PpoRunConfig,
+        config: OnlineRunConfig,
         loaded: LoadedRun,
         *,
         control: RunControl,
         progress: Progress,
         metrics: TrainerMetrics,
+        ranks: Ranks,
     ) -> None:
         """Opens channels, so it needs a running event loop. Args: where to show and publish what happens."""
         self.config = config
         self.control = control
-        self.prompts = loaded.prompts
         self.updater = loaded.updater
         self.device = loaded.device
-        self.sampling = Sampling(
+        self.peers = Peers(config.services, tokenizer_digest=tokenizer_digest(loaded.tokenizer), report=progress.say)
+        self.publisher = Publisher(loaded.updater.policy, self.peers, policy_version=0)
+        self._sampling = Sampling(
             max_new_tokens=config.sampling.max_new_tokens,
             temperature=config.sampling.temperature,
             completions_per_prompt=config.training.group_size,
             stop_ids=config.sampling.stop_ids,
         )
-        digest = tokenizer_digest(loaded.tokenizer)
-        self.peers = Peers(config.services, tokenizer_digest=digest, report=progress.say)
-        self.publisher = Publisher(loaded.updater.policy, self.peers, policy_version=loaded.policy_version)
+        self._ranks = ranks
+        self._metric_names = tuple(step_metrics(config))
+        self._publish_seconds = 0.0
+        """Time of the push before the present step's sampling; 0 if nothing had to be sampled."""
         self._loaded = loaded
         self._state = loaded.state(config)
+        self._last_metrics: Mapping[str, float] = {}
         self._progress = progress
         self._metrics = metrics
         self._metrics_file = MetricsFile(config.run_dir / "metrics.jsonl")
-        self._metrics_file.truncate_after(loaded.step)
-        self._checkpoints = CheckpointFolder(config.run_dir, keep_last=config.checkpoint.keep_last)
+        self._checkpoints = CheckpointFolder.configured(config.run_dir, config.checkpoint, ranks)
+        self._journal = Journal(config.run_dir, ranks, settings=loaded.settings(config), report=progress.say)
+        if ranks.is_main:
+            self._metrics_file.truncate_after(loaded.step)
+        if not loaded.resumed:
+            self._journal.clear()
         control.step, control.policy_version = loaded.step, loaded.policy_version
         control.waiting_for = lambda: self.peers.waiting_for
 
@@ -73,28 +93,119 @@ class PpoRun:
         every = self.config.checkpoint.every_steps
         return every > 0 and (self.step % every == 0 or self.step == self.config.training.steps)
 
-    def finish_step(self) -> None:
-        """Counts the step whose update is done: its weights are a new version."""
+    async def goes_on(self) -> bool:
+        """Does what was asked of the run meanwhile (save, pause); returns whether another step shall begin."""
+        if self._ranks.is_main:
+
+            async def save() -> Path:
+                await self._tell(SAVE)
+                return await self.save_checkpoint()
+
+            on = await self.control.between_steps(save)
+            await self._tell(GO if on else STOP)
+            return on
+        while (told := await self._tell(b"")) == SAVE:
+            await self.save_checkpoint()
+        return told == GO
+
+    async def collect(self) -> Collected:
+        """Returns the rollouts of the next step, all of them in the journal. Raises: as collect(); RunError."""
+        training, groups = self.config.training, self.config.groups
+        self._publish_seconds = 0.0
+        journal = self._journal.open_step(self.step + 1)
+
+        async def collect_prompts(prompts: Sequence[Prompt]) -> Collected:
+            return await self._collect_prompts(prompts, journal)
+
+        try:
+            if groups.drop_uniform:
+                collected = await collect_groups(
+                    self._loaded.prompts.draw, training.prompts_per_step, collect_prompts, max_rounds=groups.max_rounds
+                )
+            else:
+                collected = await collect_prompts(self._loaded.prompts.draw(training.prompts_per_step))
+            collected.require_enough(training.max_dropped_fraction)
+            journal.sync()
+        finally:
+            journal.close()
+        return collected
+
+    async def publish(self) -> float:
+        """Makes the policy services serve the present weights; returns the seconds it took. All ranks call it.
+
+        Raises: as Publisher.publish, on every rank.
+        """
+        try:
+            seconds = await self.publisher.publish(self.policy_version)
+        except (ServiceError, RunError) as error:
+            await gather_failure(error, self._ranks)
+            raise
+        # The others may sample only once the main rank has pushed.
+        await gather(Part(), self._ranks)
+        return seconds
+
+    def finish_step(self, update: Update) -> None:
+        """Counts the step whose update is done: if the policy moved, its weights are a new version."""
         self._loaded.step += 1
-        self._loaded.policy_version += 1
+        self._loaded.policy_version += int(update.policy_changed)
         self._state = self._loaded.state(self.config)
 
-    async def record(self, metrics: Mapping[str, float], dropped: Mapping[str, int]) -> None:
-        """Writes a finished step down, shows it, and lets those who watch know."""
+    async def record(self, collected: Collected, update: Update, *, seconds: float) -> None:
+        """Writes a finished step, which took so many seconds, down, shows it, and lets those who watch know."""
+        metrics = describe_step(
+            collected,
+            update.metrics,
+            self._metric_names,
+            policy_version=self.policy_version,
+            publish_seconds=self._publish_seconds,
+            publish_pause_seconds=self.publisher.pause_seconds if self._publish_seconds else 0.0,
+            seconds=seconds,
+        )
+        self._last_metrics = metrics
+        if not self._ranks.is_main:
+            return
         self._metrics_file.append(self.step, metrics)
-        self._metrics.observe(self.step, metrics, dropped)
+        self._metrics.observe(self.step, metrics, collected.dropped)
         self._progress.show(self.step, metrics)
         await self.control.finish_step(self.step, self.policy_version, metrics)
 
     async def save_checkpoint(self) -> Path:
         """Writes a checkpoint of the last finished step; returns its directory. Raises: RunError if it cannot."""
         started = time.monotonic()
-        path = await asyncio.to_thread(self._checkpoints.save, self.step, self._state, self._loaded.write_models)
+        path = await asyncio.to_thread(
+            self._checkpoints.save, self.step, self._state, self._loaded.write_models, self._last_metrics
+        )
+        # What is older than the oldest checkpoint can never be asked for again.
+        kept = sorted(self._checkpoints.path.glob("step-*"))
+        self._journal.prune(int(kept[0].name.removeprefix("step-")) + 1)
         log.info("checkpoint", step=self.step, path=str(path), seconds=round(time.monotonic() - started, 1))
         return path
 
     async def save_final(self) -> Path:
         """Writes RUN_DIR/final, the policy as a Hugging Face checkpoint; returns its directory."""
         path = self.config.run_dir / "final"
-        await asyncio.to_thread(save_policy, path, self.updater.policy, self._loaded.tokenizer)
+
+        def write(folder: Path) -> None:
+            self.updater.policy.save_weights(folder, self._loaded.tokenizer)
+
+        await asyncio.to_thread(write_directory, path, write, self._ranks)
         return path
+
+    async def _collect_prompts(self, prompts: Sequence[Prompt], journal: StepJournal) -> Collected:
+        """Samples and scores some prompts; what the journal knows needs no service, and so no push."""
+        is_published = self.publisher.policy_version == self.policy_version
+        if not is_published and not journal.is_complete(prompts, self._sampling, self.policy_version):
+            self._publish_seconds = await self.publish()
+        return await collect(
+            prompts,
+            self._sampling,
+            self.peers,
+            policy_version=self.policy_version,
+            bring_current=self.publisher.bring_current if self._ranks.is_main else None,
+            journal=journal,
+            ranks=self._ranks,
+        )
+
+    async def _tell(self, message: bytes) -> bytes:
+        """Returns what the main rank says; what others say is not heard."""
+        return (await asyncio.to_thread(self._ranks.gather_bytes, message))[0]

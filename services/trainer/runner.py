@@ -2,10 +2,9 @@
 
 import asyncio
 import contextlib
-import fcntl
 import signal
 import threading
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -17,23 +16,47 @@ from rlhf_services.common.serving import ServiceServer
 from rlhf_services.trainer.checkpoint import CheckpointFolder
 from rlhf_services.trainer.control import RunControl
 from rlhf_services.trainer.errors import RunError
+from rlhf_services.trainer.learning.ranks import Ranks, join_ranks
 from rlhf_services.trainer.loading import load_run
 from rlhf_services.trainer.loop import train
 from rlhf_services.trainer.metrics import TrainerMetrics
-from rlhf_services.trainer.online_config import PpoRunConfig
+from rlhf_services.trainer.online_config import OnlineRunConfig
 from rlhf_services.trainer.progress import Progress
-from rlhf_services.trainer.run import PpoRun
+from rlhf_services.trainer.run import OnlineRun
+from rlhf_services.trainer.run_dir import locked, require_wanted
 from rlhf_services.trainer.servicer import FULL_NAME, TrainerServicer
+from rlhf_services.trainer.step_metrics import step_metrics
 
 log = get_logger(__name__)
 
 STOP_POLL_SECONDS = 0.5
 
 
-def run_in_process(config: PpoRunConfig, *, resume: bool, console: Console) -> int:
-    """Runs PPO to its end, with the TrainerService beside it; returns the exit code. Raises: ConfigError."""
-    with _locked(config.run_dir):
-        return asyncio.run(_serve_run(config, _find_checkpoint(config, resume=resume), console))
+def run_in_process(config: OnlineRunConfig, *, resume: bool, console: Console) -> int:
+    """Runs to the end, with the TrainerService beside the main rank; returns the exit code. Raises: ConfigError.
+
+    Under torchrun every rank calls it. The main one alone holds the run's directory, talks to the console and to those
+    who watch; a rank that fails ends the others with it.
+    """
+    ranks = join_ranks()
+    with contextlib.ExitStack() as stack:
+        if ranks.is_main:
+            stack.enter_context(locked(config.run_dir))
+        checkpoint = CheckpointFolder.configured(config.run_dir, config.checkpoint, ranks).newest()
+        require_wanted(config.run_dir, checkpoint, resume=resume)
+        start = Start(config, checkpoint, resume, ranks)
+        return asyncio.run(_serve_run(start, console) if ranks.is_main else _follow(start))
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How a run begins."""
+
+    config: OnlineRunConfig
+    checkpoint: Path | None
+    """To go on from."""
+    resume: bool
+    ranks: Ranks
 
 
 class _NoBackend:
@@ -49,32 +72,46 @@ class _NoBackend:
         """Has nothing to free."""
 
 
-async def _serve_run(config: PpoRunConfig, checkpoint: Path | None, console: Console) -> int:
-    control = RunControl(config.run_dir.name, "ppo", config.training.steps)
+async def _serve_run(start: Start, console: Console) -> int:
+    config = start.config
+    control = RunControl(config.run_dir.name, config.algorithm, config.training.steps)
     # A registry of its own, so that one process can run one run after another.
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     register = TrainerServicer(control).register
     server = ServiceServer("trainer", FULL_NAME, config.server, register, _NoBackend(), registry=registry)
     await server.start()
+    title = f"{config.algorithm} run {config.run_dir.name}"
     try:
-        with Progress(console, title=f"PPO run {config.run_dir.name}", num_steps=config.training.steps) as progress:
+        with Progress(console, title=title, num_steps=config.training.steps) as progress:
             progress.say(f"trainer service on port {server.port}, metrics on port {server.metrics_port}")
-            if checkpoint is not None:
-                progress.say(f"resuming from {checkpoint}")
+            if start.checkpoint is not None:
+                progress.say(f"resuming from {start.checkpoint}")
             _stop_on_signals(control, progress)
-            return await _run_to_end(config, checkpoint, control, progress, TrainerMetrics(registry))
+            return await _run_to_end(start, control, progress, TrainerMetrics(step_metrics(config), registry))
     finally:
         await server.stop()
 
 
-async def _run_to_end(
-    config: PpoRunConfig, checkpoint: Path | None, control: RunControl, progress: Progress, metrics: TrainerMetrics
-) -> int:
+async def _follow(start: Start) -> int:
+    """Runs as one of the ranks that do not talk: the main one says what is to be done, and why a run failed."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # torchrun sends them to all ranks; they stop when the main one says so
+    config = start.config
+    control = RunControl(config.run_dir.name, config.algorithm, config.training.steps)
+    progress = Progress(Console(quiet=True), title="", num_steps=config.training.steps)
+    try:
+        return await _run_to_end(start, control, progress, TrainerMetrics({}, CollectorRegistry()))
+    except RuntimeError as error:  # what torch raises when another rank is gone
+        log.error("rank failed", rank=start.ranks.rank, error=str(error))
+        return 1
+
+
+async def _run_to_end(start: Start, control: RunControl, progress: Progress, metrics: TrainerMetrics) -> int:
     """Runs, and makes how it ended known to the control and the console. Returns the exit code."""
     failure = "interrupted"
     try:
-        path = await _run(config, checkpoint, control, progress, metrics)
+        path = await _run(start, control, progress, metrics)
         failure = ""
         progress.say(f"finished: {path}" if path else f"stopped after step {control.step}; --resume goes on")
         return 0
@@ -90,18 +127,16 @@ async def _run_to_end(
         await control.end(failure)
 
 
-async def _run(
-    config: PpoRunConfig, checkpoint: Path | None, control: RunControl, progress: Progress, metrics: TrainerMetrics
-) -> Path | None:
+async def _run(start: Start, control: RunControl, progress: Progress, metrics: TrainerMetrics) -> Path | None:
     """Trains to the end; returns the directory of the final policy, or None if the run was stopped before."""
-
-    loaded = await asyncio.to_thread(load_run, config, checkpoint)
+    config, ranks = start.config, start.ranks
+    loaded = await asyncio.to_thread(load_run, config, start.checkpoint, resume=start.resume, ranks=ranks)
     for note in loaded.notes:
         progress.say(note)
-    run = PpoRun(config, loaded, control=control, progress=progress, metrics=metrics)
+    run = OnlineRun(config, loaded, control=control, progress=progress, metrics=metrics, ranks=ranks)
     async with run.peers:
         try:
-            await _train_unless_stopped(run)
+            await _train_unless_stopped(run, ranks)
         except ServiceError:
             # A service failed, not the training: what was learned since the last checkpoint is worth keeping.
             await _save_progress(run)
@@ -112,10 +147,13 @@ async def _run(
         return await run.save_final()
 
 
-async def _train_unless_stopped(run: PpoRun) -> None:
-    """Trains; a run that is asked to stop while it waits for a service stops at once, else after its step."""
+async def _train_unless_stopped(run: OnlineRun, ranks: Ranks) -> None:
+    """Trains; a run that is asked to stop while it waits for a service stops at once, else after its step.
+
+    One of many ranks cannot leave alone: they stop after their step, or when the service's time is up.
+    """
     training = asyncio.create_task(train(run))
-    watching = asyncio.create_task(_cancel_when_stopped(run.control, training))
+    watching = asyncio.create_task(_cancel_when_stopped(run.control, training, alone=ranks.world_size == 1))
     try:
         await training
     except asyncio.CancelledError:
@@ -126,14 +164,14 @@ async def _train_unless_stopped(run: PpoRun) -> None:
         training.cancel()
 
 
-async def _cancel_when_stopped(control: RunControl, training: asyncio.Task[None]) -> None:
+async def _cancel_when_stopped(control: RunControl, training: asyncio.Task[None], *, alone: bool) -> None:
     while True:
-        if control.stopping and control.state == "waiting":
+        if alone and control.stopping and control.state == "waiting":
             training.cancel()
         await asyncio.sleep(STOP_POLL_SECONDS)
 
 
-async def _save_progress(run: PpoRun) -> None:
+async def _save_progress(run: OnlineRun) -> None:
     if run.step > 0:
         await run.save_checkpoint()
 
@@ -155,32 +193,3 @@ def _stop_on_signals(control: RunControl, progress: Progress) -> None:
 
     for number in numbers:
         loop.add_signal_handler(number, stop)
-
-
-def _find_checkpoint(config: PpoRunConfig, *, resume: bool) -> Path | None:
-    """Returns the checkpoint to go on from, or None. Raises: ConfigError if there is one and it is not wanted."""
-    newest = CheckpointFolder(config.run_dir, keep_last=config.checkpoint.keep_last).newest()
-    if newest is not None and not resume:
-        raise ConfigError(
-            f"run_dir is '{config.run_dir}': it holds a run already, up to {newest.name}; go on with --resume, or "
-            "choose another directory"
-        )
-    return newest
-
-
-@contextlib.contextmanager
-def _locked(run_dir: Path) -> Iterator[None]:
-    """Keeps a second trainer out of the run's directory. Raises: ConfigError if there is one, or no directory."""
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock = (run_dir / ".lock").open("w")
-    except OSError as error:
-        raise ConfigError(f"run_dir is '{run_dir}': {error.strerror}; choose a directory that can be written") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"run_dir is '{run_dir}': another trainer is running in it; stop that one first"
-            ) from None
-        yield

@@ -1,43 +1,51 @@
-"""Starts the trainer: rlhf-trainer --config FILE.toml [--resume]."""
+"""Starts the trainer: rlhf-trainer [ALGORITHM] --config FILE.toml [--resume]. The algorithm is ppo if none is named."""
 
 import sys
 from collections.abc import Sequence
 
 from rich.console import Console
 
-from rlhf_services.common.config import exit_on_config_error, load_config
+from rlhf_services.common.config import exit_on_config_error, load_config, suggestion
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.common.logs import configure_logging
 from rlhf_services.common.memory import keep_freed_memory
 from rlhf_services.common.threads import sleep_at_barriers
-from rlhf_services.trainer.online_config import PpoRunConfig
+from rlhf_services.trainer.online_config import RUN_CONFIGS, OnlineRunConfig, PpoRunConfig
 
 RESUME_FLAG = "--resume"
+ENV_PREFIX = "RLHF_TRAINER"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs PPO as configured, from the newest checkpoint of its run_dir if --resume is given; returns the exit code."""
+    """Runs an algorithm as configured, from its run_dir's newest checkpoint with --resume; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     resume = RESUME_FLAG in arguments
     arguments = [argument for argument in arguments if argument != RESUME_FLAG]
     with exit_on_config_error("rlhf-trainer"):
-        config = load_config(PpoRunConfig, prog="rlhf-trainer", argv=arguments, env_prefix="RLHF_TRAINER")
-        return run_ppo(config, resume=resume, console=Console())
+        named = bool(arguments) and not arguments[0].startswith("-")
+        algorithm = arguments.pop(0) if named else PpoRunConfig.algorithm
+        if algorithm not in RUN_CONFIGS:
+            raise ConfigError(f"unknown algorithm '{algorithm}'{suggestion(algorithm, RUN_CONFIGS)}")
+        config = load_config(RUN_CONFIGS[algorithm], prog="rlhf-trainer", argv=arguments, env_prefix=ENV_PREFIX)
+        return run_online(config, resume=resume, console=Console())
     raise AssertionError("unreachable: the context manager exits")
 
 
-def run_ppo(config: PpoRunConfig, *, resume: bool, console: Console) -> int:
-    """Runs PPO to its end and returns the exit code: 0 finished or stopped as asked, 1 failed (the console says why).
+def run_online(config: OnlineRunConfig, *, resume: bool, console: Console) -> int:
+    """Runs to the end and returns the exit code: 0 finished or stopped as asked, 1 failed (the console says why).
 
     Args:
-        config: the run.
+        config: the run; its class decides the algorithm.
         resume: go on from the newest whole checkpoint in run_dir, or from the start if there is none.
         console: shows progress; a live table if it is a terminal.
     Raises: ConfigError if the run cannot begin as configured.
     """
-    for field, path in (("policy_path", config.models.policy_path), ("critic_path", config.critic.path)):
+    paths = [("models.policy_path", config.models.policy_path)]
+    if isinstance(config, PpoRunConfig) and config.critic.path is not None:
+        paths.append(("critic.path", config.critic.path))
+    for field, path in paths:
         if not path.is_dir():
-            raise ConfigError(f"models.{field} is '{path}': no such directory; give the folder of a checkpoint")
+            raise ConfigError(f"{field} is '{path}': no such directory; give the folder of a checkpoint")
     # On a terminal the table tells the story; JSON lines would tear it apart.
     configure_logging("warning" if console.is_terminal else config.server.log_level, "trainer")
     sleep_at_barriers()

@@ -17,14 +17,16 @@ from rlhf_services.models.loading import load_policy
 from rlhf_services.models.weights import checkpoint_manifest
 from rlhf_services.reward.config import ScorerConfig
 from rlhf_services.trainer.checkpoint import CheckpointFolder, read_state
-from rlhf_services.trainer.metrics import STEP_METRICS
 from rlhf_services.trainer.online_config import PpoRunConfig
-from rlhf_services.trainer.server import run_ppo
+from rlhf_services.trainer.server import run_online
+from rlhf_services.trainer.step_metrics import step_metrics
 
 NUM_STEPS = 10
 
 
-def make_config(folder: Path, policy: Path, critic: Path, targets: Targets, steps: int = NUM_STEPS, **kl: object) -> PpoRunConfig:
+def make_config(
+    folder: Path, policy: Path, critic: Path, targets: Targets, steps: int = NUM_STEPS, **kl: object
+) -> PpoRunConfig:
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"say {word}"}) + "\n" for word in ("a", "bc", "def", "ghij")))
     return PpoRunConfig.model_validate(
@@ -58,7 +60,7 @@ def make_config(folder: Path, policy: Path, critic: Path, targets: Targets, step
 def run(config: PpoRunConfig, *, resume: bool = False) -> str:
     """Runs to the end, which must be a good one; returns what was printed."""
     output = io.StringIO()
-    assert run_ppo(config, resume=resume, console=Console(file=output, width=200)) == 0, output.getvalue()
+    assert run_online(config, resume=resume, console=Console(file=output, width=200)) == 0, output.getvalue()
     return output.getvalue()
 
 
@@ -85,7 +87,7 @@ def test_a_run_raises_the_reward_and_the_policy_serves_what_was_learned(
         output = run(config)
         rows = steps(config)
         assert [row["step"] for row in rows] == list(range(1, NUM_STEPS + 1))
-        assert all(row.keys() == {"step", *STEP_METRICS} for row in rows)
+        assert all(row.keys() == {"step", *step_metrics(config)} for row in rows)
         rewards = [row["reward_mean"] for row in rows]
         assert statistics.fmean(rewards[-3:]) > statistics.fmean(rewards[:3]) + 0.5
         assert rows[0]["kl"] < 1e-3 < rows[-1]["kl"]  # it began as the reference, and moved

@@ -1,255 +1,306 @@
-"""One PPO update: from a batch of scored rollouts to new weights of policy and critic.
+"""One update, whatever the algorithm: from a batch of scored rollouts to new weights.
 
-forward passes -> old_logprobs, old_values -> token rewards (KL) -> advantages, returns (GAE, whitened over the batch)
-each epoch, each minibatch: micro-batches of clipped losses -> gradients in float32 -> one step of each optimizer
+first passes -> old_logprobs, entropies, old_values -> shaped rewards -> the algorithm's advantages
+each epoch, each minibatch: micro-batches of losses (+ demonstrations) -> gradients in float32 -> one optimizer step
+
+Every rank holds the whole batch and computes all that is normalised over it; passes run for its share of the
+micro-batches. So neither the cut into micro-batches nor the number of ranks changes a loss or a gradient.
 """
 
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from rlhf_services.algorithms.advantages import gae, whiten
-from rlhf_services.algorithms.kl import AdaptiveKlController, FixedKlController, kl_estimate, token_rewards
-from rlhf_services.algorithms.losses import aggregate, clipped_policy_loss, clipped_value_loss
-from rlhf_services.algorithms.masking import masked_mean
-from rlhf_services.models.scalar_model import ScalarModel
-from rlhf_services.models.token_scores import completion_logprobs, completion_values
-from rlhf_services.trainer.learning.optimizer import MasterOptimizer, OptimizerStep, require_finite
-from rlhf_services.trainer.online_config import PpoRunConfig
+from rlhf_services.algorithms.kl import AdaptiveKlController, FixedKlController
+from rlhf_services.models.policy_model import PolicyModel
+from rlhf_services.trainer.errors import NonFiniteError
+from rlhf_services.trainer.learning.algorithm import Algorithm, Estimates, Forward, Scored
+from rlhf_services.trainer.learning.critic import SeparateCritic
+from rlhf_services.trainer.learning.measures import describe_batch
+from rlhf_services.trainer.learning.optimizer import require_finite
+from rlhf_services.trainer.learning.ppo import describe_critic
+from rlhf_services.trainer.learning.ptx import Ptx
+from rlhf_services.trainer.learning.ranks import Ranks, Share
+from rlhf_services.trainer.learning.shaping import RewardShaper
+from rlhf_services.trainer.learning.totals import BatchSize, Sums, Totals
+from rlhf_services.trainer.learning.trained_model import TrainedModel
+from rlhf_services.trainer.online_sections import OnlineTrainingConfig
 from rlhf_services.trainer.rollouts.batch import Batch, MicroBatch, micro_batches
 
 KlController = FixedKlController | AdaptiveKlController
-
-
-def make_kl_controller(config: PpoRunConfig) -> KlController:
-    """Returns the controller of the KL penalty's weight: adaptive if a target is set."""
-    if config.kl.target is None:
-        return FixedKlController(config.kl.coef)
-    return AdaptiveKlController(config.kl.coef, target=config.kl.target, horizon=config.kl.horizon)
+MicroShares = list[Share[MicroBatch]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Estimates:
-    """What is known of a batch before the update; all [B, T], zeros at padding, without gradient."""
+class UpdateOptions:
+    """What an update depends on besides the algorithm."""
 
-    old_logprobs: Tensor
-    entropies: Tensor
-    old_values: Tensor
-    advantages: Tensor
-    """Whitened, if the run whitens."""
-    returns: Tensor
-
-
-@dataclass(slots=True)
-class _Totals:
-    """Sums over the micro-batches and optimizer steps of one model's part of the update."""
-
-    loss: float = 0.0
-    clipped: float = 0.0
-    approx_kl: float = 0.0
-    num_tokens: int = 0
-    grad_norm: float = 0.0
-    num_steps: int = 0
-    learning_rate: float = 0.0
-
-    def add_step(self, step: OptimizerStep) -> None:
-        self.grad_norm += step.grad_norm
-        self.learning_rate = step.learning_rate
-        self.num_steps += 1
+    training: OnlineTrainingConfig
+    temperature: float = 1.0
+    """Divides the logits, as in sampling."""
+    with_entropy: bool = False
+    """Whether the loss needs entropies with gradient."""
+    max_approx_kl: float | None = None
+    """Nats per token past which the remaining minibatches are left out."""
+    warmup_steps: int = 0
+    """First steps of the run that train a separate critic alone."""
 
 
-class PpoUpdater:
-    """Holds the two models and their optimizers. Runs no event loop and knows no service."""
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What an update did."""
+
+    metrics: dict[str, float]
+    policy_changed: bool
+    """False in the critic's warm-up, and where nothing was left to train on."""
+
+
+class Updater:
+    """Holds what learns. Runs no event loop and knows no service."""
 
     def __init__(
         self,
-        policy: PreTrainedModel,
-        critic: ScalarModel,
-        config: PpoRunConfig,
+        algorithm: Algorithm,
+        policy: TrainedModel,
+        options: UpdateOptions,
         *,
-        temperature: float,
-        policy_optimizer: MasterOptimizer,
-        critic_optimizer: MasterOptimizer,
         kl_controller: KlController,
+        shaper: RewardShaper,
+        critic: SeparateCritic | None = None,
+        ptx: Ptx | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
+        """Args: policy: around a PolicyModel, with a value head if the algorithm wants values and has no critic."""
+        if not isinstance(policy.module, PolicyModel):
+            raise TypeError(f"the policy must be wrapped in a PolicyModel, not a {type(policy.module).__name__}")
         self.policy = policy
         self.critic = critic
-        self.policy_optimizer = policy_optimizer
-        self.critic_optimizer = critic_optimizer
         self.kl_controller = kl_controller
-        self._config = config
-        self._temperature = temperature
+        self.shaper = shaper
+        self._module = policy.module
+        self._algorithm = algorithm
+        self._options = options
+        self._training = options.training
+        self._ptx = ptx
+        self._ranks = Ranks() if ranks is None else ranks
 
-    def update(self, batch: Batch, step: int) -> dict[str, float]:
-        """Trains both models on a batch and returns the step's training metrics (metrics.py has their units).
+    def update(self, batch: Batch, step: int) -> Update:
+        """Trains on a batch and returns the step's training metrics (metrics.py has their units).
 
         Args:
-            batch: on the models' device.
-            step: the step's number; with the seed it decides the split into minibatches.
-        Raises: NonFiniteError if a loss or gradient is; the optimizer step that it would have spoilt is not taken.
+            batch: on the models' device; the same on every rank.
+            step: the step's number, from 1; with the seed it decides minibatches and demonstrations.
+        Raises: NonFiniteError, on all ranks, if a loss or gradient is; the optimizer step that it would have spoilt is
+            not taken.
         """
-        return self._update(batch, step)
-
-    def _update(self, batch: Batch, step: int) -> dict[str, float]:
         started = time.monotonic()
-        micros = micro_batches(batch, range(batch.size), self._config.training.micro_batch_tokens)
+        trains_policy = step > self._options.warmup_steps
+        rewards, shaping_metrics = self.shaper.shape(batch)
+        shares = self._shares(batch, self._algorithm.units(batch))
         # A single optimizer step starts from the very weights that old_logprobs and old_values are defined by, so one
         # forward pass can serve both, if its activations can be kept until the advantages are known.
-        single_pass = self._is_single_pass(micros)
-        with torch.set_grad_enabled(single_pass):
-            scored = [
-                completion_logprobs(self.policy, micro.sequences, self._temperature, with_entropy=True)
-                for micro in micros
-            ]
-            policy_scored = time.monotonic()
-            values = [completion_values(self.critic, micro.sequences) for micro in micros]
-        estimates = self._estimate(batch, micros, scored, values)
-        estimated = time.monotonic()
-        metrics = self._describe(batch, estimates)
-        if single_pass:
-            policy_totals, critic_totals = _Totals(), _Totals()
-            logprobs = [kept for kept, _ in scored]
-            self._policy_step(estimates, zip(micros, logprobs, strict=True), policy_totals, batch.num_completion_tokens)
-            self._critic_step(estimates, zip(micros, values, strict=True), critic_totals, batch.num_completion_tokens)
+        keeps = self._keeps_activations(batch)
+        with torch.set_grad_enabled(keeps and trains_policy):
+            forwards = [self._forward(share.item, with_entropy=True) for share in shares]
+        policy_scored = time.monotonic()
+        with torch.set_grad_enabled(keeps):
+            values = [self.critic.values(share.item) for share in shares] if self.critic is not None else []
+        scored = self._gather(batch, rewards, shares, forwards, values)
+        values_scored = time.monotonic()
+        estimates = self._algorithm.estimate(batch, scored)
+        policy, critic = Totals(), Totals()
+        if keeps:
+            self._single_step(estimates, shares, forwards if trains_policy else [], values, policy, critic, step)
         else:
-            policy_totals, critic_totals = self._minibatch_steps(batch, estimates, step)
-        self.kl_controller.update(metrics["kl"], batch.size)
-        return {
-            **metrics,
-            **_summarise(policy_totals, critic_totals),
-            "logprobs_seconds": policy_scored - started,
-            "values_seconds": estimated - policy_scored,
-            "update_seconds": time.monotonic() - estimated,
-        }
-
-    def _is_single_pass(self, micros: Sequence[MicroBatch]) -> bool:
-        padded_tokens = sum(micro.sequences.input_ids.numel() for micro in micros)
-        config = self._config
-        return config.training.epochs == 1 and config.training.minibatches == 1 and padded_tokens <= config.training.single_pass_tokens
-
-    def _estimate(
-        self,
-        batch: Batch,
-        micros: Sequence[MicroBatch],
-        scored: Sequence[tuple[Tensor, Tensor]],
-        values: Sequence[Tensor],
-    ) -> Estimates:
-        """Returns advantages and all that they are made of, from the forward passes of the micro-batches."""
-        config, mask = self._config, batch.completion_mask
-        old_logprobs, entropies, old_values = (torch.zeros_like(batch.sampler_logprobs) for _ in range(3))
-        for micro, (logprobs, entropy), value in zip(micros, scored, values, strict=True):
-            micro.put(logprobs.detach(), old_logprobs)
-            micro.put(entropy.detach(), entropies)
-            micro.put(value.detach(), old_values)
-        require_finite("the sum of the policy's log-probabilities", old_logprobs.sum())
-        require_finite("the sum of the critic's values", old_values.sum())
-        rewards = token_rewards(batch.rewards, old_logprobs, batch.ref_logprobs, mask, self.kl_controller.coef)
-        advantages, returns = gae(rewards, old_values, mask, config.critic.gamma, config.critic.gae_lambda)
-        return Estimates(
-            old_logprobs=old_logprobs,
-            entropies=entropies,
-            old_values=old_values,
-            advantages=whiten(advantages, mask) if config.critic.whiten_advantages else advantages,
-            returns=returns,
+            self._minibatch_steps(batch, estimates, policy, critic, step, trains_policy=trains_policy)
+        metrics = {**describe_batch(batch, scored, estimates), **shaping_metrics, **(estimates.metrics or {})}
+        if trains_policy:
+            self.kl_controller.update(metrics["kl"], batch.size)
+        metrics |= self._describe(policy, critic)
+        return Update(
+            {
+                **metrics,
+                "logprobs_seconds": policy_scored - started,
+                "values_seconds": values_scored - policy_scored,
+                "update_seconds": time.monotonic() - values_scored,
+            },
+            policy_changed=policy.num_steps > 0,
         )
 
-    def _minibatch_steps(self, batch: Batch, estimates: Estimates, step: int) -> tuple[_Totals, _Totals]:
-        policy_totals, critic_totals = _Totals(), _Totals()
-        for epoch in range(self._config.training.epochs):
-            for rows in self._split_rows(batch.size, step, epoch):
-                micros = micro_batches(batch, rows, self._config.training.micro_batch_tokens)
-                num_tokens = sum(int(micro.completion_mask.sum()) for micro in micros)
-                policy_passes = (
-                    (micro, completion_logprobs(self.policy, micro.sequences, self._temperature)) for micro in micros
-                )
-                self._policy_step(estimates, policy_passes, policy_totals, num_tokens)
-                critic_passes = ((micro, completion_values(self.critic, micro.sequences)) for micro in micros)
-                self._critic_step(estimates, critic_passes, critic_totals, num_tokens)
-        return policy_totals, critic_totals
+    def _forward(self, micro: MicroBatch, *, with_entropy: bool) -> Forward:
+        has_head = self._module.value_head is not None
+        scores = self._module(
+            micro.sequences, self._options.temperature, with_entropy=with_entropy, with_values=has_head
+        )
+        return Forward(*scores)
 
-    def _split_rows(self, num_rows: int, step: int, epoch: int) -> list[list[int]]:
-        """Returns the rows of each minibatch: a permutation that depends on seed, step and epoch alone."""
-        rows = list(range(num_rows))
-        random.Random(f"minibatches {self._config.training.seed} {step} {epoch}").shuffle(rows)
-        parts = [rows[index :: self._config.training.minibatches] for index in range(self._config.training.minibatches)]
-        return [part for part in parts if part]
+    def _keeps_activations(self, batch: Batch) -> bool:
+        """Whether the first passes are the only ones. On many ranks each pass must be followed by its backward."""
+        training = self._training
+        one_step = training.epochs == 1 and training.minibatches == 1 and self._ranks.world_size == 1
+        return one_step and sum(batch.lengths) <= training.single_pass_tokens
+
+    def _shares(self, batch: Batch, units: Sequence[Sequence[int]]) -> MicroShares:
+        """Returns this rank's micro-batches of the units, cut so that no rank need be idle."""
+        num_tokens = sum(batch.lengths[row] for unit in units for row in unit)
+        even = -(-num_tokens // self._ranks.world_size)
+        return self._ranks.share(micro_batches(batch, units, min(self._training.micro_batch_tokens, even)))
+
+    def _gather(
+        self, batch: Batch, rewards: Tensor, shares: MicroShares, forwards: Sequence[Forward], values: Sequence[Tensor]
+    ) -> Scored:
+        """Returns what all ranks' first passes found, as [B, T] on every rank."""
+        has_values = bool(values) or self._module.value_head is not None
+        old_logprobs, entropies, old_values = (torch.zeros_like(batch.sampler_logprobs) for _ in range(3))
+        for index, (share, forward) in enumerate(zip(shares, forwards, strict=True)):
+            if share.weight == 0:
+                continue
+            share.item.put(forward.logprobs.detach(), old_logprobs)
+            if forward.entropies is not None:
+                share.item.put(forward.entropies.detach(), entropies)
+            value = values[index] if values else forward.values
+            if value is not None:
+                share.item.put(value.detach(), old_values)
+        for tensor in (old_logprobs, entropies, old_values):
+            self._ranks.sum_(tensor)
+        require_finite("the sum of the policy's log-probabilities", old_logprobs.sum())
+        require_finite("the sum of the critic's values", old_values.sum())
+        return Scored(
+            rewards=rewards,
+            old_logprobs=old_logprobs,
+            entropies=entropies,
+            old_values=old_values if has_values else None,
+            kl_coef=self.kl_controller.coef,
+        )
+
+    def _single_step(
+        self,
+        estimates: Estimates,
+        shares: MicroShares,
+        forwards: Sequence[Forward],
+        values: Sequence[Tensor],
+        policy: Totals,
+        critic: Totals,
+        step: int,
+    ) -> None:
+        """Takes the one optimizer step of each model, on the activations that were kept."""
+        trained = estimates.trained_rows()
+        rows = [row for row, is_trained in enumerate(trained) if is_trained]
+        if not rows:
+            return
+        size = BatchSize.of(estimates.mask, rows)
+        used = [index for index, share in enumerate(shares) if any(trained[row] for row in share.item.rows.tolist())]
+        if forwards:
+            passes = ((shares[index], forwards[index]) for index in used)
+            self._policy_step(estimates, passes, size, policy, f"{step} 0 0")
+        if self.critic is not None:
+            self._critic_step(self.critic, estimates, ((shares[i], values[i]) for i in used), size, critic)
+
+    def _minibatch_steps(
+        self, batch: Batch, estimates: Estimates, policy: Totals, critic: Totals, step: int, *, trains_policy: bool
+    ) -> None:
+        """Takes the optimizer steps of all epochs, unless the policy moves too far before."""
+        trained = estimates.trained_rows()
+        units = [[row for row in unit if trained[row]] for unit in self._algorithm.units(batch)]
+        units = [unit for unit in units if unit]
+        for epoch in range(self._training.epochs):
+            for index, part in enumerate(self.split(units, step, epoch)):
+                shares = self._shares(batch, part)
+                size = BatchSize.of(estimates.mask, [row for unit in part for row in unit])
+                if trains_policy:
+                    with_entropy = self._options.with_entropy
+                    passes = ((share, self._forward(share.item, with_entropy=with_entropy)) for share in shares)
+                    if not self._policy_step(estimates, passes, size, policy, f"{step} {epoch} {index}"):
+                        return
+                if self.critic is not None:
+                    model = self.critic
+                    value_passes = ((share, model.values(share.item)) for share in shares)
+                    self._critic_step(model, estimates, value_passes, size, critic)
+
+    def split(self, units: Sequence[list[int]], step: int, epoch: int) -> list[list[list[int]]]:
+        """Returns the units of each minibatch: a permutation that depends on seed, step and epoch alone."""
+        shuffled = list(units)
+        random.Random(f"minibatches {self._training.seed} {step} {epoch}").shuffle(shuffled)
+        count = self._training.minibatches
+        return [part for part in (shuffled[index::count] for index in range(count)) if part]
 
     def _policy_step(
-        self, estimates: Estimates, passes: Iterable[tuple[MicroBatch, Tensor]], totals: _Totals, num_tokens: int
-    ) -> None:
-        """Takes one optimizer step of the policy; `passes` yields micro-batches and their logprobs with grad."""
-        for micro, logprobs in passes:
-            mask, old_logprobs = micro.completion_mask, micro.take(estimates.old_logprobs)
-            advantages = micro.take(estimates.advantages)
-            result = clipped_policy_loss(logprobs, old_logprobs, advantages, mask, clip_eps_low=self._config.loss.clip_eps_low)
-            loss = aggregate(result.token_losses, mask, num_tokens_global=num_tokens)
-            require_finite("the policy loss", loss.detach())
-            loss.backward()  # type: ignore[no-untyped-call]
-            totals.loss += float(loss.detach())
-            totals.clipped += int(result.clipped.sum())
-            totals.approx_kl += float(kl_estimate(old_logprobs, logprobs.detach(), "k3")[mask].sum())
-        totals.num_tokens += num_tokens
-        totals.add_step(self.policy_optimizer.step())
+        self,
+        estimates: Estimates,
+        passes: Iterable[tuple[Share[MicroBatch], Forward]],
+        size: BatchSize,
+        totals: Totals,
+        key: str,
+    ) -> bool:
+        """Takes one optimizer step; returns False, with none taken, if the policy has moved too far already.
+
+        Args: passes: micro-batches with their forward passes, one at a time. key: names the step within the run.
+        """
+        sums = Sums()
+        for share, forward in passes:
+            loss, parts = self._algorithm.loss(share.item, forward, estimates, size)
+            (loss * share.weight).backward()  # type: ignore[no-untyped-call]
+            sums.add({"loss": loss, **parts}, share.weight)
+        if self._ptx is not None:
+            for loss, weight in self._ptx.backward(self._module, key, str(estimates.mask.device)):
+                sums.add({"ptx_loss": loss}, weight)
+        summed = sums.over(self._ranks)
+        self._require_finite_loss("the policy loss", summed, self.policy)
+        totals.add(summed, size)
+        limit = self._options.max_approx_kl
+        if limit is not None and summed["approx_kl"] / size.num_tokens > limit:
+            self.policy.zero_grad()
+            return False
+        totals.add_step(self.policy.step())
+        return True
 
     def _critic_step(
-        self, estimates: Estimates, passes: Iterable[tuple[MicroBatch, Tensor]], totals: _Totals, num_tokens: int
+        self,
+        critic: SeparateCritic,
+        estimates: Estimates,
+        passes: Iterable[tuple[Share[MicroBatch], Tensor]],
+        size: BatchSize,
+        totals: Totals,
     ) -> None:
-        """Takes one optimizer step of the critic; `passes` yields micro-batches and their values with grad."""
-        for micro, values in passes:
-            mask = micro.completion_mask
-            result = clipped_value_loss(
-                values,
-                micro.take(estimates.old_values),
-                micro.take(estimates.returns),
-                mask,
-                value_clip_eps=self._config.critic.value_clip_eps,
-            )
-            loss = aggregate(result.token_losses, mask, num_tokens_global=num_tokens)
-            require_finite("the value loss", loss.detach())
-            loss.backward()  # type: ignore[no-untyped-call]
-            totals.loss += float(loss.detach())
-            totals.clipped += int(result.clipped.sum())
-        totals.num_tokens += num_tokens
-        totals.add_step(self.critic_optimizer.step())
+        sums = Sums()
+        for share, values in passes:
+            loss, parts = critic.loss(share.item, values, estimates, size)
+            (loss * share.weight).backward()  # type: ignore[no-untyped-call]
+            sums.add({"loss": loss, **parts}, share.weight)
+        summed = sums.over(self._ranks)
+        self._require_finite_loss("the value loss", summed, critic.trained)
+        totals.add(summed, size)
+        totals.add_step(critic.trained.step())
 
-    def _describe(self, batch: Batch, estimates: Estimates) -> dict[str, float]:
-        """Returns the metrics that do not depend on the update."""
-        mask = batch.completion_mask
-        kl = kl_estimate(estimates.old_logprobs, batch.ref_logprobs, "k1").masked_fill(~mask, 0.0)
-        returns, errors = estimates.returns[mask], (estimates.returns - estimates.old_values)[mask]
-        variance = float(returns.var(correction=0))
-        mismatch = (estimates.old_logprobs - batch.sampler_logprobs).abs()
-        return {
-            "reward_mean": float(batch.rewards.mean()),
-            "reward_std": float(batch.rewards.std(correction=0)),
-            "kl": float(kl.sum(-1).mean()),
-            "kl_per_token": float(kl.sum() / mask.sum()),
-            "kl_coef": self.kl_controller.coef,
-            "entropy": float(masked_mean(estimates.entropies, mask)),
-            "value_mean": float(masked_mean(estimates.old_values, mask)),
-            "value_explained_variance": 1.0 - float(errors.var(correction=0)) / variance if variance > 0 else 0.0,
-            "sampler_mismatch": float(masked_mean(mismatch, mask)),
-            "sampler_mismatch_k3": float(
-                masked_mean(kl_estimate(batch.sampler_logprobs, estimates.old_logprobs, "k3"), mask)
-            ),
+    def _require_finite_loss(self, quantity: str, sums: Mapping[str, float], model: TrainedModel) -> None:
+        """Raises NonFiniteError, on all ranks, if the minibatch's loss is not finite; its gradient is forgotten."""
+        try:
+            require_finite(quantity, sums["loss"])
+            require_finite("the loss of the demonstrations", sums.get("ptx_loss", 0.0))
+        except NonFiniteError:
+            model.zero_grad()
+            raise
+
+    def _describe(self, policy: Totals, critic: Totals) -> dict[str, float]:
+        """Returns the metrics of the optimizer steps."""
+        metrics = {
+            **self._algorithm.describe(policy),
+            "policy_loss": policy.per_minibatch("policy_loss"),
+            "approx_kl": policy.per_token("approx_kl"),
+            "policy_grad_norm": policy.grad_norm,
+            "policy_learning_rate": policy.learning_rate,
+            "policy_steps": float(policy.num_steps),
         }
-
-
-def _summarise(policy: _Totals, critic: _Totals) -> dict[str, float]:
-    """Returns the metrics of the optimizer steps, averaged over them."""
-    return {
-        "policy_loss": policy.loss / policy.num_steps,
-        "value_loss": critic.loss / critic.num_steps,
-        "clip_fraction": policy.clipped / policy.num_tokens,
-        "value_clip_fraction": critic.clipped / critic.num_tokens,
-        "approx_kl": policy.approx_kl / policy.num_tokens,
-        "policy_grad_norm": policy.grad_norm / policy.num_steps,
-        "critic_grad_norm": critic.grad_norm / critic.num_steps,
-        "policy_learning_rate": policy.learning_rate,
-        "critic_learning_rate": critic.learning_rate,
-    }
+        if self._ptx is not None:
+            metrics["ptx_loss"] = policy.per_minibatch("ptx_loss")
+        if self.critic is not None:
+            metrics |= {
+                **describe_critic(critic),
+                "critic_grad_norm": critic.grad_norm,
+                "critic_learning_rate": critic.learning_rate,
+            }
+        return metrics

@@ -23,6 +23,10 @@ class Batch:
     """[B, T] nats under the reference; 0 at padding."""
     rewards: Tensor
     """[B] as the reward service gave them."""
+    group_ids: Tensor
+    """[B] int64, equal for completions of one prompt: 0, 1, ... in the order in which prompts first appear."""
+    stopped: Tensor
+    """[B] bool: True where the end of the completion was sampled, False where its length ended it."""
 
     @property
     def size(self) -> int:
@@ -66,20 +70,28 @@ def collate(samples: Sequence[Sample], device: torch.device | str = "cpu") -> Ba
         [sample.rollout.prompt_ids for sample in samples], [sample.rollout.completion_ids for sample in samples]
     )
     mask = sequences.completion_mask
+    numbers: dict[str, int] = {}
+    group_ids = [numbers.setdefault(sample.rollout.group_id, len(numbers)) for sample in samples]
     return Batch(
         sequences=sequences.to(device),
         completion_mask=mask.to(device),
         sampler_logprobs=_scatter([sample.rollout.logprobs for sample in samples], mask).to(device),
         ref_logprobs=_scatter([sample.ref_logprobs for sample in samples], mask).to(device),
         rewards=torch.tensor([sample.reward for sample in samples], dtype=torch.float32, device=device),
+        group_ids=torch.tensor(group_ids, device=device),
+        stopped=torch.tensor([sample.rollout.finish_reason == "stop" for sample in samples], device=device),
     )
 
 
-def micro_batches(batch: Batch, rows: Sequence[int], max_tokens: int) -> list[MicroBatch]:
-    """Returns the rows in groups of like length, each of at most max_tokens padded tokens (one long row goes alone)."""
+def micro_batches(batch: Batch, units: Sequence[Sequence[int]], max_tokens: int) -> list[MicroBatch]:
+    """Returns the rows in micro-batches of at most max_tokens tokens each.
+
+    Args:
+        units: rows that must stay together; one that is longer than max_tokens goes alone.
+    """
     lengths = batch.lengths
-    groups = split_by_tokens([lengths[row] for row in rows], max_tokens)
-    return [_select(batch, [rows[index] for index in group]) for group in groups]
+    groups = split_by_tokens([sum(lengths[row] for row in unit) for unit in units], max_tokens)
+    return [_select(batch, [row for index in group for row in units[index]]) for group in groups]
 
 
 def _select(batch: Batch, rows: list[int]) -> MicroBatch:

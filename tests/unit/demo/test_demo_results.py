@@ -20,10 +20,10 @@ from rlhf_services.local.services_file import ServiceEntry
 from rlhf_services.trainer.data.preferences import load_preferences
 from rlhf_services.trainer.data.prompts import PromptItem
 from rlhf_services.trainer.evaluation.evaluate import Evaluation, EvaluationRow, summarise
-from rlhf_services.trainer.metrics import STEP_METRICS
 from rlhf_services.trainer.offline.reward_model_config import RewardModelRunConfig
 from rlhf_services.trainer.offline.reward_model_report import RewardModelReport
 from rlhf_services.trainer.online_config import PpoRunConfig
+from rlhf_services.trainer.step_metrics import STEP_METRICS
 
 REPORT = RewardModelReport(
     num_train_prompts=30,

@@ -9,22 +9,25 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 from test_batch import SAMPLES
 
-from rlhf_services.trainer.metrics import STEP_METRICS, MetricsFile, TrainerMetrics, describe_step
+from rlhf_services.trainer.metrics import MetricsFile, TrainerMetrics, describe_step
 from rlhf_services.trainer.progress import COLUMNS, Progress
 from rlhf_services.trainer.rollouts.collect import Collected
-
-
-class FakePublisher:
-    policy_version = 5
-    pause_seconds = 0.25
-
+from rlhf_services.trainer.step_metrics import STEP_METRICS
 
 TRAINING = dict.fromkeys(STEP_METRICS, 0.125)
 
 
 def make_step() -> dict[str, float]:
     collected = Collected(samples=SAMPLES, dropped=Counter({"score_too_long": 2}), generate_seconds=2.0)
-    return describe_step(collected, TRAINING, FakePublisher(), publish_seconds=0.5, seconds=4.0)
+    return describe_step(
+        collected,
+        TRAINING,
+        STEP_METRICS,
+        policy_version=5,
+        publish_seconds=0.5,
+        publish_pause_seconds=0.25,
+        seconds=4.0,
+    )
 
 
 def test_a_step_has_every_metric_and_counts_what_was_trained_on() -> None:
@@ -61,7 +64,7 @@ def test_a_resumed_run_forgets_the_steps_it_takes_again(tmp_path: Path) -> None:
 
 def test_prometheus_has_the_newest_step_and_totals() -> None:
     registry = CollectorRegistry()
-    metrics = TrainerMetrics(registry)
+    metrics = TrainerMetrics(STEP_METRICS, registry)
     metrics.observe(1, make_step(), {"score_too_long": 2})
     metrics.observe(2, make_step(), {})
     assert registry.get_sample_value("rlhf_trainer_step") == 2
