@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.common.logs import configure_logging
 from rlhf_services.common.memory import keep_freed_memory
+from rlhf_services.models.activation_checkpointing import enable_activation_checkpointing
 from rlhf_services.models.devices import resolve_device
 from rlhf_services.models.loading import load_policy, load_tokenizer
 from rlhf_services.models.policy_model import PolicyModel
@@ -102,6 +103,8 @@ def _train(
 def _load_model(config: PolicyRunConfig, total_steps: int, ranks: Ranks) -> tuple[PolicyModel, TrainedModel]:
     device = resolve_device(config.model.device, "model.device")
     policy = PolicyModel(load_policy(config.model.path, dtype=config.model.dtype, device=str(device)))
+    if config.model.activation_checkpointing:
+        enable_activation_checkpointing(policy)
     return policy, TrainedModel(
         "policy",
         policy,

@@ -144,3 +144,15 @@ def test_a_model_or_data_that_is_not_there_is_named(tmp_path: Path, tiny_model_p
     no_data = make_config(tmp_path, tiny_model_path, data=SftDataConfig(path=str(tmp_path / "no.jsonl")))
     with pytest.raises(ConfigError, match=r"data.path is '.*no.jsonl': no such file"):
         run_sft(no_data, resume=False, console=QUIET)
+
+
+def test_activations_that_are_computed_again_change_nothing(tmp_path: Path, tiny_model_path: Path) -> None:
+    model = OfflineModelConfig(path=tiny_model_path, dtype="float32", device="cpu", activation_checkpointing=True)
+    configs = (
+        make_config(tmp_path, tiny_model_path, "kept"),
+        make_config(tmp_path, tiny_model_path, "again", model=model),
+    )
+    for config in configs:
+        run_sft(config, resume=False, console=QUIET)
+    kept, again = (read_metrics(config.run_dir) for config in configs)
+    assert [row["loss"] for row in again] == pytest.approx([row["loss"] for row in kept], rel=1e-5)
