@@ -4,9 +4,9 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 ROOMS := $(notdir $(patsubst %/__init__.py,%,$(wildcard services/*/__init__.py)))
 
-.PHONY: help setup demo test test-unit test-all lint format protos bench clean
+.PHONY: help setup demo test test-unit test-all lint format protos bench bench-frontier clean
 help: ## Show this list.
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 # Installed anew whenever the dependencies change; see scripts/install for CPU and GPU builds.
 $(VENV)/.installed: pyproject.toml scripts/install
@@ -48,6 +48,9 @@ protos: setup ## Generate the stubs of the contracts.
 
 bench: setup ## Measure one PPO step, and the same work in TRL (see docs/benchmarks.md).
 	$(BIN)/python bench/ppo_step.py $(ARGS)
+
+bench-frontier: setup ## Draw reward against KL for PPO and DPO (about 30 minutes on 2 cores; goes on where it stopped).
+	$(BIN)/python bench/frontier.py $(ARGS)
 
 clean: ## Remove what was built; runs/ and the virtual environment stay.
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -10,6 +10,8 @@ from rlhf_services.cli.output import print_json, print_table, stdout
 from rlhf_services.cli.targets import JsonOption
 
 app = typer.Typer(no_args_is_help=True, help="Run a whole training, stage by stage, from one file.")
+SHOWN_DIGITS = 8
+"""Of a digest; --json has all of them."""
 STYLES = {"done": "green", "given": "green", "running": "yellow", "interrupted": "yellow", "failed": "red"}
 
 
@@ -49,10 +51,9 @@ def status(
             record.stage,
             record.state,
             "" if record.state == "given" else f"{record.seconds:.0f}",
-            record.started_at,
-            "" if record.output is None else f"{record.output.path} ({record.output.digest[:12]})",
-            record.error or ", ".join(f"{name} {each.digest[:12]}" for name, each in record.inputs.items()),
+            "" if record.output is None else f"{record.output.digest[:SHOWN_DIGITS]}  {record.output.path}",
+            record.error or "  ".join(f"{each.digest[:SHOWN_DIGITS]} {name}" for name, each in record.inputs.items()),
         ]
         for record in records
     ]
-    print_table(["stage", "state", "seconds", "started (UTC)", "made", "from"], rows, styles=STYLES)
+    print_table(["stage", "state", "seconds", "made", "from"], rows, styles=STYLES)

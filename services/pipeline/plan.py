@@ -12,9 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rlhf_services.common.config import Section
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.pipeline.config import PipelineConfig, TrainingTable
-from rlhf_services.pipeline.stage_work import PipelineWork
+from rlhf_services.pipeline.stage_work import ENSEMBLE, FIRST_MEMBER, PipelineWork
 from rlhf_services.pipeline.stages import Stage
 from rlhf_services.pipeline.trainings import (
     POLICY_TRAININGS,
@@ -25,6 +26,7 @@ from rlhf_services.pipeline.trainings import (
     build_config,
     files_of,
     has_field,
+    is_set,
     settings_of,
 )
 
@@ -151,8 +153,10 @@ class _Planner:
             build_config, training, table, run_dir=folder / "run", source=f"{self._source} [{training.name}]"
         )
         addresses = self._addresses(training, table, reward_model)
+        fills = {path: str(value) if isinstance(value, Path) else value for path, value in fills.items()}
         checked = build({**fills, **addresses})
-        files = files_of(checked, self._made())
+        made = [stage.output for stage in self._stages]
+        files = files_of(checked, [*made, *(path / FIRST_MEMBER for path in made)])
         settings = settings_of(checked, files)
         if has_field(type(checked), "services.reward_target") and self._config.services.reward_target is not None:
             settings["reward_target"] = self._config.services.reward_target  # what is there decides what is learned
@@ -163,15 +167,18 @@ class _Planner:
             inputs=files,
             settings=settings,
             folder=folder,
-            output=folder / "run" / training.model,
+            output=self._output(training, checked, folder),
             work=partial(self._work.train, training, build, fills, config_file, start, reward_model),
             command=shlex.join(command),
         )
         self._stages.append(stage)
         return stage.output
 
-    def _made(self) -> list[Path]:
-        return [stage.output for stage in self._stages]
+    @staticmethod
+    def _output(training: Training, config: Section, folder: Path) -> Path:
+        """Returns the folder of the model that a training makes: several models in the case of an ensemble."""
+        is_ensemble = is_set(config.model_dump(), "ensemble.members") and config.model_dump()["ensemble"]["members"] > 1
+        return folder / ENSEMBLE if is_ensemble else folder / "run" / training.model
 
     def _addresses(self, training: Training, table: TrainingTable, reward_model: Path | None) -> dict[str, object]:
         """Returns where services will be, for a first check. Raises: ConfigError if there can be no reward."""
@@ -189,7 +196,9 @@ class _Planner:
         table = self._config.table(training.name) or {}
         critic = table.get("critic", {})
         is_head = isinstance(critic, Mapping) and critic.get("kind") == "head"
-        return {} if reward_model is None or is_head else {"critic.path": reward_model}
+        if reward_model is None or is_head:
+            return {}
+        return {"critic.path": reward_model / FIRST_MEMBER if reward_model.name == ENSEMBLE else reward_model}
 
     def _shared_fills(self) -> dict[str, object]:
         config = self._config

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 TRUE_SCORE = "true"
 """The reward service of the simulated labeller's rule, which training never asks."""
 TRAINING_REWARD = "reward"
+ENSEMBLE = "ensemble"
+"""Folder of the members of an ensemble of reward models."""
+FIRST_MEMBER = "model-0"
+"""Of an ensemble: the one that a critic starts as."""
 BuildConfig = Callable[[Mapping[str, object]], Section]
 
 
@@ -124,6 +129,7 @@ class PipelineWork:
             if resume and training.can_resume:
                 arguments.append("--resume")
             services.run_rlhf(arguments, has_server=has_field(cls, "server.port"))
+        _gather_ensemble(config_file.parent)
 
     def evaluate(
         self,
@@ -196,14 +202,25 @@ class PipelineWork:
 
     def _prompts(self, path: Path, model: Path, limit: int | None) -> "list[PromptItem]":
         """Returns the first prompts of a file, those that are too long told of and left out."""
+        from transformers.utils.logging import disable_progress_bar
+
         from rlhf_services.models.loading import load_tokenizer
         from rlhf_services.trainer.data.prompts import load_prompts
 
+        disable_progress_bar()  # of loading weights: the phases say what is going on
         maximum = self._config.prompts.max_prompt_tokens
         prompts = load_prompts(path, load_tokenizer(model), max_prompt_tokens=maximum)
         if prompts.num_too_long:
             self._phases.say(f"{path}: {prompts.num_too_long} prompts of more than {maximum} tokens are left out")
         return list(prompts.items[:limit])
+
+
+def _gather_ensemble(folder: Path) -> None:
+    """Puts the models of an ensemble, if one was trained, into a folder of their own, as links to the files."""
+    for member in sorted((folder / "run").glob("model-*")):
+        target = folder / ENSEMBLE / member.name
+        shutil.rmtree(target, ignore_errors=True)  # of an attempt that was killed while it copied
+        shutil.copytree(member, target, copy_function=os.link)
 
 
 def _sampling(config: SamplingConfig, completions_per_prompt: int) -> Sampling:
