@@ -51,7 +51,8 @@ def wilson_interval(rate: float, count: int, z: float = Z_95) -> tuple[float, fl
         raise ValueError(f"count is {count}; an interval needs at least one trial")
     center = (rate + z * z / (2 * count)) / (1 + z * z / count)
     half_width = z * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return max(0.0, center - half_width), min(1.0, center + half_width)
+    # The interval holds the rate; rounding must not put it outside at the ends.
+    return max(0.0, min(rate, center - half_width)), min(1.0, max(rate, center + half_width))
 
 
 def hit(difference: float) -> float:

@@ -24,6 +24,7 @@ from rlhf_services.trainer.data.preferences import (
     merge_by_prompt,
     split_by_prompt,
 )
+from rlhf_services.trainer.errors import RunError
 from rlhf_services.trainer.learning.ranks import Ranks, join_ranks
 from rlhf_services.trainer.offline.reward_model_config import PreferencesConfig, RewardModelRunConfig
 from rlhf_services.trainer.offline.reward_model_member import Member, MemberFacts, load_member, train_member
@@ -98,12 +99,21 @@ def _run(
             return None
     report = _measure(members, data, ranks, started)
     if ranks.is_main:
-        write_report(config.run_dir, report)
-        if report.heldout is not None:
-            plot_report(report, config.run_dir / PLOT_FILE)
+        _write(config, report)
         show_report(report, console)
         _say(console, f"saved {', '.join(str(member.model_path) for member in members)}")
     return report
+
+
+def _write(config: RewardModelRunConfig, report: RewardModelReport) -> None:
+    try:
+        write_report(config.run_dir, report)
+        if report.heldout is not None:
+            plot_report(report, config.run_dir / PLOT_FILE)
+    except OSError as error:
+        raise RunError(
+            f"could not write the report to {config.run_dir}: {error}; free some space, then write it with --resume"
+        ) from error
 
 
 def _load_data(config: RewardModelRunConfig, tokenizer: PreTrainedTokenizerBase) -> _Data:

@@ -124,11 +124,52 @@ def train_member(
 ) -> bool:
     """Trains a member and saves it normalised; returns False if a signal stopped it before its end.
 
+    It goes through a folder, whatever it was trained as (shards, adapters), so that what is normalised is what is
+    served, rounding included.
+
     Raises: ConfigError, RunError as fit() does; RunError if the trained model tells nothing apart.
+    """
+    examples = member.examples(train)
+    staging = member.run_dir / ".unnormalised"
+    if not _fit(member, examples, heldout, tokenizer, staging, console=console, resume=resume, ranks=ranks):
+        return False
+    model = _load(staging, member.config)
+    mean, std = normalize(model, examples, max_tokens=member.config.training.micro_batch_tokens, ranks=ranks)
+
+    def write(path: Path) -> None:
+        if ranks.is_main:
+            model.save(path, tokenizer)
+            facts = _facts(member, examples, mean, std)
+            (path / FACTS_FILE).write_text(json.dumps(asdict(facts), indent=1) + "\n", encoding="utf-8")
+
+    write_directory(member.model_path, write, ranks)
+    if ranks.is_main:
+        shutil.rmtree(staging, ignore_errors=True)
+    return True
+
+
+def load_member(member: Member) -> ScalarModel:
+    """Returns a saved member as the reward service would serve it."""
+    return _load(member.model_path, member.config)
+
+
+def _fit(
+    member: Member,
+    examples: Sequence[PreferenceGroup],
+    heldout: Sequence[PreferenceGroup],
+    tokenizer: PreTrainedTokenizerBase,
+    staging: Path,
+    *,
+    console: Console,
+    resume: bool,
+    ranks: Ranks,
+) -> bool:
+    """Trains a member and writes it to `staging`, not normalised; returns whether it came to its end.
+
+    Model and optimizer are freed when it returns.
     """
     config = member.config
     member.run_dir.mkdir(parents=True, exist_ok=True)
-    examples = member.examples(train)
     model = ScalarModel.from_policy(config.model.path, config.model.dtype, member.seed)
     if config.model.activation_checkpointing:
         enable_activation_checkpointing(model.backbone)
@@ -150,57 +191,28 @@ def train_member(
         resume=resume,
         ranks=ranks,
     )
-    result = fit(RewardModelTask(model, config.training.center_coef), trained, examples, heldout, run)
-    if result.finished:
-        _save(member, trained, examples, tokenizer, ranks)
-    return result.finished
+    if not fit(RewardModelTask(model, config.training.center_coef), trained, examples, heldout, run).finished:
+        return False
+    write_directory(staging, lambda path: trained.save_weights(path, tokenizer), ranks)
+    return True
 
 
-def load_member(member: Member) -> ScalarModel:
-    """Returns a saved member as the reward service would serve it."""
-    model = ScalarModel.load(member.model_path, member.config.model.dtype)
-    return model.to(resolve_device(member.config.model.device, "model.device"))
+def _load(path: Path, config: RewardModelRunConfig) -> ScalarModel:
+    model = ScalarModel.load(path, config.model.dtype)
+    return model.to(resolve_device(config.model.device, "model.device"))
 
 
-def _save(
-    member: Member,
-    trained: TrainedModel,
-    examples: Sequence[PreferenceGroup],
-    tokenizer: PreTrainedTokenizerBase,
-    ranks: Ranks,
-) -> None:
-    """Writes the model normalised, whole or not at all. Every rank calls it.
-
-    It goes through a folder, whatever it was trained as (shards, adapters), so that what is normalised is what is
-    served, rounding included.
-    """
-    config, staging = member.config, member.run_dir / ".unnormalised"
-    if ranks.is_main:
-        shutil.rmtree(staging, ignore_errors=True)
-    ranks.barrier()
-    trained.save_weights(staging, tokenizer)
-    ranks.barrier()
-    model = ScalarModel.load(staging, config.model.dtype)
-    model = model.to(resolve_device(config.model.device, "model.device"))
-    mean, std = normalize(model, examples, max_tokens=config.training.micro_batch_tokens, ranks=ranks)
-    if ranks.is_main:
-        rows = MetricsFile(member.run_dir / "metrics.jsonl").read()
-        last_epoch = rows[-steps_per_epoch(len(examples), config.training) :]
-        facts = MemberFacts(
-            base_model=str(config.model.path),
-            seed=member.seed,
-            examples_digest=examples_digest(examples),
-            num_steps=len(rows),
-            train_loss=fmean(row["loss"] for row in last_epoch),
-            train_accuracy=fmean(row["accuracy"] for row in last_epoch),
-            reward_mean=mean,
-            reward_std=std,
-        )
-
-        def write(path: Path) -> None:
-            model.save(path, tokenizer)
-            (path / FACTS_FILE).write_text(json.dumps(asdict(facts), indent=1) + "\n", encoding="utf-8")
-
-        write_directory(member.model_path, write)
-        shutil.rmtree(staging, ignore_errors=True)
-    ranks.barrier()
+def _facts(member: Member, examples: Sequence[PreferenceGroup], mean: float, std: float) -> MemberFacts:
+    config = member.config
+    rows = MetricsFile(member.run_dir / "metrics.jsonl").read()
+    last_epoch = rows[-steps_per_epoch(len(examples), config.training) :]
+    return MemberFacts(
+        base_model=str(config.model.path),
+        seed=member.seed,
+        examples_digest=examples_digest(examples),
+        num_steps=len(rows),
+        train_loss=fmean(row["loss"] for row in last_epoch),
+        train_accuracy=fmean(row["accuracy"] for row in last_epoch),
+        reward_mean=mean,
+        reward_std=std,
+    )

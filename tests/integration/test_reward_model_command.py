@@ -1,0 +1,79 @@
+"""Reward-model training as a user runs it: the command line in processes of its own, on one rank and on two."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+COMMAND = ["-m", "rlhf_services.cli.main", "train", "reward-model"]
+
+
+def write_preferences(folder: Path) -> Path:
+    path = folder / "preferences.jsonl"
+    rankings = [{"prompt": f"rank {i}", "completions": [f"a{i % 5}!", f"bb{i % 3}?", "c"]} for i in range(10)]
+    pairs = [{"prompt": f"say {i}", "chosen": f"w{i % 7}!", "rejected": f"w{i % 5}?", "label": 0.9} for i in range(15)]
+    path.write_text("\n".join(map(json.dumps, [*rankings, *pairs])))
+    return path
+
+
+def arguments(folder: Path, model_path: Path, run: str, members: int = 2) -> list[str]:
+    fields = {
+        "run_dir": folder / run,
+        "model.path": model_path,
+        "model.dtype": "float32",
+        "model.device": "cpu",
+        "data.path": write_preferences(folder),
+        "data.heldout_fraction": 0.25,
+        "training.examples_per_step": 5,
+        "training.micro_batch_tokens": 64,
+        "ensemble.members": members,
+        "optimizer.learning_rate": 3e-3,
+    }
+    return [*COMMAND, *(word for name, value in fields.items() for word in (f"--{name}", str(value)))]
+
+
+def finish(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, env=environment)
+
+
+def read_report(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "reward_model_report.json").read_text())
+
+
+def test_an_ensemble_is_trained_shown_and_not_trained_again(tmp_path: Path, tiny_model_path: Path) -> None:
+    words = arguments(tmp_path, tiny_model_path, "run")
+    done = finish(words)
+    assert done.returncode == 0, done.stderr
+    for text in ("reward model 2 of 2 step 4/4", "their mean", "disagreement of the members", "saved ", "model-1"):
+        assert text in done.stderr
+    assert (tmp_path / "run/reward_model_report.png").is_file()
+    again = finish(words)
+    assert again.returncode == 2
+    assert "it holds a trained model-0 already; go on with --resume" in again.stderr
+    resumed = finish([*words, "--resume"])
+    assert resumed.returncode == 0, resumed.stderr
+    assert "reward model 1 of 2: finished already" in resumed.stderr
+
+
+def test_two_ranks_train_and_measure_what_one_does(tmp_path: Path, tiny_model_path: Path) -> None:
+    one = finish(arguments(tmp_path, tiny_model_path, "one", 1))
+    assert one.returncode == 0, one.stderr
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    two = finish([*launcher, *arguments(tmp_path, tiny_model_path, "two", 1)])
+    assert two.returncode == 0, two.stderr
+    expected, found = (load_file(tmp_path / run / "model/model.safetensors") for run in ("one", "two"))
+    assert list(found) == list(expected)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=1e-4)
+    reports = [read_report(tmp_path / run) for run in ("one", "two")]
+    for name in ("train_loss", "heldout_accuracy", "calibration_error", "length_correlation"):
+        assert reports[1][name] == pytest.approx(reports[0][name], abs=1e-3), name
+    assert reports[1]["heldout"]["scores"] == pytest.approx(reports[0]["heldout"]["scores"], abs=1e-2)
