@@ -5,18 +5,20 @@ preferences -> split by prompt -> each member (reward_model_member.py): fit, nor
 """
 
 import contextlib
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.common.logs import configure_logging
 from rlhf_services.common.memory import keep_freed_memory
-from rlhf_services.models.loading import load_tokenizer
+from rlhf_services.models.loading import load_tokenizer, require_model_folder
 from rlhf_services.trainer.data.preferences import (
     PreferenceGroup,
     Preferences,
@@ -52,6 +54,7 @@ class _Data:
     train: list[PreferenceGroup]
     heldout: list[PreferenceGroup]
     skipped: dict[str, int]
+    max_tokens: int
 
 
 def run_reward_model(
@@ -66,8 +69,7 @@ def run_reward_model(
         gradient that is not finite, or a disk that is full.
     """
     started = time.monotonic()
-    if not config.model.path.is_dir():
-        raise ConfigError(f"model.path is '{config.model.path}': no such directory; give the folder of a checkpoint")
+    require_model_folder(config.model.path)
     configure_logging("warning", "trainer")
     keep_freed_memory()
     ranks = join_ranks()
@@ -89,7 +91,7 @@ def _run(
     tokenizer = load_tokenizer(config.model.path)
     data = _load_data(config, tokenizer)
     for reason, count in sorted(data.skipped.items()):
-        _say(console, f"{count} pairs left out: {reason} (data.max_tokens is {config.data.max_tokens})")
+        _say(console, f"{count} pairs left out: {reason} (a side may have {data.max_tokens} tokens)")
     for member in members:
         facts = member.facts()
         if facts is not None:
@@ -118,15 +120,17 @@ def _write(config: RewardModelRunConfig, report: RewardModelReport) -> None:
 
 def _load_data(config: RewardModelRunConfig, tokenizer: PreTrainedTokenizerBase) -> _Data:
     data = config.data
-    loaded = load_preferences(data.path, tokenizer, max_tokens=data.max_tokens, split=data.split)
+    # What the model has no positions for it cannot be served with either.
+    max_tokens = min(data.max_tokens, _max_positions(config.model.path))
+    loaded = load_preferences(data.path, tokenizer, max_tokens=max_tokens, split=data.split)
     groups = _grouped(loaded, data)
     if data.heldout_path is None:
         train, heldout = split_by_prompt(groups, data.heldout_fraction, config.training.seed)
-        return _Data(train, heldout, loaded.skipped)
+        return _Data(train, heldout, loaded.skipped, max_tokens)
     other = load_preferences(
         data.heldout_path,
         tokenizer,
-        max_tokens=data.max_tokens,
+        max_tokens=max_tokens,
         split=data.heldout_split,
         field="data.heldout_path",
     )
@@ -139,7 +143,14 @@ def _load_data(config: RewardModelRunConfig, tokenizer: PreTrainedTokenizerBase)
         )
     reasons = loaded.skipped.keys() | other.skipped.keys()
     skipped = {reason: loaded.skipped.get(reason, 0) + other.skipped.get(reason, 0) for reason in reasons}
-    return _Data(groups, heldout, skipped)
+    return _Data(groups, heldout, skipped, max_tokens)
+
+
+def _max_positions(path: Path) -> int:
+    """Returns the tokens that the model in a folder has positions for; a great many if it does not say."""
+    config = AutoConfig.from_pretrained(path, local_files_only=True).get_text_config()
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    return sys.maxsize if positions is None else positions
 
 
 def _grouped(preferences: Preferences, config: PreferencesConfig) -> list[PreferenceGroup]:
@@ -149,13 +160,13 @@ def _grouped(preferences: Preferences, config: PreferencesConfig) -> list[Prefer
 def _measure(members: Sequence[Member], data: _Data, ranks: Ranks, started: float) -> RewardModelReport:
     """Returns the report on members that are saved, one of them in memory at a time. Every rank calls it."""
     pairs = HeldoutPairs.of(data.heldout)
-    max_tokens = members[0].config.training.micro_batch_tokens
+    micro_batch_tokens = members[0].config.training.micro_batch_tokens
     scores, predicted, reports = list[list[float]](), list[list[float]](), list[MemberReport]()
     for member in members:
         facts = member.facts()
         assert facts is not None  # it was trained just now, or found finished
         if data.heldout:
-            scores.append(score_groups(load_member(member), data.heldout, max_tokens=max_tokens, ranks=ranks))
+            scores.append(score_groups(load_member(member), data.heldout, max_tokens=micro_batch_tokens, ranks=ranks))
         else:
             scores.append([])
         predicted.append(probabilities(pairs, scores[-1], facts.reward_std))

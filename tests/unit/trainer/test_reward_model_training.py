@@ -356,9 +356,12 @@ def test_what_was_left_out_and_how_good_the_model_is_are_shown(
     config = make_config(tmp_path, tiny_model_path)
     with config.data.path.open("a") as file:
         file.write('\n{"prompt": "p", "chosen": "same", "rejected": "same"}')
+        # data.max_tokens is 1024, but the model has 512 positions: the reward service could not score it.
+        file.write(json.dumps({"prompt": "p", "chosen": "x" * 600, "rejected": "y"}).join(["\n", "\n"]))
     run_reward_model(config, console=Console(width=200))
     shown = capsys.readouterr().out
     assert "1 pairs left out: equal completions" in shown
+    assert "1 pairs left out: too long (a side may have 512 tokens)" in shown
     assert "100.0%" in shown
     assert "calibration error" in shown
 
