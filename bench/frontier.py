@@ -101,8 +101,8 @@ def _page(points: list[FrontierPoint], arguments: argparse.Namespace) -> str:
 
 What a policy earns against how far it went from where it started, for PPO and DPO with several strengths of their KL
 penalties (as Rafailov et al. 2023, arXiv:2305.18290, figure 2 left). {model}; all policies come from the same start and
-the same labelled pairs, and are evaluated on the same {arguments.heldout_prompts} held-out prompts, {arguments.eval_samples}
-completions each, with the same seeds.
+the same labelled pairs, and are evaluated on the same {arguments.heldout_prompts} held-out prompts,
+{arguments.eval_samples} completions each, with the same seeds.
 
 {rule}
 
