@@ -25,8 +25,11 @@ def reward_model(
         env_prefix="RLHF_REWARD_MODEL",
     )
 
+    from transformers.utils.logging import disable_progress_bar
+
     from rlhf_services.trainer.offline.reward_model import run_reward_model
 
+    disable_progress_bar()  # every model that is loaded or written would show one
     run_reward_model(run_config, resume=resume, console=stderr)
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 from tiny_model import make_tiny_tokenizer
 
 from rlhf_services.common.config import load_toml
+from rlhf_services.reward.config import RewardConfig
 from rlhf_services.trainer.data.chat import load_chat_examples
-from rlhf_services.trainer.data.preferences import load_preferences
+from rlhf_services.trainer.data.preferences import TIED, load_preferences
 from rlhf_services.trainer.data.prompts import load_prompts
 from rlhf_services.trainer.offline.dpo_config import DpoRunConfig
 from rlhf_services.trainer.offline.reward_model_config import RewardModelRunConfig
@@ -26,6 +27,18 @@ def test_the_reward_model_example_is_a_configuration_with_pairs_that_can_be_read
     config = load_toml(RewardModelRunConfig, ROOT / "examples/reward_model.toml")
     preferences = load_preferences(ROOT / config.data.path, make_tiny_tokenizer(), max_tokens=512)
     assert (len(preferences.pairs), preferences.num_too_long) == (3, 0)
+
+
+def test_the_rankings_example_can_be_read_with_its_ties():
+    preferences = load_preferences(ROOT / "examples/rankings.jsonl", make_tiny_tokenizer(), max_tokens=512)
+    # 3 and 2 completions have 3 and 1 pairs; of the second ranking's 3 pairs one is a tie.
+    assert [len(group.choices) for group in preferences.groups] == [3, 2, 1]
+    assert preferences.skipped == {TIED: 1}
+
+
+def test_the_ensemble_example_is_a_configuration_of_the_reward_service():
+    scorer = load_toml(RewardConfig, ROOT / "examples/reward_ensemble.toml").scorer
+    assert (scorer.kind, len(scorer.paths), scorer.combine) == ("ensemble", 3, "mean_minus_std")
 
 
 def test_the_sft_example_is_a_configuration_with_conversations_that_can_be_read():
