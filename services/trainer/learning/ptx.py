@@ -1,7 +1,7 @@
 """PTX: some demonstrations in every optimizer step, so that the policy keeps what it knew (InstructGPT's PPO-ptx)."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from rlhf_services.models.sequences import PaddedSequences, pad_sequences, split
 from rlhf_services.models.token_scores import completion_logprobs
 from rlhf_services.trainer.data.chat_masks import ChatExample
 from rlhf_services.trainer.learning.ranks import Ranks
+from rlhf_services.trainer.learning.steps import MicroLoss
 from rlhf_services.trainer.online_sections import PtxConfig
 
 
@@ -27,7 +28,7 @@ class Ptx:
         micro_batch_tokens: int,
         ranks: Ranks,
     ) -> None:
-        """Args: demonstrations: at least one; the draw depends on the seed and on what backward() is told alone."""
+        """Args: demonstrations: at least one; the draw depends on the seed and on what losses() is told alone."""
         self._demonstrations = demonstrations
         self._config = config
         self._seed = seed
@@ -39,25 +40,20 @@ class Ptx:
         count = min(self._config.examples_per_minibatch, len(self._demonstrations))
         return random.Random(f"ptx {self._seed} {key}").sample(self._demonstrations, count)
 
-    def backward(self, policy: PolicyModel, key: str, device: str) -> list[tuple[Tensor, float]]:
-        """Runs the backward passes of this rank's share; returns each pass's share of the mean loss, and its weight.
+    def losses(self, policy: PolicyModel, key: str, device: torch.device) -> Iterator[MicroLoss]:
+        """Yields this rank's shares of the weighted loss, each computed when it is its turn.
 
-        Args:
-            key: names the optimizer step within the run. device: where the policy is.
+        Args: key: names the optimizer step within the run. device: where the policy is.
         """
         drawn = self.draw(key)
         num_tokens = sum(each.num_trained for each in drawn)
         groups = split_by_tokens([len(each.token_ids) for each in drawn], self._micro_batch_tokens)
-        losses = []
         for share in self._ranks.share(groups):
             sequences, trained = _pad([drawn[index] for index in share.item])
-            sequences, trained = sequences.to(device), trained.to(device)
             # Likelihood is that of the model as it is, whatever temperature completions are sampled at.
-            logprobs = completion_logprobs(policy, sequences, 1.0)
-            loss = -sequence_logprobs(logprobs, trained).sum() / num_tokens
-            (self._config.coef * share.weight * loss).backward()  # type: ignore[no-untyped-call]
-            losses.append((loss.detach(), share.weight))
-        return losses
+            logprobs = completion_logprobs(policy, sequences.to(device), 1.0)
+            loss = -sequence_logprobs(logprobs, trained.to(device)).sum() / num_tokens
+            yield MicroLoss(self._config.coef * loss, {"ptx_loss": loss.detach()}, share.weight)
 
 
 def _pad(examples: Sequence[ChatExample]) -> tuple[PaddedSequences, Tensor]:

@@ -9,7 +9,7 @@ micro-batches. So neither the cut into micro-batches nor the number of ranks cha
 
 import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,16 +17,16 @@ from torch import Tensor
 
 from rlhf_services.algorithms.kl import AdaptiveKlController, FixedKlController
 from rlhf_services.models.policy_model import PolicyModel
-from rlhf_services.trainer.errors import NonFiniteError
-from rlhf_services.trainer.learning.algorithm import Algorithm, Estimates, Forward, Scored
+from rlhf_services.trainer.learning.algorithm import Algorithm, Estimates, Forward
 from rlhf_services.trainer.learning.critic import SeparateCritic
+from rlhf_services.trainer.learning.first_passes import gather_scored
 from rlhf_services.trainer.learning.measures import describe_batch
-from rlhf_services.trainer.learning.optimizer import require_finite
 from rlhf_services.trainer.learning.ppo import describe_critic
 from rlhf_services.trainer.learning.ptx import Ptx
 from rlhf_services.trainer.learning.ranks import Ranks, Share
 from rlhf_services.trainer.learning.shaping import RewardShaper
-from rlhf_services.trainer.learning.totals import BatchSize, Sums, Totals
+from rlhf_services.trainer.learning.steps import MicroLoss, optimizer_step
+from rlhf_services.trainer.learning.totals import BatchSize, Totals
 from rlhf_services.trainer.learning.trained_model import TrainedModel
 from rlhf_services.trainer.online_sections import OnlineTrainingConfig
 from rlhf_services.trainer.rollouts.batch import Batch, MicroBatch, micro_batches
@@ -109,7 +109,9 @@ class Updater:
         policy_scored = time.monotonic()
         with torch.set_grad_enabled(keeps):
             values = [self.critic.values(share.item) for share in shares] if self.critic is not None else []
-        scored = self._gather(batch, rewards, shares, forwards, values)
+        scored = gather_scored(
+            batch, shares, forwards, values, self._ranks, rewards=rewards, kl_coef=self.kl_controller.coef
+        )
         values_scored = time.monotonic()
         estimates = self._algorithm.estimate(batch, scored)
         policy, critic = Totals(), Totals()
@@ -150,33 +152,6 @@ class Updater:
         even = -(-num_tokens // self._ranks.world_size)
         return self._ranks.share(micro_batches(batch, units, min(self._training.micro_batch_tokens, even)))
 
-    def _gather(
-        self, batch: Batch, rewards: Tensor, shares: MicroShares, forwards: Sequence[Forward], values: Sequence[Tensor]
-    ) -> Scored:
-        """Returns what all ranks' first passes found, as [B, T] on every rank."""
-        has_values = bool(values) or self._module.value_head is not None
-        old_logprobs, entropies, old_values = (torch.zeros_like(batch.sampler_logprobs) for _ in range(3))
-        for index, (share, forward) in enumerate(zip(shares, forwards, strict=True)):
-            if share.weight == 0:
-                continue
-            share.item.put(forward.logprobs.detach(), old_logprobs)
-            if forward.entropies is not None:
-                share.item.put(forward.entropies.detach(), entropies)
-            value = values[index] if values else forward.values
-            if value is not None:
-                share.item.put(value.detach(), old_values)
-        for tensor in (old_logprobs, entropies, old_values):
-            self._ranks.sum_(tensor)
-        require_finite("the sum of the policy's log-probabilities", old_logprobs.sum())
-        require_finite("the sum of the critic's values", old_values.sum())
-        return Scored(
-            rewards=rewards,
-            old_logprobs=old_logprobs,
-            entropies=entropies,
-            old_values=old_values if has_values else None,
-            kl_coef=self.kl_controller.coef,
-        )
-
     def _single_step(
         self,
         estimates: Estimates,
@@ -196,7 +171,7 @@ class Updater:
         used = [index for index, share in enumerate(shares) if any(trained[row] for row in share.item.rows.tolist())]
         if forwards:
             passes = ((shares[index], forwards[index]) for index in used)
-            self._policy_step(estimates, passes, size, policy, f"{step} 0 0")
+            self._policy_step(self._policy_losses(estimates, passes, size, f"{step} 0 0"), size, policy)
         if self.critic is not None:
             self._critic_step(self.critic, estimates, ((shares[i], values[i]) for i in used), size, critic)
 
@@ -214,7 +189,8 @@ class Updater:
                 if trains_policy:
                     with_entropy = self._options.with_entropy
                     passes = ((share, self._forward(share.item, with_entropy=with_entropy)) for share in shares)
-                    if not self._policy_step(estimates, passes, size, policy, f"{step} {epoch} {index}"):
+                    losses = self._policy_losses(estimates, passes, size, f"{step} {epoch} {index}")
+                    if not self._policy_step(losses, size, policy):
                         return
                 if self.critic is not None:
                     model = self.critic
@@ -228,35 +204,21 @@ class Updater:
         count = self._training.minibatches
         return [part for part in (shuffled[index::count] for index in range(count)) if part]
 
-    def _policy_step(
-        self,
-        estimates: Estimates,
-        passes: Iterable[tuple[Share[MicroBatch], Forward]],
-        size: BatchSize,
-        totals: Totals,
-        key: str,
-    ) -> bool:
-        """Takes one optimizer step; returns False, with none taken, if the policy has moved too far already.
+    def _policy_losses(
+        self, estimates: Estimates, passes: Iterable[tuple[Share[MicroBatch], Forward]], size: BatchSize, key: str
+    ) -> Iterator[MicroLoss]:
+        """Yields the losses of one optimizer step: of the rollouts, then of the demonstrations.
 
-        Args: passes: micro-batches with their forward passes, one at a time. key: names the step within the run.
+        Args: passes: micro-batches with their forward passes. key: names the step within the run.
         """
-        sums = Sums()
         for share, forward in passes:
-            loss, parts = self._algorithm.loss(share.item, forward, estimates, size)
-            (loss * share.weight).backward()  # type: ignore[no-untyped-call]
-            sums.add({"loss": loss, **parts}, share.weight)
+            yield MicroLoss(*self._algorithm.loss(share.item, forward, estimates, size), share.weight)
         if self._ptx is not None:
-            for loss, weight in self._ptx.backward(self._module, key, str(estimates.mask.device)):
-                sums.add({"ptx_loss": loss}, weight)
-        summed = sums.over(self._ranks)
-        self._require_finite_loss("the policy loss", summed, self.policy)
-        totals.add(summed, size)
+            yield from self._ptx.losses(self._module, key, estimates.mask.device)
+
+    def _policy_step(self, losses: Iterator[MicroLoss], size: BatchSize, totals: Totals) -> bool:
         limit = self._options.max_approx_kl
-        if limit is not None and summed["approx_kl"] / size.num_tokens > limit:
-            self.policy.zero_grad()
-            return False
-        totals.add_step(self.policy.step())
-        return True
+        return optimizer_step(self.policy, losses, size, totals, self._ranks, max_approx_kl=limit)
 
     def _critic_step(
         self,
@@ -266,24 +228,10 @@ class Updater:
         size: BatchSize,
         totals: Totals,
     ) -> None:
-        sums = Sums()
-        for share, values in passes:
-            loss, parts = critic.loss(share.item, values, estimates, size)
-            (loss * share.weight).backward()  # type: ignore[no-untyped-call]
-            sums.add({"loss": loss, **parts}, share.weight)
-        summed = sums.over(self._ranks)
-        self._require_finite_loss("the value loss", summed, critic.trained)
-        totals.add(summed, size)
-        totals.add_step(critic.trained.step())
-
-    def _require_finite_loss(self, quantity: str, sums: Mapping[str, float], model: TrainedModel) -> None:
-        """Raises NonFiniteError, on all ranks, if the minibatch's loss is not finite; its gradient is forgotten."""
-        try:
-            require_finite(quantity, sums["loss"])
-            require_finite("the loss of the demonstrations", sums.get("ptx_loss", 0.0))
-        except NonFiniteError:
-            model.zero_grad()
-            raise
+        losses = (
+            MicroLoss(*critic.loss(share.item, values, estimates, size), share.weight) for share, values in passes
+        )
+        optimizer_step(critic.trained, losses, size, totals, self._ranks)
 
     def _describe(self, policy: Totals, critic: Totals) -> dict[str, float]:
         """Returns the metrics of the optimizer steps."""

@@ -73,7 +73,8 @@ class Maker:
         self, algorithm: str = "ppo", *, learning_rate: float = 1e-3, demonstrations: Any = None, **sections: Any
     ) -> Updater:
         config = self.config(algorithm, **sections)
-        optimizer = OptimizerConfig(learning_rate=learning_rate)
+        # No gradient is scaled down, so that gradients of different losses can be compared.
+        optimizer = OptimizerConfig(learning_rate=learning_rate, max_grad_norm=1e9)
         model = load_policy(self.policy_path, dtype="float32")
         head, critic = None, None
         if isinstance(config, PpoRunConfig):
