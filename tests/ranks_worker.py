@@ -12,11 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rlhf_services.algorithms.preference import bradley_terry_loss
+from rlhf_services.models.activation_checkpointing import enable_activation_checkpointing
 from rlhf_services.models.loading import load_policy, load_tokenizer
 from rlhf_services.models.policy_model import PolicyModel
 from rlhf_services.models.scalar_model import ScalarModel
 from rlhf_services.models.sequences import pad_sequences
-from rlhf_services.models.token_scores import completion_logprobs, sequence_scores
+from rlhf_services.models.token_scores import sequence_scores
 from rlhf_services.trainer.checkpoint import CheckpointFolder
 from rlhf_services.trainer.config import LoraConfig, OptimizerConfig
 from rlhf_services.trainer.errors import RunError
@@ -26,7 +27,9 @@ from rlhf_services.trainer.learning.trained_model import TrainedModel
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, weight_decay=0.1, max_grad_norm=1.0)
 STEPS = 3
 NUM_MICROS = 5  # two ranks cannot divide it evenly
-KINDS = ("policy", "scalar", "lora", "kept")
+KINDS = ("policy", "scalar", "lora")
+VARIANTS = ("kept", "recomputed")
+"""The policy again, with all forward passes before the first backward pass, and with activation checkpointing."""
 
 
 def make_model(kind: str, policy_path: Path, reward_path: Path, ranks: Ranks) -> TrainedModel:
@@ -37,6 +40,8 @@ def make_model(kind: str, policy_path: Path, reward_path: Path, ranks: Ranks) ->
         torch.manual_seed(0)
         # A value head of one row: the second rank's shard of it is empty.
         module = PolicyModel(load_policy(policy_path, dtype="float32"), torch.nn.Linear(64, 1, bias=False))
+    if kind == "recomputed":
+        enable_activation_checkpointing(module)
     lora = LoraConfig(rank=4) if kind == "lora" else None
     return TrainedModel(kind, module, OPTIMIZER, total_steps=10, ranks=ranks, lora=lora)
 
@@ -90,10 +95,11 @@ def train(kind: str, paths: tuple[Path, Path], ranks: Ranks, out: Path) -> None:
     numbers = []
     for step in range(STEPS):
         numbers.append(train_step(model, step, ranks))
-        if step == 1:
+        if step == 1 and kind in KINDS:
             model.save_state(out / kind / "state")
     _write(model, numbers, out / kind, ranks)
-    model.save_weights(out / kind / "weights", load_tokenizer(paths[0]))
+    if kind in KINDS:
+        model.save_weights(out / kind / "weights", load_tokenizer(paths[0]))
 
 
 def resume(kind: str, paths: tuple[Path, Path], ranks: Ranks, source: Path, out: Path) -> None:
@@ -107,7 +113,7 @@ def use_collectives(ranks: Ranks, out: Path) -> None:
     """Writes down what every rank got from the others."""
     mine = [b"", b"\x00\xff long \x00"][ranks.rank]
     found = {
-        "sum": ranks.sum_(torch.tensor([1.0, 10.0 ** ranks.rank])).tolist(),
+        "sum": ranks.sum_(torch.tensor([1.0, 10.0**ranks.rank])).tolist(),
         "bytes": [each.hex() for each in ranks.gather_bytes(mine)],
         "empty": [each.hex() for each in ranks.gather_bytes(b"")],
         "share": [(share.item, share.weight) for share in ranks.share("abc")],
@@ -156,6 +162,8 @@ def main() -> None:
         train(kind, (policy_path, reward_path), ranks, out)
         ranks.barrier()
         resume(kind, (policy_path, reward_path), ranks, one_rank, out)
+    for kind in VARIANTS:
+        train(kind, (policy_path, reward_path), ranks, out)
     use_collectives(ranks, out)
     save_checkpoints((policy_path, reward_path), ranks, out)
 

@@ -51,7 +51,7 @@ def folders(
     """What one rank wrote, and what two did; each has also resumed from the other's state."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     paths = tiny_model_path, tiny_reward_path
-    for kind in ranks_worker.KINDS:
+    for kind in (*ranks_worker.KINDS, *ranks_worker.VARIANTS):
         ranks_worker.train(kind, paths, Ranks(), one)
     start_ranks(2, "ranks_worker.py", *map(str, (*paths, one, two)))
     for kind in ranks_worker.KINDS:
@@ -59,7 +59,9 @@ def folders(
     return one, two
 
 
-@pytest.mark.parametrize("kind", [*ranks_worker.KINDS, *(f"{kind}_resumed" for kind in ranks_worker.KINDS)])
+@pytest.mark.parametrize(
+    "kind", [*ranks_worker.KINDS, *ranks_worker.VARIANTS, *(f"{kind}_resumed" for kind in ranks_worker.KINDS)]
+)
 def test_two_ranks_learn_what_one_does(folders: tuple[Path, Path], kind: str) -> None:
     one, two = (folder / kind for folder in folders)
     numbers = [json.loads((folder / "numbers.json").read_text()) for folder in (one, two)]
@@ -67,7 +69,9 @@ def test_two_ranks_learn_what_one_does(folders: tuple[Path, Path], kind: str) ->
     expected, found = (load_file(folder / "weights.safetensors") for folder in (one, two))
     assert list(found) == list(expected)
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-5, msg=lambda text: f"{name}: {text}")
+        torch.testing.assert_close(
+            found[name], expected[name], atol=1e-5, rtol=1e-5, msg=lambda text: f"{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("kind", ranks_worker.KINDS)
