@@ -48,6 +48,7 @@ def sft_arguments(folder: Path, model_path: Path, run: str) -> list[str]:
         "data.path": write_jsonl(folder / "chats.jsonl", rows),
         "training.epochs": 20,
         "training.examples_per_step": 4,
+        "training.micro_batch_tokens": 40,
         "checkpoint.every_steps": 5,
         "optimizer.learning_rate": 3e-3,
     }
@@ -88,6 +89,36 @@ def test_sft_that_is_killed_resumes_to_the_bits_of_a_run_that_was_not(tmp_path: 
     losses = [[json.loads(row)["loss"] for row in each] for each in rows]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 60
+
+
+def test_two_ranks_learn_what_one_does_and_resume_on_one(tmp_path: Path, tiny_model_path: Path) -> None:
+    one = finish(sft_arguments(tmp_path, tiny_model_path, "one"))
+    assert one.returncode == 0, one.stderr
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = sft_arguments(tmp_path, tiny_model_path, "two")
+    two = finish([*launcher, *command[1:]])
+    assert two.returncode == 0, two.stderr
+    assert two.stderr.count("SFT step 60/60") == 1
+    assert_equal_runs(tmp_path / "one", tmp_path / "two")
+    # The last checkpoint is lost; one rank goes on from the one that two ranks wrote.
+    (tmp_path / "two/checkpoints/step-000060/state.json").unlink()
+    resumed = finish([*command, "--resume"])
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming after step 55" in resumed.stderr
+    assert_equal_runs(tmp_path / "one", tmp_path / "two")
+
+
+def assert_equal_runs(expected: Path, found: Path) -> None:
+    """Equal up to the rounding of sums in another order."""
+    weights = [load_file(run / "final/model.safetensors") for run in (expected, found)]
+    assert weights[0].keys() == weights[1].keys()
+    for name in weights[0]:
+        torch.testing.assert_close(weights[1][name], weights[0][name], atol=1e-3, rtol=1e-3)
+    losses = [
+        [json.loads(row)["loss"] for row in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (expected, found)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3, abs=1e-4)
 
 
 def make_dpo_config(folder: Path, model_path: Path, target: str, variant: str, run: str) -> DpoRunConfig:

@@ -146,7 +146,7 @@ class _Fit(Generic[Example]):
     ) -> None:
         self._task, self._trained, self._train, self._heldout, self._run = task, trained, train, heldout, run
         self._total = num_steps(len(train), run.training)
-        self._checkpoints = CheckpointFolder(run.run_dir, keep_last=run.checkpoint.keep_last)
+        self._checkpoints = CheckpointFolder.configured(run.run_dir, run.checkpoint, run.ranks)
         self._identity = {
             "examples_digest": examples_digest(train),
             "seed": run.training.seed,
@@ -226,7 +226,7 @@ class _Fit(Generic[Example]):
         return every > 0 and (self._step % every == 0 or self._step == self._total)
 
     def _save(self, metrics: Mapping[str, float]) -> None:
-        self._checkpoints.save(self._step, dict(self._identity), self._trained.save_state)
+        self._checkpoints.save(self._step, self._identity, self._trained.save_state, metrics)
 
     def _restore(self) -> int:
         """Takes over the newest checkpoint, if one is there and wanted; returns the steps completed."""

@@ -92,10 +92,7 @@ def _train(
     task = make_task(policy, ranks)
     if not fit(task, trained, data.train, data.heldout, run).finished:
         return 0
-    if ranks.is_main:
-        write_directory(final, lambda path: trained.save_weights(path, tokenizer))
-    else:
-        trained.save_weights(final, tokenizer)
+    write_directory(final, lambda path: trained.save_weights(path, tokenizer), ranks)
     _say(console, f"saved {final}")
     return 0
 
