@@ -62,7 +62,7 @@ def test_a_missing_field_and_a_stray_argument_exit_2(capsys: Capture) -> None:
 
 def test_the_fields_of_a_training_can_be_listed(capsys: Capture) -> None:
     assert main(["train", "reward-model", "--fields"]) == 0
-    assert "--training.pairs_per_step" in capsys.readouterr().out
+    assert "--training.examples_per_step" in capsys.readouterr().out
 
 
 def test_a_model_that_is_not_there_exits_2_before_anything_is_trained(tmp_path: Path, capsys: Capture) -> None:
