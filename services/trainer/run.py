@@ -175,9 +175,9 @@ class OnlineRun:
         path = await asyncio.to_thread(
             self._checkpoints.save, self.step, self._state, self._loaded.write_models, self._last_metrics
         )
-        # What is older than the oldest checkpoint can never be asked for again.
-        kept = sorted(self._checkpoints.path.glob("step-*"))
-        self._journal.prune(int(kept[0].name.removeprefix("step-")) + 1)
+        # A run goes on from the newest of its last checkpoints that is whole; those kept for longer need no journal.
+        oldest = sorted(self._checkpoints.path.glob("step-*"))[-self.config.checkpoint.keep_last :][0]
+        self._journal.prune(int(oldest.name.removeprefix("step-")) + 1)
         log.info("checkpoint", step=self.step, path=str(path), seconds=round(time.monotonic() - started, 1))
         return path
 
@@ -201,7 +201,7 @@ class OnlineRun:
             self._sampling,
             self.peers,
             policy_version=self.policy_version,
-            bring_current=self.publisher.bring_current if self._ranks.is_main else None,
+            bring_current=self.publisher.bring_current,
             journal=journal,
             ranks=self._ranks,
         )
