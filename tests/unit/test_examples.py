@@ -26,7 +26,7 @@ def test_the_ppo_example_is_a_configuration_with_prompts_that_can_be_read():
 def test_the_reward_model_example_is_a_configuration_with_pairs_that_can_be_read():
     config = load_toml(RewardModelRunConfig, ROOT / "examples/reward_model.toml")
     preferences = load_preferences(ROOT / config.data.path, make_tiny_tokenizer(), max_tokens=512)
-    assert (len(preferences.pairs), preferences.num_too_long) == (3, 0)
+    assert (len(preferences.pairs), preferences.skipped) == (3, {})
 
 
 def test_the_rankings_example_can_be_read_with_its_ties():
@@ -50,4 +50,4 @@ def test_the_sft_example_is_a_configuration_with_conversations_that_can_be_read(
 def test_the_dpo_example_is_a_configuration_with_pairs_that_can_be_read():
     config = load_toml(DpoRunConfig, ROOT / "examples/dpo.toml")
     preferences = load_preferences(ROOT / config.data.path, make_tiny_tokenizer(), max_tokens=512)
-    assert (len(preferences.pairs), preferences.num_too_long) == (3, 0)
+    assert (len(preferences.pairs), preferences.skipped) == (3, {})

@@ -86,11 +86,6 @@ class PreferencePair:
     margin: float = 0.0
     """As in Choice."""
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the prompt and the longer completion."""
-        return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
-
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
@@ -105,11 +100,6 @@ class Preferences:
     def pairs(self) -> list[PreferencePair]:
         """Every choice by itself."""
         return [pair for group in self.groups for pair in group.pairs()]
-
-    @property
-    def num_too_long(self) -> int:
-        """Pairs that were left out because a side is too long."""
-        return self.skipped.get(TOO_LONG, 0)
 
 
 class _HasPrompt(Protocol):

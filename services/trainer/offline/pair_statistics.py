@@ -60,11 +60,6 @@ def hit(difference: float) -> float:
     return 1.0 if difference > 0 else 0.5 if difference == 0 else 0.0
 
 
-def pairwise_accuracy(differences: Sequence[float]) -> float:
-    """Returns the share of differences (chosen minus rejected score) above 0; a difference of 0 counts half."""
-    return fmean(hit(difference) for difference in differences)
-
-
 def accuracy_bin(keys: Sequence[float], hits: Sequence[float]) -> AccuracyBin:
     """Returns the accuracy over pairs, at least one, as one bin.
 

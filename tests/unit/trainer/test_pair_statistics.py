@@ -9,8 +9,8 @@ from rlhf_services.trainer.offline.pair_statistics import (
     accuracy_bins,
     confidence_bins,
     expected_calibration_error,
+    hit,
     mean_ranks,
-    pairwise_accuracy,
     pearson,
     sigmoid,
     spearman,
@@ -35,7 +35,7 @@ def test_wilson_interval_by_hand() -> None:
 
 
 def test_a_difference_of_zero_counts_half() -> None:
-    assert pairwise_accuracy([1.0, -1.0, 0.0, 2.0]) == pytest.approx(2.5 / 4)
+    assert [hit(difference) for difference in (0.1, -0.1, 0.0)] == [1.0, 0.0, 0.5]
 
 
 def test_calibration_by_hand() -> None:
