@@ -67,11 +67,20 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.005)
 
 
-def test_sft_that_is_killed_resumes_to_the_bits_of_a_run_that_was_not(tmp_path: Path, tiny_model_path: Path) -> None:
-    whole = finish(sft_arguments(tmp_path, tiny_model_path, "whole"))
-    assert whole.returncode == 0, whole.stderr
-    assert "SFT step 60/60" in whole.stderr
-    AutoModelForCausalLM.from_pretrained(tmp_path / "whole/final")
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory, tiny_model_path: Path) -> Path:
+    """Folder of a fine-tuning by one rank that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("sft")
+    done = finish(sft_arguments(folder, tiny_model_path, "whole"))
+    assert done.returncode == 0, done.stderr
+    assert "SFT step 60/60" in done.stderr
+    return folder / "whole"
+
+
+def test_sft_that_is_killed_resumes_to_the_bits_of_a_run_that_was_not(
+    tmp_path: Path, tiny_model_path: Path, whole_run: Path
+) -> None:
+    AutoModelForCausalLM.from_pretrained(whole_run / "final")
     command = sft_arguments(tmp_path, tiny_model_path, "killed")
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
         wait_for(tmp_path / "killed/checkpoints/step-000010", process)
@@ -83,29 +92,29 @@ def test_sft_that_is_killed_resumes_to_the_bits_of_a_run_that_was_not(tmp_path: 
     resumed = finish([*command, "--resume"])
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming after step" in resumed.stderr
-    one, other = (load_file(tmp_path / run / "final/model.safetensors") for run in ("whole", "killed"))
+    one, other = (load_file(run / "final/model.safetensors") for run in (whole_run, tmp_path / "killed"))
     assert all(torch.equal(one[name], other[name]) for name in one)
-    rows = [(tmp_path / run / "metrics.jsonl").read_text().splitlines() for run in ("whole", "killed")]
+    rows = [(run / "metrics.jsonl").read_text().splitlines() for run in (whole_run, tmp_path / "killed")]
     losses = [[json.loads(row)["loss"] for row in each] for each in rows]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 60
 
 
-def test_two_ranks_learn_what_one_does_and_resume_on_one(tmp_path: Path, tiny_model_path: Path) -> None:
-    one = finish(sft_arguments(tmp_path, tiny_model_path, "one"))
-    assert one.returncode == 0, one.stderr
+def test_two_ranks_learn_what_one_does_and_resume_on_one(
+    tmp_path: Path, tiny_model_path: Path, whole_run: Path
+) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = sft_arguments(tmp_path, tiny_model_path, "two")
     two = finish([*launcher, *command[1:]])
     assert two.returncode == 0, two.stderr
     assert two.stderr.count("SFT step 60/60") == 1
-    assert_equal_runs(tmp_path / "one", tmp_path / "two")
+    assert_equal_runs(whole_run, tmp_path / "two")
     # The last checkpoint is lost; one rank goes on from the one that two ranks wrote.
     (tmp_path / "two/checkpoints/step-000060/state.json").unlink()
     resumed = finish([*command, "--resume"])
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming after step 55" in resumed.stderr
-    assert_equal_runs(tmp_path / "one", tmp_path / "two")
+    assert_equal_runs(whole_run, tmp_path / "two")
 
 
 def assert_equal_runs(expected: Path, found: Path) -> None:

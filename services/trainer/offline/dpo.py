@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_services.models.loading import tokenizer_digest
 from rlhf_services.trainer.data.preferences import split_by_prompt
 from rlhf_services.trainer.learning.ranks import Ranks
-from rlhf_services.trainer.offline.dpo_config import DpoRunConfig
+from rlhf_services.trainer.offline.dpo_config import DpoDataConfig, DpoRunConfig
 from rlhf_services.trainer.offline.dpo_data import (
     DpoExample,
     KtoExample,
@@ -28,6 +28,7 @@ from rlhf_services.trainer.offline.dpo_data import (
 from rlhf_services.trainer.offline.dpo_task import DpoTask
 from rlhf_services.trainer.offline.kto_task import KtoTask
 from rlhf_services.trainer.offline.policy_training import PolicyData, train_policy
+from rlhf_services.trainer.offline.positions import max_positions
 from rlhf_services.trainer.offline.reference_logprobs import PromptedCompletion, ReferenceLogprobs
 
 LogpsOf = Callable[[Sequence[PromptedCompletion]], list[float]]
@@ -61,7 +62,7 @@ def run_dpo(config: DpoRunConfig, *, resume: bool, console: Console) -> int:
 def _load_pairs(
     config: DpoRunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, say: Callable[[str], None], console: Console
 ) -> PolicyData[DpoExample]:
-    examples = load_pairs(config.data, tokenizer, say)
+    examples = load_pairs(_within_positions(config), tokenizer, say)
     if config.dpo.needs_reference:
         examples = add_reference_to_pairs(examples, _reference(config, tokenizer, ranks, console))
     return PolicyData(*split_by_prompt(examples, config.data.heldout_fraction, config.training.seed))
@@ -70,9 +71,16 @@ def _load_pairs(
 def _load_judged(
     config: DpoRunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, say: Callable[[str], None], console: Console
 ) -> PolicyData[KtoExample]:
-    examples = with_other_completions(load_judged(config.data, tokenizer, say), config.data.max_tokens)
+    data = _within_positions(config)
+    examples = with_other_completions(load_judged(data, tokenizer, say), data.max_tokens)
     examples = add_reference_to_judged(examples, _reference(config, tokenizer, ranks, console))
     return PolicyData(*split_by_prompt(examples, config.data.heldout_fraction, config.training.seed))
+
+
+def _within_positions(config: DpoRunConfig) -> DpoDataConfig:
+    """Returns the data's section with max_tokens no larger than the model has positions for."""
+    limit = min(config.data.max_tokens, max_positions(config.model.path))
+    return config.data.model_copy(update={"max_tokens": limit})
 
 
 def _reference(config: DpoRunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, console: Console) -> LogpsOf:

@@ -176,4 +176,4 @@ def _labelled(record: Record, tokenizer: PreTrainedTokenizerBase) -> KtoExample 
 
 def _say_skipped(what: str, skipped: dict[str, int], data: DpoDataConfig, say: Say) -> None:
     for reason, count in sorted(skipped.items()):
-        say(f"{count} {what} left out: {reason} (data.max_tokens is {data.max_tokens})")
+        say(f"{count} {what} left out: {reason} (the limit is {data.max_tokens} tokens)")

@@ -160,7 +160,7 @@ class _Fit(Generic[Example]):
     def run_to_end(self) -> FitResult:
         run, metrics = self._run, dict[str, float]()
         with (
-            StopSignal() as stop,
+            StopSignal(announce=run.ranks.is_main) as stop,
             FitProgress(run.console, title=run.title, total=self._total, done=self._step) as progress,
         ):
             if self._step > 0:

@@ -5,15 +5,13 @@ preferences -> split by prompt -> each member (reward_model_member.py): fit, nor
 """
 
 import contextlib
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 
 from rich.console import Console
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.common.logs import configure_logging
@@ -28,6 +26,7 @@ from rlhf_services.trainer.data.preferences import (
 )
 from rlhf_services.trainer.errors import RunError
 from rlhf_services.trainer.learning.ranks import Ranks, join_ranks
+from rlhf_services.trainer.offline.positions import max_positions
 from rlhf_services.trainer.offline.reward_model_config import PreferencesConfig, RewardModelRunConfig
 from rlhf_services.trainer.offline.reward_model_member import Member, MemberFacts, load_member, train_member
 from rlhf_services.trainer.offline.reward_model_plot import plot_report
@@ -121,7 +120,7 @@ def _write(config: RewardModelRunConfig, report: RewardModelReport) -> None:
 def _load_data(config: RewardModelRunConfig, tokenizer: PreTrainedTokenizerBase) -> _Data:
     data = config.data
     # What the model has no positions for it cannot be served with either.
-    max_tokens = min(data.max_tokens, _max_positions(config.model.path))
+    max_tokens = min(data.max_tokens, max_positions(config.model.path))
     loaded = load_preferences(data.path, tokenizer, max_tokens=max_tokens, split=data.split)
     groups = _grouped(loaded, data)
     if data.heldout_path is None:
@@ -144,13 +143,6 @@ def _load_data(config: RewardModelRunConfig, tokenizer: PreTrainedTokenizerBase)
     reasons = loaded.skipped.keys() | other.skipped.keys()
     skipped = {reason: loaded.skipped.get(reason, 0) + other.skipped.get(reason, 0) for reason in reasons}
     return _Data(groups, heldout, skipped, max_tokens)
-
-
-def _max_positions(path: Path) -> int:
-    """Returns the tokens that the model in a folder has positions for; a great many if it does not say."""
-    config = AutoConfig.from_pretrained(path, local_files_only=True).get_text_config()
-    positions: int | None = getattr(config, "max_position_embeddings", None)
-    return sys.maxsize if positions is None else positions
 
 
 def _grouped(preferences: Preferences, config: PreferencesConfig) -> list[PreferenceGroup]:

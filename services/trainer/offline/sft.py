@@ -17,6 +17,7 @@ from rlhf_services.trainer.data.chat_masks import ChatExample
 from rlhf_services.trainer.data.preferences import split_by_prompt
 from rlhf_services.trainer.learning.ranks import Ranks
 from rlhf_services.trainer.offline.policy_training import PolicyData, train_policy
+from rlhf_services.trainer.offline.positions import max_positions
 from rlhf_services.trainer.offline.sft_config import SftRunConfig
 
 
@@ -68,11 +69,10 @@ def run_sft(config: SftRunConfig, *, resume: bool, console: Console) -> int:
 
     def load(tokenizer: PreTrainedTokenizerBase, _: Ranks, say: Callable[[str], None]) -> PolicyData[ChatExample]:
         data = config.data
-        loaded = load_chat_examples(
-            data.path, tokenizer, max_tokens=data.max_tokens, split=data.split, train_on=data.train_on
-        )
+        limit = min(data.max_tokens, max_positions(config.model.path))
+        loaded = load_chat_examples(data.path, tokenizer, max_tokens=limit, split=data.split, train_on=data.train_on)
         for reason, count in sorted(loaded.skipped.items()):
-            say(f"{count} examples left out: {reason} (data.max_tokens is {data.max_tokens})")
+            say(f"{count} examples left out: {reason} (the limit is {limit} tokens)")
         return PolicyData(*split_by_prompt(loaded.examples, data.heldout_fraction, config.training.seed))
 
     return train_policy(config, "SFT", load, lambda policy, _: SftTask(policy), resume=resume, console=console)

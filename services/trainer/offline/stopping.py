@@ -1,5 +1,6 @@
 """Signals that ask an offline training to end: once after its step, twice at once."""
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -11,7 +12,9 @@ NUMBERS = (signal.SIGTERM, signal.SIGINT)
 class StopSignal:
     """Notes the first SIGTERM or SIGINT; a second one ends the process at once. Use as a context manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, announce: bool = False) -> None:
+        """Args: announce: say on stderr what the signal leads to."""
+        self._announce = announce
         self.requested = False
         """Whether the training was asked to end."""
         self._before: dict[signal.Signals, Any] = {}
@@ -28,5 +31,8 @@ class StopSignal:
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
         self.requested = True
+        if self._announce:
+            # print() and rich take locks that the interrupted code may hold.
+            os.write(2, b"stopping after this step; once more ends at once, with the last checkpoint kept\n")
         for number in NUMBERS:
             signal.signal(number, signal.SIG_DFL)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.trainer.config import CheckpointConfig
 from rlhf_services.trainer.errors import RunError
+from rlhf_services.trainer.learning.trained_model import TrainedModel
 from rlhf_services.trainer.offline.fit import FitResult, FitRun, batch_indices, fit, num_steps
 from rlhf_services.trainer.offline.fit_config import FitConfig, OfflineOptimizerConfig
-from rlhf_services.trainer.learning.trained_model import TrainedModel
 
 TIMES = ("seconds", "tokens_per_second")
 
@@ -159,7 +159,9 @@ def test_a_run_that_is_killed_anywhere_resumes_to_the_same_bits(tmp_path: Path, 
     assert read_metrics(tmp_path / "killed") == read_metrics(tmp_path / "whole")
 
 
-def test_sigterm_ends_the_run_after_its_step_with_a_checkpoint(tmp_path: Path) -> None:
+def test_sigterm_ends_the_run_after_its_step_with_a_checkpoint(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     def send_signal() -> None:
         if not (tmp_path / "sent").exists():
             (tmp_path / "sent").touch()
@@ -168,6 +170,7 @@ def test_sigterm_ends_the_run_after_its_step_with_a_checkpoint(tmp_path: Path) -
     whole, weight = run_fit(tmp_path / "whole", every_steps=0)
     stopped, _ = run_fit(tmp_path / "run", every_steps=0, before_loss=send_signal)
     assert (stopped.step, stopped.finished) == (1, False)
+    assert capfd.readouterr().err.startswith("stopping after this step; once more ends at once")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     resumed, resumed_weight = run_fit(tmp_path / "run", every_steps=0, resume=True)
     assert (resumed.step, resumed_weight) == (whole.step, weight)
