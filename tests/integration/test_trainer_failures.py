@@ -220,6 +220,31 @@ async def test_too_many_failed_scores_end_the_run_with_the_reason(world: World) 
     assert world.rows() == []
 
 
+async def test_a_run_that_ended_for_want_of_scores_goes_on_when_the_service_is_mended(world: World) -> None:
+    world.settings["training"]["steps"] = 2
+    world.settings["checkpoint"]["every_steps"] = 0
+    world.reward.outcome = lambda completion_ids: 1.0 if world.reward.scored < 4 else "NOT_FINITE"
+    assert await world.start() == 1
+    assert world.checkpoints() == []
+    world.reward.outcome = lambda completion_ids: 2.0
+    assert await world.start(resume=True) == 0
+    # The first step comes from the journal, with the rewards of then; the second is sampled and scored again.
+    assert [row["reward_mean"] for row in world.rows()] == [1.0, 2.0]
+    assert [len(request.prompts) for request in world.policy.requests] == [4, 4, 4]
+
+
+async def test_changed_sampling_does_not_train_on_rollouts_of_before(world: World) -> None:
+    world.settings["training"]["steps"] = 1
+    world.settings["checkpoint"]["every_steps"] = 0
+    world.reward.outcome = lambda completion_ids: 3e38  # the critic's loss overflows: sampled, but not trained on
+    assert await world.start() == 1
+    world.reward.outcome = lambda completion_ids: 1.0
+    world.settings["sampling"]["temperature"] = 0.5
+    assert await world.start(resume=True) == 0
+    assert [row["reward_mean"] for row in world.rows()] == [1.0]
+    assert "were drawn with other settings (sampling.temperature 1.0, now 0.5)" in world.output.getvalue()
+
+
 async def test_few_failed_scores_are_dropped_and_counted(world: World) -> None:
     world.settings["training"] |= {"max_dropped_fraction": 0.25, "steps": 1}
     world.reward.outcome = lambda completion_ids: "TOO_LONG" if world.reward.scored == 0 else 1.0
