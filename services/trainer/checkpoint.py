@@ -17,16 +17,13 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from blake3 import blake3
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig
 
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.common.logs import get_logger
 from rlhf_services.trainer.config import CheckpointConfig
 from rlhf_services.trainer.errors import RunError
-from rlhf_services.trainer.learning.optimizer import MasterOptimizer
 from rlhf_services.trainer.learning.ranks import Ranks
-from rlhf_services.trainer.learning.state_files import read_state as restore_state
-from rlhf_services.trainer.learning.state_files import write_state
 
 log = get_logger(__name__)
 
@@ -75,29 +72,6 @@ def write_directory(directory: Path, write: Callable[[Path], None], ranks: Ranks
         raise RunError(f"could not write {directory}: {error}; free some space, then continue with --resume") from error
     if ranks.is_main:
         shutil.rmtree(replaced, ignore_errors=True)
-
-
-def save_policy(directory: Path, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Writes a Hugging Face checkpoint that transformers and vLLM load, whole or not at all."""
-
-    def write(path: Path) -> None:
-        policy.save_pretrained(path)
-        tokenizer.save_pretrained(path)
-
-    write_directory(directory, write)
-
-
-def save_optimizer(path: Path, optimizer: MasterOptimizer) -> None:
-    """Writes an optimizer's state as safetensors."""
-    write_state(path, optimizer, Ranks())
-
-
-def load_optimizer(path: Path, optimizer: MasterOptimizer) -> None:
-    """Restores what save_optimizer wrote. Raises: ConfigError if it is of another model."""
-    try:
-        restore_state(path, optimizer, Ranks())
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}; resume with the models that the run began with") from None
 
 
 class CheckpointFolder:

@@ -10,28 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from blake3 import blake3
-from test_batch import make_sample
 from tiny_model import make_tiny_model
-from torch import nn
 
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.models.loading import load_policy, load_tokenizer
 from rlhf_services.trainer.checkpoint import (
     CheckpointFolder,
-    load_optimizer,
     read_state,
     require_same_model,
-    save_optimizer,
-    save_policy,
     write_directory,
 )
 from rlhf_services.trainer.config import CheckpointConfig, OptimizerConfig
 from rlhf_services.trainer.errors import RunError
-from rlhf_services.trainer.learning.optimizer import MasterOptimizer
 from rlhf_services.trainer.learning.trained_model import TrainedModel
-from rlhf_services.trainer.rollouts.batch import collate
 
 
 def write_model(path: Path) -> None:
@@ -168,48 +160,6 @@ def test_a_directory_is_replaced_whole(tmp_path: Path) -> None:
     write_directory(target, lambda path: (path / "old").write_text("") and None)
     write_directory(target, lambda path: (path / "new").write_text("") and None)
     assert [path.name for path in target.iterdir()] == ["new"]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_optimizer_comes_back_from_disk_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
-    def make() -> MasterOptimizer:
-        torch.manual_seed(0)
-        module = nn.Linear(3, 2).to(dtype)
-        module(torch.ones(1, 3, dtype=dtype)).sum().backward()
-        return MasterOptimizer("policy", module, OptimizerConfig(), total_steps=10)
-
-    optimizer, restored = make(), make()
-    module_input = torch.ones(1, 3, dtype=dtype)
-    for parameter in optimizer._parameters.values():
-        parameter.grad = None
-    (optimizer._parameters["weight"] * module_input).sum().backward()
-    optimizer.step()
-    save_optimizer(tmp_path / "optimizer.safetensors", optimizer)
-    load_optimizer(tmp_path / "optimizer.safetensors", restored)
-    expected, found = optimizer.state_tensors(), restored.state_tensors()
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
-
-
-def test_the_optimizer_of_another_model_is_refused_by_its_path(tmp_path: Path) -> None:
-    save_optimizer(
-        tmp_path / "o.safetensors",
-        MasterOptimizer("policy", nn.Linear(3, 2).bfloat16(), OptimizerConfig(), total_steps=1),
-    )
-    other = MasterOptimizer("policy", nn.Linear(4, 2).bfloat16(), OptimizerConfig(), total_steps=1)
-    with pytest.raises(ConfigError, match=r"o.safetensors: the policy optimizer's state is of another model"):
-        load_optimizer(tmp_path / "o.safetensors", other)
-
-
-def test_a_saved_policy_loads_in_transformers(tmp_path: Path, tiny_model_path: Path) -> None:
-    policy = load_policy(tiny_model_path, dtype="float32")
-    save_policy(tmp_path / "final", policy, load_tokenizer(tiny_model_path))
-    again = load_policy(tmp_path / "final", dtype="float32")
-    batch = collate([make_sample([5], [6, 7], 0.0)])
-    ids = batch.sequences.input_ids
-    with torch.no_grad():
-        assert torch.equal(policy(ids).logits, again(ids).logits)
-    assert load_tokenizer(tmp_path / "final").get_vocab() == load_tokenizer(tiny_model_path).get_vocab()
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_what_differs(tmp_path: Path, tiny_model_path: Path) -> None:
