@@ -9,7 +9,7 @@ from rlhf_services.trainer.offline.pair_statistics import AccuracyBin
 from rlhf_services.trainer.offline.reward_model_report import Measures, RewardModelReport
 
 CAPTION = (
-    "training, held out: accuracy · ECE: expected calibration error · length r, rank r: Pearson's and Spearman's "
+    "train, held out: accuracy · ECE: expected calibration error · length r, rank r: Pearson's and Spearman's "
     "correlation of score and completion length"
 )
 
@@ -17,7 +17,7 @@ CAPTION = (
 def show_report(report: RewardModelReport, console: Console) -> None:
     """Prints the report: the models, then accuracy by score difference, labelled margin and disagreement."""
     table = Table(title=_title(report), title_justify="left", caption=CAPTION, caption_justify="left")
-    for heading in ("model", "training", "held out", "95 %", "ECE", "length r", "rank r"):
+    for heading in ("model", "train", "held out", "95 %", "ECE", "length r", "rank r"):
         table.add_column(heading, justify="left" if heading == "model" else "right", no_wrap=True)
     for member in report.members:
         table.add_row(member.model, f"{member.train_accuracy:.1%}", *_measures(member.heldout))

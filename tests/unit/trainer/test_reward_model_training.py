@@ -363,7 +363,7 @@ def test_what_was_left_out_and_how_good_the_model_is_are_shown(
     assert "1 pairs left out: equal completions" in shown
     assert "1 pairs left out: too long (a side may have 512 tokens)" in shown
     assert "100.0%" in shown
-    assert "calibration error" in shown
+    assert "expected calibration error" in shown
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Path, tiny_model_path: Path) -> None:
