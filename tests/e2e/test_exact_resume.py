@@ -10,7 +10,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,6 @@ from rlhf_services.reward.config import ScorerConfig
 
 NUM_STEPS = 10
 CHECKPOINT_EVERY = 2
-ROLLOUTS_PER_STEP = 8
 
 CONFIG = f"""
 run_dir = "{{run_dir}}"
@@ -30,9 +29,6 @@ run_dir = "{{run_dir}}"
 policy_path = "{{policy}}"
 dtype = "float32"
 device = "cpu"
-
-[critic]
-path = "{{critic}}"
 
 [prompts]
 path = "{{prompts}}"
@@ -48,22 +44,16 @@ max_new_tokens = 8
 
 [training]
 steps = {NUM_STEPS}
-prompts_per_step = {ROLLOUTS_PER_STEP // 2}
+prompts_per_step = 4
 group_size = 2
 epochs = 2
 minibatches = 2
 max_dropped_fraction = 0.5
 
-[kl]
-target = 2.0
-
 [policy_optimizer]
 learning_rate = 1e-3
 warmup_steps = 4
 final_learning_rate_fraction = 0.1
-
-[critic_optimizer]
-learning_rate = 3e-3
 
 [checkpoint]
 every_steps = {CHECKPOINT_EVERY}
@@ -78,6 +68,31 @@ log_level = "warning"
 """
 
 SAMPLE, ACCEPTED = '"kind": "sample"', '"kind": "accepted"'
+PPO = """
+[critic]
+path = "{critic}"
+
+[kl]
+target = 2.0
+
+[critic_optimizer]
+learning_rate = 3e-3
+"""
+
+# Rewards are 0 or 1, so about half of the groups are uniform, and steps sample more than once.
+GRPO = """
+[groups]
+drop_uniform = true
+
+[reward]
+normalize = "running"
+
+[ptx]
+path = "{demonstrations}"
+coef = 0.1
+examples_per_minibatch = 2
+"""
+
 PHASES = ("pushing", "sampling", "training", "checkpointing")
 
 
@@ -104,6 +119,7 @@ def all_moments() -> list[Moment]:
 class Run:
     """A run's files, and its trainer process."""
 
+    algorithm: str
     folder: Path
     config: Path
     hits: list[str] = field(default_factory=list)
@@ -114,7 +130,8 @@ class Run:
         return self.folder / "run"
 
     def start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "rlhf_services.trainer", "--config", str(self.config), "--resume"]
+        command = [sys.executable, "-m", "rlhf_services.trainer", self.algorithm]
+        command += ["--config", str(self.config), "--resume"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with (self.folder / "output.txt").open("ab") as output:
             return subprocess.Popen(command, stdout=output, stderr=output, env=environment)
@@ -195,23 +212,17 @@ def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
         time.sleep(0.001)
 
 
-@pytest.fixture
-def targets(tiny_model_path: Path, tiny_reward_path: Path) -> Iterator[Targets]:
-    scorer = ScorerConfig(kind="model", path=str(tiny_reward_path), dtype="float32", device="cpu")
-    with serving(tiny_model_path, scorer, single_items=True) as where:
-        yield where
-
-
-def make_run(folder: Path, policy: Path, critic: Path, targets: Targets) -> Run:
+def make_run(algorithm: str, folder: Path, policy: Path, critic: Path, targets: Targets) -> Run:
     folder.mkdir()
-    prompts = folder / "prompts.jsonl"
-    prompts.write_text(
-        "".join(json.dumps({"prompt": f"say {word}"}) + "\n" for word in ("a", "bc", "def", "ghij", "k"))
-    )
-    config = folder / "run.toml"
+    prompts, demonstrations, config = (folder / name for name in ("prompts.jsonl", "demonstrations.jsonl", "run.toml"))
+    words = ("a", "bc", "def", "ghij", "k")
+    prompts.write_text("".join(json.dumps({"prompt": f"say {word}"}) + "\n" for word in words))
+    rows = [{"prompt": f"say {word}", "completion": word} for word in words]
+    demonstrations.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    template = CONFIG + {"ppo": PPO, "grpo": GRPO}[algorithm]
     values = {"run_dir": folder / "run", "policy": policy, "critic": critic, "prompts": prompts, "targets": targets}
-    config.write_text(CONFIG.format(**values))
-    return Run(folder, config)
+    config.write_text(template.format(**values, demonstrations=demonstrations))
+    return Run(algorithm, folder, config)
 
 
 def require_equal(disturbed: Run, undisturbed: Run) -> None:
@@ -244,23 +255,35 @@ def kill_and_compare(moments: list[Moment], chance: random.Random, disturbed: Ru
 
 
 def test_a_run_killed_in_every_phase_ends_with_the_bits_of_one_that_was_not(
-    tmp_path: Path, tiny_model_path: Path, tiny_reward_path: Path, targets: Targets
+    tmp_path: Path, tiny_model_path: Path, tiny_reward_path: Path
 ) -> None:
-    undisturbed = make_run(tmp_path / "undisturbed", tiny_model_path, tiny_reward_path, targets)
-    disturbed = make_run(tmp_path / "disturbed", tiny_model_path, tiny_reward_path, targets)
-    moments = [Moment(1, 1), Moment(3, 2), Moment(5, 0), Moment(8, 3)]
-    kill_and_compare(moments, random.Random(0), disturbed, undisturbed)
+    scorer = ScorerConfig(kind="model", path=str(tiny_reward_path), dtype="float32", device="cpu")
+    with serving(tiny_model_path, scorer, single_items=True) as targets:
+        disturbed, undisturbed = (
+            make_run("ppo", tmp_path / name, tiny_model_path, tiny_reward_path, targets) for name in ("one", "other")
+        )
+        moments = [Moment(1, 1), Moment(3, 2), Moment(5, 0), Moment(8, 3)]
+        kill_and_compare(moments, random.Random(0), disturbed, undisturbed)
     assert disturbed.hits[:2] == ["sampling", "training"]  # the other two are over within milliseconds
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
 def test_twenty_kills_at_random_moments_leave_no_trace(
-    tmp_path: Path, tiny_model_path: Path, tiny_reward_path: Path, targets: Targets
+    tmp_path: Path, tiny_model_path: Path, tiny_reward_path: Path, algorithm: str
 ) -> None:
-    undisturbed = make_run(tmp_path / "undisturbed", tiny_model_path, tiny_reward_path, targets)
-    disturbed = make_run(tmp_path / "disturbed", tiny_model_path, tiny_reward_path, targets)
-    chance = random.Random(20)
-    kill_and_compare(sorted(chance.sample(all_moments(), 20)), chance, disturbed, undisturbed)
+    scorer = ScorerConfig(kind="model", path=str(tiny_reward_path), dtype="float32", device="cpu")
+    if algorithm == "grpo":
+        scorer = ScorerConfig(kind="pattern", pattern="[a-z]", tokenizer=str(tiny_model_path))
+    with serving(tiny_model_path, scorer, single_items=True) as targets:
+        disturbed, undisturbed = (
+            make_run(algorithm, tmp_path / name, tiny_model_path, tiny_reward_path, targets)
+            for name in ("one", "other")
+        )
+        chance = random.Random(20)
+        kill_and_compare(sorted(chance.sample(all_moments(), 20)), chance, disturbed, undisturbed)
     assert set(PHASES) <= set(disturbed.hits), disturbed.hits
     assert len(disturbed.hits) == 20
+    if algorithm == "grpo":
+        assert sum(row["uniform_groups"] for row in undisturbed.rows()) > 0
