@@ -28,8 +28,9 @@ OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, weight_decay=0.1
 STEPS = 3
 NUM_MICROS = 5  # two ranks cannot divide it evenly
 KINDS = ("policy", "scalar", "lora")
-VARIANTS = ("kept", "recomputed")
-"""The policy again, with all forward passes before the first backward pass, and with activation checkpointing."""
+VARIANTS = ("kept", "recomputed", "bfloat16")
+"""The policy again: with all forward passes before the first backward pass, with activation checkpointing, and in the
+element type of real runs."""
 
 
 def make_model(kind: str, policy_path: Path, reward_path: Path, ranks: Ranks) -> TrainedModel:
@@ -38,8 +39,9 @@ def make_model(kind: str, policy_path: Path, reward_path: Path, ranks: Ranks) ->
         module = ScalarModel.load(reward_path, "float32")
     else:
         torch.manual_seed(0)
+        policy = load_policy(policy_path, dtype="bfloat16" if kind == "bfloat16" else "float32")
         # A value head of one row: the second rank's shard of it is empty.
-        module = PolicyModel(load_policy(policy_path, dtype="float32"), torch.nn.Linear(64, 1, bias=False))
+        module = PolicyModel(policy, torch.nn.Linear(64, 1, bias=False, dtype=policy.dtype))
     if kind == "recomputed":
         enable_activation_checkpointing(module)
     lora = LoraConfig(rank=4) if kind == "lora" else None

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from rlhf_services.common.serving import ServiceServer
 from rlhf_services.trainer.checkpoint import CheckpointFolder
 from rlhf_services.trainer.control import RunControl
 from rlhf_services.trainer.errors import RunError
-from rlhf_services.trainer.learning.ranks import Ranks, join_ranks
+from rlhf_services.trainer.learning.ranks import Ranks, join_ranks, take_own_gpu
 from rlhf_services.trainer.loading import load_run
 from rlhf_services.trainer.loop import train
 from rlhf_services.trainer.metrics import TrainerMetrics
@@ -130,6 +131,9 @@ async def _run_to_end(start: Start, control: RunControl, progress: Progress, met
 async def _run(start: Start, control: RunControl, progress: Progress, metrics: TrainerMetrics) -> Path | None:
     """Trains to the end; returns the directory of the final policy, or None if the run was stopped before."""
     config, ranks = start.config, start.ranks
+    if ranks.world_size > 1:
+        # "cuda" means a GPU per thread, and torch works in threads of this pool.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(initializer=take_own_gpu))
     loaded = await asyncio.to_thread(load_run, config, start.checkpoint, resume=start.resume, ranks=ranks)
     for note in loaded.notes:
         progress.say(note)

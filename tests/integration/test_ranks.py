@@ -64,12 +64,14 @@ def folders(
 )
 def test_two_ranks_learn_what_one_does(folders: tuple[Path, Path], kind: str) -> None:
     one, two = (folder / kind for folder in folders)
+    # In bfloat16 a weight may end on the other side of a rounding: 2^-8 of it.
+    tolerance = {"atol": 5e-3, "rtol": 1e-2} if kind == "bfloat16" else {"atol": 1e-5, "rtol": 1e-5}
     numbers = [json.loads((folder / "numbers.json").read_text()) for folder in (one, two)]
-    torch.testing.assert_close(torch.tensor(numbers[1]), torch.tensor(numbers[0]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.tensor(numbers[1]), torch.tensor(numbers[0]), **tolerance)
     expected, found = (load_file(folder / "weights.safetensors") for folder in (one, two))
     assert list(found) == list(expected)
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found[name], expected[name], **tolerance)
 
 
 @pytest.mark.parametrize("kind", ranks_worker.KINDS)
