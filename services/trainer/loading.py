@@ -1,6 +1,6 @@
 """What an online run trains: models, optimizers and prompts, as configured or as a checkpoint left them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from rlhf_services.trainer.learning.ranks import Ranks
 from rlhf_services.trainer.learning.trained_model import TrainedModel
 from rlhf_services.trainer.learning.update import Updater
 from rlhf_services.trainer.online_config import OnlineRunConfig, PpoRunConfig
+from rlhf_services.trainer.run_dir import changed_settings
 
 FIRST_POLICY_VERSION = 1
 """The version of the initial weights; 0 is what a policy service loaded by itself."""
@@ -169,7 +170,7 @@ def _restore(run: LoadedRun, config: OnlineRunConfig, checkpoint: Path) -> None:
     run.prompts.load_state(state["prompts"])
     now = run.state(config)
     if state["config_digest"] != now["config_digest"]:
-        changed = ", ".join(_differences(state["config"], now["config"]))
+        changed = ", ".join(changed_settings(state["config"], now["config"]))
         run.notes.append(f"the configuration is not that of the checkpoint: {changed}; the new values count")
 
 
@@ -180,18 +181,6 @@ def _require_same_tokenizer(checkpoint: Path, tokenizer: PreTrainedTokenizerBase
             f"{checkpoint} has tokenizer {saved[:12]}, models.policy_path ('{policy_path}') has {wanted[:12]}; resume "
             "with the model that the run began with, or choose another run_dir"
         )
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Returns "section.key old -> new" for every value that differs."""
-    changes: list[str] = []
-    for key in new:
-        before, after = old.get(key), new[key]
-        if isinstance(before, dict) and isinstance(after, dict):
-            changes += _differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            changes.append(f"{prefix}{key} {before} -> {after}")
-    return changes
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 import contextlib
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from rlhf_services.common.errors import ConfigError
 
@@ -33,3 +34,15 @@ def require_wanted(run_dir: Path, found: Path | None, *, resume: bool) -> None:
             f"run_dir is '{run_dir}': it holds a run already, up to {found.name}; go on with --resume, or choose "
             "another directory"
         )
+
+
+def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Returns "section.key old -> new" for every value of nested settings that differs."""
+    changes: list[str] = []
+    for key in new:
+        before, after = old.get(key), new[key]
+        if isinstance(before, dict) and isinstance(after, dict):
+            changes += changed_settings(before, after, f"{prefix}{key}.")
+        elif before != after:
+            changes.append(f"{prefix}{key} {before} -> {after}")
+    return changes

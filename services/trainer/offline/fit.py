@@ -6,18 +6,15 @@ validation       the same sums over the held-out examples, without gradient
 checkpoints      whole or not there; going on from one gives the same bits as never having stopped
 """
 
-import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from blake3 import blake3
 from rich.console import Console
 from torch import Tensor, nn
 
-from rlhf_services.common.errors import ConfigError
 from rlhf_services.trainer.checkpoint import CheckpointFolder, read_state
 from rlhf_services.trainer.config import CheckpointConfig
 from rlhf_services.trainer.errors import NonFiniteError, RunError
@@ -26,9 +23,16 @@ from rlhf_services.trainer.learning.ranks import Ranks
 from rlhf_services.trainer.metrics import MetricsFile
 from rlhf_services.trainer.offline.fit_config import FitConfig
 from rlhf_services.trainer.offline.fit_progress import FitProgress
+from rlhf_services.trainer.offline.order import (
+    batch_indices,
+    examples_digest,
+    num_steps,
+    require_same_run,
+    steps_per_epoch,
+)
 from rlhf_services.trainer.offline.stopping import StopSignal
 from rlhf_services.trainer.offline.train_step import measure, sum_over_ranks, train_step
-from rlhf_services.trainer.run_dir import require_wanted
+from rlhf_services.trainer.run_dir import changed_settings, require_wanted
 
 Example = TypeVar("Example")
 ExampleIn = TypeVar("ExampleIn", contravariant=True)
@@ -85,6 +89,8 @@ class FitRun:
     resume: bool = False
     """Go on from the newest whole checkpoint; from the start if there is none."""
     ranks: Ranks = field(default_factory=Ranks)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The configuration, as JSON: what of it is not the checkpoint's is said on the terminal; the new values count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,24 +103,6 @@ class FitResult:
     """False if a signal stopped it; a checkpoint was then written."""
     metrics: dict[str, float]
     """Of the last step that this process took; empty if it took none."""
-
-
-def steps_per_epoch(num_examples: int, config: FitConfig) -> int:
-    """Returns the optimizer steps of one pass over the examples."""
-    return -(-num_examples // config.examples_per_step)
-
-
-def num_steps(num_examples: int, config: FitConfig) -> int:
-    """Returns the optimizer steps of a whole training: what the learning-rate schedule covers."""
-    return config.epochs * steps_per_epoch(num_examples, config)
-
-
-def batch_indices(step: int, num_examples: int, config: FitConfig) -> list[int]:
-    """Returns which examples step `step` (from 0) is taken on; an epoch's order depends on seed and epoch alone."""
-    epoch, position = divmod(step, steps_per_epoch(num_examples, config))
-    order = list(range(num_examples))
-    random.Random(f"order {config.seed} {epoch}").shuffle(order)
-    return order[position * config.examples_per_step :][: config.examples_per_step]
 
 
 def fit(
@@ -152,6 +140,7 @@ class _Fit(Generic[Example]):
             "seed": run.training.seed,
             "examples_per_step": run.training.examples_per_step,
         }
+        self._changes: list[str] = []
         self._step = self._restore()
         self._metrics_file = MetricsFile(run.run_dir / "metrics.jsonl")
         if run.ranks.is_main:
@@ -165,6 +154,9 @@ class _Fit(Generic[Example]):
         ):
             if self._step > 0:
                 progress.say(f"resuming after step {self._step}")
+            if self._changes:
+                changes = ", ".join(self._changes)
+                progress.say(f"the configuration is not that of the checkpoint: {changes}; the new values count")
             while self._step < self._total:
                 metrics = self._one_step()
                 progress.show(self._step, metrics)
@@ -226,7 +218,8 @@ class _Fit(Generic[Example]):
         return every > 0 and (self._step % every == 0 or self._step == self._total)
 
     def _save(self, metrics: Mapping[str, float]) -> None:
-        self._checkpoints.save(self._step, self._identity, self._trained.save_state, metrics)
+        state = {**self._identity, "settings": self._run.settings}
+        self._checkpoints.save(self._step, state, self._trained.save_state, metrics)
 
     def _restore(self) -> int:
         """Takes over the newest checkpoint, if one is there and wanted; returns the steps completed."""
@@ -236,24 +229,6 @@ class _Fit(Generic[Example]):
         if newest is None or state is None:
             return 0
         require_same_run(newest, state, self._identity)
+        self._changes = changed_settings(state["settings"], self._run.settings)
         self._trained.load_state(newest)
         return int(state["step"])
-
-
-def require_same_run(checkpoint: Path, state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    """Raises ConfigError, naming what differs, if a checkpoint's order of examples is not that of this run."""
-    for key, value in identity.items():
-        if state.get(key) != value:
-            raise ConfigError(
-                f"{checkpoint} was written with {key.replace('_', ' ')} {state.get(key)}, this run has {value}: the "
-                "order of examples would differ; resume with the data and settings that the run began with, or choose "
-                "another run_dir"
-            )
-
-
-def examples_digest(examples: Sequence[object]) -> str:
-    """Returns the hex BLAKE3 of the examples, in their order; they must have a repr that tells them apart."""
-    digest = blake3()
-    for example in examples:
-        digest.update(repr(example).encode())
-    return digest.hexdigest()

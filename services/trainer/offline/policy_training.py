@@ -18,8 +18,9 @@ from rlhf_services.models.policy_model import PolicyModel
 from rlhf_services.trainer.checkpoint import write_directory
 from rlhf_services.trainer.learning.ranks import Ranks, join_ranks
 from rlhf_services.trainer.learning.trained_model import TrainedModel
-from rlhf_services.trainer.offline.fit import FitRun, Task, fit, num_steps
+from rlhf_services.trainer.offline.fit import FitRun, Task, fit
 from rlhf_services.trainer.offline.fit_config import PolicyRunConfig
+from rlhf_services.trainer.offline.order import num_steps
 from rlhf_services.trainer.run_dir import locked
 
 Example = TypeVar("Example")
@@ -88,6 +89,7 @@ def _train(
         console=console,
         resume=resume,
         ranks=ranks,
+        settings=config.model_dump(mode="json", exclude={"run_dir", "reference"}),
     )
     task = make_task(policy, ranks)
     if not fit(task, trained, data.train, data.heldout, run).finished:

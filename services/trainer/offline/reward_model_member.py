@@ -20,7 +20,8 @@ from rlhf_services.trainer.data.preferences import PreferenceGroup
 from rlhf_services.trainer.learning.ranks import Ranks
 from rlhf_services.trainer.learning.trained_model import TrainedModel
 from rlhf_services.trainer.metrics import MetricsFile
-from rlhf_services.trainer.offline.fit import FitRun, examples_digest, fit, num_steps, steps_per_epoch
+from rlhf_services.trainer.offline.fit import FitRun, fit
+from rlhf_services.trainer.offline.order import examples_digest, num_steps, steps_per_epoch
 from rlhf_services.trainer.offline.reward_model_config import RewardModelRunConfig
 from rlhf_services.trainer.offline.reward_model_scores import normalize
 from rlhf_services.trainer.offline.reward_model_task import RewardModelTask

@@ -15,8 +15,9 @@ from rlhf_services.common.errors import ConfigError
 from rlhf_services.trainer.config import CheckpointConfig
 from rlhf_services.trainer.errors import RunError
 from rlhf_services.trainer.learning.trained_model import TrainedModel
-from rlhf_services.trainer.offline.fit import FitResult, FitRun, batch_indices, fit, num_steps
+from rlhf_services.trainer.offline.fit import FitResult, FitRun, fit
 from rlhf_services.trainer.offline.fit_config import FitConfig, OfflineOptimizerConfig
+from rlhf_services.trainer.offline.order import batch_indices, num_steps
 
 TIMES = ("seconds", "tokens_per_second")
 

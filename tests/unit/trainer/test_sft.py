@@ -2,6 +2,7 @@
 
 import json
 import math
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,18 @@ def test_a_run_that_lost_its_last_steps_resumes_to_the_same_bits(
     weights = [load_file(config.run_dir / "final/model.safetensors") for config in (whole, cut)]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_resumed_run_says_which_settings_are_not_the_checkpoints(tmp_path: Path, tiny_model_path: Path) -> None:
+    config = make_config(tmp_path, tiny_model_path)
+    run_sft(config, resume=False, console=QUIET)
+    output = StringIO()
+    longer = config.model_copy(update={"training": config.training.model_copy(update={"epochs": 3})})
+    run_sft(longer, resume=True, console=Console(file=output, width=200))
+    assert (
+        "the configuration is not that of the checkpoint: training.epochs 2 -> 3; the new values" in output.getvalue()
+    )
+    assert len(read_metrics(config.run_dir)) == 9
 
 
 def test_adapters_are_trained_and_merged_into_the_final_policy(tmp_path: Path, tiny_model_path: Path) -> None:
