@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from tiny_model import make_tiny_tokenizer
 
 from rlhf_services.common.config import load_toml
@@ -12,13 +13,15 @@ from rlhf_services.trainer.data.prompts import load_prompts
 from rlhf_services.trainer.offline.dpo_config import DpoRunConfig
 from rlhf_services.trainer.offline.reward_model_config import RewardModelRunConfig
 from rlhf_services.trainer.offline.sft_config import SftRunConfig
-from rlhf_services.trainer.online_config import PpoRunConfig
+from rlhf_services.trainer.online_config import RUN_CONFIGS
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_ppo_example_is_a_configuration_with_prompts_that_can_be_read():
-    config = load_toml(PpoRunConfig, ROOT / "examples/ppo.toml")
+@pytest.mark.parametrize("algorithm", RUN_CONFIGS)
+def test_every_online_example_is_a_configuration_with_prompts_that_can_be_read(algorithm: str):
+    name = algorithm.replace("-", "_").replace("++", "")
+    config = load_toml(RUN_CONFIGS[algorithm], ROOT / f"examples/{name}.toml")
     prompts = load_prompts(ROOT / config.prompts.path, make_tiny_tokenizer(), max_prompt_tokens=512)
     assert (len(prompts.items), prompts.num_too_long) == (3, 0)
 

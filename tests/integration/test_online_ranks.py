@@ -1,0 +1,125 @@
+"""Whole runs on two ranks (gloo, CPU) learn what one does, and what one rank saved another number goes on from."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+import torch
+from fake_services import FakePolicy, FakeReference, FakeReward
+from test_trainer_failures import free_port
+
+from rlhf_services.models.loading import load_policy, load_tokenizer, tokenizer_digest
+
+NUM_STEPS = 3
+
+
+@dataclass
+class World:
+    """The fakes, and where the files are."""
+
+    policy: FakePolicy
+    reward: FakeReward
+    reference: FakeReference
+    folder: Path
+    model: Path
+    critic: Path
+
+    async def run(self, algorithm: str, name: str, num_ranks: int, *flags: str) -> Path:
+        """Runs to the end, which must be a good one; returns its directory."""
+        run_dir = self.folder / name
+        arguments = {
+            "run_dir": run_dir,
+            "models.policy_path": self.model,
+            "models.dtype": "float32",
+            "models.device": "cpu",
+            "prompts.path": self.folder / "prompts.jsonl",
+            "services.policy_targets": self.policy.target,
+            "services.reward_target": self.reward.target,
+            "services.reference_target": self.reference.target,
+            "sampling.max_new_tokens": 4,
+            "training.prompts_per_step": 4,
+            "training.group_size": 2,
+            "training.epochs": 2,
+            "training.minibatches": 2,
+            "training.micro_batch_tokens": 10,
+            "policy_optimizer.learning_rate": 1e-3,
+            "checkpoint.every_steps": 1,
+            "server.host": "127.0.0.1",
+            "server.port": 0,
+            "server.metrics_port": 0,
+            "server.log_level": "warning",
+        }
+        if algorithm == "ppo":
+            arguments["critic.path"] = self.critic
+        command = [sys.executable, "-m", "rlhf_services.trainer", algorithm, *flags]
+        command += [part for key, value in arguments.items() for part in (f"--{key}", str(value))]
+        port = str(free_port())
+        processes = []
+        for rank in range(num_ranks):
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            if num_ranks > 1:
+                environment |= {"WORLD_SIZE": str(num_ranks), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            with (self.folder / f"{name}-{rank}.txt").open("ab") as output:
+                processes.append(
+                    await asyncio.create_subprocess_exec(*command, env=environment, stdout=output, stderr=output)
+                )
+        try:
+            codes = await asyncio.wait_for(asyncio.gather(*(process.wait() for process in processes)), 150)
+        finally:
+            for process in processes:
+                if process.returncode is None:
+                    process.kill()
+        printed = "\n".join(path.read_text()[-3000:] for path in self.folder.glob(f"{name}-*.txt"))
+        assert codes == [0] * num_ranks, printed
+        return run_dir
+
+
+@pytest_asyncio.fixture
+async def world(tmp_path: Path, tiny_model_path: Path, tiny_reward_path: Path) -> AsyncIterator[World]:
+    digest = tokenizer_digest(load_tokenizer(tiny_model_path))
+    (tmp_path / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": word}) + "\n" for word in ("a", "bc", "def", "ghij", "klmno"))
+    )
+    async with (
+        FakePolicy(tokenizer=digest) as policy,
+        FakeReward(tokenizer=digest) as reward,
+        FakeReference(tokenizer=digest) as reference,
+    ):
+        yield World(policy, reward, reference, tmp_path, tiny_model_path, tiny_reward_path)
+
+
+def rows(run_dir: Path) -> list[dict[str, float]]:
+    return [
+        {name: value for name, value in json.loads(line).items() if not name.endswith(("_seconds", "_per_second"))}
+        for line in (run_dir / "metrics.jsonl").read_text().splitlines()
+    ]
+
+
+def require_close(ours: Path, theirs: Path) -> None:
+    """Compares metrics and final weights to float tolerance."""
+    assert len(rows(ours)) == len(rows(theirs)) == NUM_STEPS
+    for one, two in zip(rows(ours), rows(theirs), strict=True):
+        assert one == pytest.approx(two, rel=1e-3, abs=1e-4)
+    tensors = load_policy(theirs / "final", dtype="float32").state_dict()
+    for name, tensor in load_policy(ours / "final", dtype="float32").state_dict().items():
+        torch.testing.assert_close(tensor, tensors[name], rtol=1e-3, atol=1e-4)
+
+
+async def test_two_ranks_learn_what_one_does(world: World) -> None:
+    one = await world.run("grpo", "one", 1, "--training.steps", str(NUM_STEPS))
+    two = await world.run("grpo", "two", 2, "--training.steps", str(NUM_STEPS))
+    require_close(two, one)
+
+
+async def test_a_run_of_two_ranks_goes_on_with_one(world: World) -> None:
+    whole = await world.run("ppo", "whole", 1, "--training.steps", str(NUM_STEPS))
+    await world.run("ppo", "parts", 2, "--training.steps", "2")
+    resumed = await world.run("ppo", "parts", 1, "--training.steps", str(NUM_STEPS), "--resume")
+    require_close(resumed, whole)
