@@ -61,6 +61,7 @@ class Lineage:
     def __init__(self, run_dir: Path) -> None:
         self._folder = run_dir / "lineage"
         self._all = run_dir / "lineage.json"
+        self._order: list[str] = []
 
     def read(self, stage: str) -> StageRecord | None:
         """Returns the record of a stage; None if it was never begun. Raises: ConfigError if the file is damaged."""
@@ -72,23 +73,25 @@ class Lineage:
         except (ValueError, KeyError, TypeError):
             raise ConfigError(f"{path} is no record of a stage; delete it to have the stage done again") from None
 
+    def set_order(self, stages: Sequence[str]) -> None:
+        """Says which stages there are; records of others, of an earlier configuration, stay out of lineage.json."""
+        self._order = list(stages)
+
     def write(self, record: StageRecord) -> None:
         """Keeps a record, whole or not at all."""
         self._folder.mkdir(parents=True, exist_ok=True)
         _write_whole(self._folder / f"{record.stage}.json", asdict(record))
-
-    def write_all(self, stages: Sequence[str]) -> None:
-        """Writes the records of the stages, in their order, into one file."""
-        records = [record for stage in stages if (record := self.read(stage)) is not None]
-        _write_whole(self._all, {"stages": [asdict(record) for record in records]})
+        if record.stage not in self._order:
+            self._order.append(record.stage)
+        records = [each for stage in self._order if (each := self.read(stage)) is not None]
+        _write_whole(self._all, {"stages": [asdict(each) for each in records]})
 
     def read_all(self) -> list[StageRecord]:
-        """Returns the records as write_all wrote them, each as it is now. Raises: ConfigError if there are none."""
+        """Returns the records in lineage.json. Raises: ConfigError if there is no such file."""
         try:
-            names = [each["stage"] for each in json.loads(self._all.read_text(encoding="utf-8"))["stages"]]
+            return [StageRecord.from_json(each) for each in json.loads(self._all.read_text(encoding="utf-8"))["stages"]]
         except (OSError, ValueError, KeyError, TypeError):
             raise ConfigError(f"{self._all.parent} holds no pipeline run: there is no readable lineage.json") from None
-        return [record for name in names if (record := self.read(name)) is not None]
 
 
 def installed_versions() -> dict[str, str]:

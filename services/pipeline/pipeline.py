@@ -45,6 +45,7 @@ def run_pipeline(config_file: Path, selection: Selection, console: Console) -> N
     phases = Phases(console, 0)
     plan = make_plan(config, PipelineWork(config, phases, lineage), source=str(config_file))
     names = [stage.name for stage in plan.stages]
+    lineage.set_order(names)
     _check_selection(selection, names)
     _check_run_dir(config.run_dir, selection)
     config.run_dir.mkdir(parents=True, exist_ok=True)
@@ -53,12 +54,8 @@ def run_pipeline(config_file: Path, selection: Selection, console: Console) -> N
         (config.run_dir / "pipeline.toml").write_bytes(config_file.read_bytes())
         runner = StageRunner(lineage, phases.say)
         for stage in _selected(plan.stages, selection):
-            lineage.write_all(names)
             with phases.phase(stage.name):
-                try:
-                    runner.bring_up_to_date(stage, force=selection.first is not None or selection.only is not None)
-                finally:
-                    lineage.write_all(names)
+                runner.bring_up_to_date(stage, force=selection.first is not None or selection.only is not None)
 
 
 def _selected(stages: Sequence[Stage], selection: Selection) -> list[Stage]:

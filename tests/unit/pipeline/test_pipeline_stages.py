@@ -164,12 +164,12 @@ def test_an_artifact_that_is_given_is_recorded_and_nothing_is_done(bench: Bench)
 
 def test_the_lineage_says_what_was_made_from_what(bench: Bench) -> None:
     bench.run(*two(bench, seed=3))
-    bench.lineage.write_all(["first", "second"])
     first, second = json.loads((bench.folder / "lineage.json").read_text())["stages"]
     assert second["inputs"]["source"] == first["output"]
     assert first["settings"] == {"seed": 3}
     assert first["command"] == "rlhf first"
     assert "python" in first["versions"]
+    assert [record.stage for record in Lineage(bench.folder).read_all()] == ["first", "second"]
     assert first["started_at"].endswith("+00:00")
 
 
