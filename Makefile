@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 ROOMS := $(notdir $(patsubst %/__init__.py,%,$(wildcard services/*/__init__.py)))
 
-.PHONY: help setup demo test test-unit test-all lint format protos bench bench-frontier clean
+.PHONY: help setup demo test test-unit test-all lint format protos bench bench-train bench-frontier clean
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
@@ -48,6 +48,9 @@ protos: setup ## Generate the stubs of the contracts.
 
 bench: setup ## Measure one PPO step, and the same work in TRL (see docs/benchmarks.md).
 	$(BIN)/python bench/ppo_step.py $(ARGS)
+
+bench-train: setup ## Measure training steps, and the same in TRL (see docs/benchmarks.md).
+	$(BIN)/python bench/train.py $(ARGS)
 
 bench-frontier: setup ## Draw reward against KL for PPO and DPO (about 30 minutes on 2 cores; goes on where it stopped).
 	$(BIN)/python bench/frontier.py $(ARGS)
