@@ -24,8 +24,9 @@ from rlhf_services.clients.trainer import Run, TrainerClient
 from rlhf_services.common.errors import ConfigError, PreconditionError
 from rlhf_services.models.loading import load_tokenizer, tokenizer_digest
 from rlhf_services.trainer.checkpoint import CheckpointFolder
-from rlhf_services.trainer.online_config import PpoRunConfig
+from rlhf_services.trainer.online_config import RUN_CONFIGS, OnlineRunConfig
 from rlhf_services.trainer.server import run_online
+from rlhf_services.trainer.step_metrics import step_metrics
 
 
 class PickyPolicy(FakePolicy):
@@ -48,10 +49,17 @@ class World:
     reference: FakeReference
     settings: dict[str, Any]
     output: io.StringIO
+    algorithm: str = "ppo"
+
+    def take(self, algorithm: str, *, steps: int) -> None:
+        """Makes the run one of another algorithm, with two completions a prompt."""
+        self.algorithm = algorithm
+        self.settings.pop("critic")
+        self.settings["training"] = {"steps": steps, "prompts_per_step": 4, "group_size": 2}
 
     @property
-    def config(self) -> PpoRunConfig:
-        return PpoRunConfig.model_validate(self.settings)
+    def config(self) -> OnlineRunConfig:
+        return RUN_CONFIGS[self.algorithm].model_validate(self.settings)
 
     @property
     def trainer(self) -> str:
@@ -300,6 +308,42 @@ async def test_a_checkpoint_cannot_be_had_from_a_run_that_failed(world: World) -
     assert await running == 1
 
 
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo", "reinforce++", "online-dpo"])
+async def test_every_relative_of_ppo_runs_by_the_same_loop(world: World, algorithm: str) -> None:
+    world.take(algorithm, steps=2)
+    assert await world.start() == 0, world.output.getvalue()
+    names = set(step_metrics(world.config))
+    assert [row.keys() - {"step"} for row in world.rows()] == [names, names]
+    assert [row["policy_steps"] for row in world.rows()] == [1.0, 1.0]
+    assert world.policy.pushed_versions == [1, 2, 3]
+
+
+async def test_a_step_of_ties_leaves_the_policy_and_its_version(world: World) -> None:
+    world.take("online-dpo", steps=2)
+    world.reward.outcome = lambda completion_ids: 1.0
+    assert await world.start() == 0, world.output.getvalue()
+    assert [(row["pairs"], row["ties"], row["policy_version"]) for row in world.rows()] == [(0.0, 4.0, 1.0)] * 2
+    assert world.policy.pushed_versions == [1]
+
+
+async def test_groups_that_teach_nothing_are_replaced(world: World) -> None:
+    world.take("grpo", steps=1)
+    world.settings["groups"] = {"drop_uniform": True, "max_rounds": 3}
+    # Four groups of two are scored in the first round.
+    world.reward.outcome = lambda completion_ids: 1.0 if world.reward.scored < 8 else float(completion_ids[0])
+    assert await world.start() == 0, world.output.getvalue()
+    (row,) = world.rows()
+    assert (row["rollouts"], row["uniform_groups"], row["uniform_rollouts"]) == (8.0, 4.0, 8.0)
+
+
+async def test_prompts_of_which_none_teaches_anything_end_the_run(world: World) -> None:
+    world.take("grpo", steps=1)
+    world.settings["groups"] = {"drop_uniform": True, "max_rounds": 2}
+    world.reward.outcome = lambda completion_ids: 1.0
+    assert await world.start() == 1
+    assert "8 prompts got equal rewards, in 2 rounds" in world.output.getvalue()
+
+
 async def test_a_service_of_another_model_is_refused_by_name(world: World) -> None:
     world.reference.tokenizer = "another"
     with pytest.raises(ConfigError, match=r"reference service at .* has tokenizer another, the trained policy has"):
@@ -321,7 +365,7 @@ async def test_sigterm_ends_the_process_after_its_step_with_a_checkpoint(world: 
     arguments = {
         "run_dir": config.run_dir,
         "models.policy_path": config.models.policy_path,
-        "critic.path": config.critic.path,
+        "critic.path": world.settings["critic"]["path"],
         "models.dtype": "float32",
         "prompts.path": config.prompts.path,
         "services.policy_targets": world.policy.target,
