@@ -21,8 +21,8 @@ from rlhf_services.common.errors import ConfigError
 
 T = TypeVar("T")
 
-COLLECTIVE_TIMEOUT = timedelta(hours=2)
-"""How long ranks wait for one another. One may be waiting for a service meanwhile; a rank that dies ends all others."""
+COLLECTIVE_TIMEOUT = timedelta(days=7)
+"""How long ranks wait for one another: a run may be paused, or wait for a service. A rank that dies ends the others."""
 
 
 @dataclass(frozen=True, slots=True)
