@@ -21,6 +21,9 @@ NAME = "rlhf_packed"
 """The attention implementation of a transformers model that can take packed rows."""
 
 
+_FLASH_DTYPES = (torch.bfloat16, torch.float16)
+"""What torch's variable-length attention takes."""
+
 _UNSUPPORTED_OPTIONS = ("sliding_window", "softcap", "s_aux", "position_bias", "cache", "dropout")
 """What changes attention from the plain causal one, as transformers' models name it."""
 
@@ -61,7 +64,7 @@ def packed_attention(
     boundaries = attention_mask[0, 0, 0]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     query_row, key_row, value_row = (each[0].transpose(0, 1) for each in (query, key, value))
-    if query.device.type != "cuda":
+    if query.device.type != "cuda" or query.dtype not in _FLASH_DTYPES:
         return causal_attention(query_row, key_row, value_row, boundaries.diff().tolist(), scale)[None], None
     longest = options.get("max_length_q") or int(boundaries.diff().max())
     packed = varlen_attn(
