@@ -10,11 +10,11 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from rlhf_services.common.limits import BatchLimitsConfig as ReferenceLimits
 from rlhf_services.common.serving import ServiceServer
 from rlhf_services.policy.config import ModelConfig as PolicyModelConfig
 from rlhf_services.policy.config import PolicyConfig, PolicyServerConfig, TransformersConfig
 from rlhf_services.policy.server import make_engine, make_server
-from rlhf_services.reference.config import LimitsConfig as ReferenceLimits
 from rlhf_services.reference.config import ModelConfig as ReferenceModelConfig
 from rlhf_services.reference.config import ReferenceServerConfig
 from rlhf_services.reference.core import ReferenceCore

@@ -9,8 +9,8 @@ from typing import Protocol
 
 from rlhf_services.common.batching import Batcher
 from rlhf_services.common.errors import InternalError, InvalidRequestError, NotReadyError, ServiceError
+from rlhf_services.common.limits import BatchLimitsConfig
 from rlhf_services.common.token_checks import fault_of_digest, fault_of_ids
-from rlhf_services.reference.config import LimitsConfig
 from rlhf_services.reference.metrics import ReferenceMetrics
 
 MAX_TEMPERATURE = 10.0
@@ -65,7 +65,9 @@ class _Job:
 class ReferenceCore:
     """Computes log-probabilities of batches of completions; a Backend of common.serving."""
 
-    def __init__(self, build_scorer: Callable[[], Scorer], limits: LimitsConfig, metrics: ReferenceMetrics) -> None:
+    def __init__(
+        self, build_scorer: Callable[[], Scorer], limits: BatchLimitsConfig, metrics: ReferenceMetrics
+    ) -> None:
         """Args: build_scorer: makes the scorer, in a thread, when the service loads; may raise ConfigError."""
         self.limits = limits
         self._build_scorer = build_scorer

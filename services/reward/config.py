@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from rlhf_services.common.config import Port, Section, ServerConfig
+from rlhf_services.common.limits import BatchLimitsConfig
 
 
 class RewardServerConfig(ServerConfig):
@@ -77,27 +78,11 @@ class ScorerConfig(Section):
         return value
 
 
-class LimitsConfig(Section):
-    """How much is accepted, and how it is batched."""
+class LimitsConfig(BatchLimitsConfig):
+    """How much is accepted, as texts too, and how it is batched."""
 
-    max_items: int = Field(default=1024, ge=1)
-    """Most items in one call."""
-    max_queue_items: int = Field(default=8192, ge=1)
-    """Most items that wait; what comes past it is refused at once. At least max_items."""
-    max_batch_tokens: int = Field(default=8192, ge=1)
-    """Most tokens of one forward pass, padding included; a longer sequence goes alone."""
     max_text_characters: int = Field(default=1_000_000, ge=1)
     """Longest prompt and completion together that is accepted as text."""
-    stuck_after_seconds: float = Field(default=120.0, gt=0)
-    """A batch that takes longer turns readiness off until it ends."""
-
-    @field_validator("max_queue_items")
-    @classmethod
-    def _hold_a_call(cls, value: int, info: ValidationInfo) -> int:
-        max_items = info.data.get("max_items", 0)
-        if value < max_items:
-            raise ValueError(f"a call of limits.max_items = {max_items} would never fit; make it at least that")
-        return value
 
 
 class RewardConfig(Section):

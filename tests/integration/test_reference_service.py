@@ -18,10 +18,11 @@ from transformers import AutoModelForCausalLM
 
 from rlhf_services.clients.reference import LogprobsItem, ReferenceClient
 from rlhf_services.common.errors import ConfigError, InvalidRequestError
+from rlhf_services.common.limits import BatchLimitsConfig
 from rlhf_services.common.serving import ServiceServer
 from rlhf_services.models.loading import load_tokenizer, tokenizer_digest
 from rlhf_services.models.weights import checkpoint_manifest
-from rlhf_services.reference.config import LimitsConfig, ModelConfig, ReferenceServerConfig
+from rlhf_services.reference.config import ModelConfig, ReferenceServerConfig
 from rlhf_services.reference.core import ReferenceCore
 from rlhf_services.reference.metrics import ReferenceMetrics
 from rlhf_services.reference.server import FULL_NAME, build_scorer
@@ -31,7 +32,7 @@ from rlhf_services.v1 import reference_pb2, reference_pb2_grpc
 
 def make_server(path: Path, registry: CollectorRegistry, **limits: Any) -> ServiceServer:
     model = ModelConfig(path=str(path), dtype="float32", device="cpu")
-    core = ReferenceCore(partial(build_scorer, model), LimitsConfig(**limits), ReferenceMetrics(registry))
+    core = ReferenceCore(partial(build_scorer, model), BatchLimitsConfig(**limits), ReferenceMetrics(registry))
     register = partial(reference_pb2_grpc.add_ReferenceServiceServicer_to_server, ReferenceServicer(core))
     config = ReferenceServerConfig(host="127.0.0.1", port=0, metrics_port=0, drain_seconds=1)
     return ServiceServer("reference", FULL_NAME, config, register, core, registry=registry)

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from rlhf_services.common.errors import InternalError, InvalidRequestError, NotReadyError, OverloadedError
-from rlhf_services.reference.config import LimitsConfig
+from rlhf_services.common.limits import BatchLimitsConfig
 from rlhf_services.reference.core import Completion, ReferenceCore, ReferenceInfo
 from rlhf_services.reference.metrics import ReferenceMetrics
 
@@ -37,7 +37,7 @@ class DigitScorer:
 @asynccontextmanager
 async def loaded(scorer: DigitScorer, **limits: Any) -> AsyncIterator[tuple[ReferenceCore, CollectorRegistry]]:
     registry = CollectorRegistry()
-    core = ReferenceCore(lambda: scorer, LimitsConfig(**limits), ReferenceMetrics(registry))
+    core = ReferenceCore(lambda: scorer, BatchLimitsConfig(**limits), ReferenceMetrics(registry))
     await core.load()
     try:
         yield core, registry
