@@ -59,7 +59,8 @@ def packed_attention(
     if attention_mask is None or attention_mask.dtype != torch.int32:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
         return output, None
-    if unsupported := [name for name in _UNSUPPORTED_OPTIONS if options.get(name)]:
+    given = {name: options.get(name) for name in _UNSUPPORTED_OPTIONS}
+    if unsupported := [name for name, each in given.items() if isinstance(each, Tensor) or each]:
         raise UnsupportedAttentionError(f"{type(module).__name__} asks for {', '.join(unsupported)} in a packed row")
     boundaries = attention_mask[0, 0, 0]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

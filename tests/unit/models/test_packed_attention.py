@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_model import VOCAB_SIZE
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.nn import functional
 from transformers import (
@@ -122,6 +122,14 @@ def test_a_model_whose_layers_ignore_the_boundaries_is_found_out(monkeypatch: py
 
     monkeypatch.setitem(attention.AttentionInterface._global_mapping, attention.NAME, one_sequence)
     assert tiny(LlamaConfig).config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("option", [{"softcap": 30.0}, {"s_aux": torch.zeros(4)}, {"sliding_window": 3}])
+def test_attention_of_another_kind_is_refused_in_a_packed_row(option: dict[str, object]):
+    states = [torch.zeros(1, heads, 4, 2) for heads in (4, 2, 2)]
+    boundaries = attention.boundaries_mask(torch.tensor([1, 3]))
+    with pytest.raises(attention.UnsupportedAttentionError, match=f"Module asks for {next(iter(option))}"):
+        attention.packed_attention(nn.Module(), *states, boundaries, **option)
 
 
 @torch.no_grad()
