@@ -9,6 +9,7 @@ import pytest
 
 from rlhf_services.cli.main import main
 from rlhf_services.local.local_services import LocalServices
+from rlhf_services.local.services_file import read_services
 from rlhf_services.local.supervisor import Supervisor
 
 Capture = pytest.CaptureFixture[str]
@@ -126,6 +127,30 @@ def test_eval_of_the_policy_against_itself_finds_no_kl(services: str, capsys: Ca
     assert summary["kl"]["count"] == 6
     assert main(command) == 0
     assert "reward/length" in capsys.readouterr().out
+
+
+def test_eval_compares_a_service_with_a_checkpoint_that_it_serves_itself(
+    services: str, capsys: Capture, tmp_path: Path, tiny_model_path: Path
+) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"say {i}"}) + "\n" for i in range(3)))
+    target = next(entry.target for entry in read_services(Path(services)) if entry.kind == "policy")
+    command = ["eval", "--prompts", str(path), "--services", services, "--max-new-tokens", "6", "-n", "2", "--json"]
+    command += ["--policy", f"start={target}", "--checkpoint", f"ppo:0.1={tiny_model_path}"]
+    command += ["--engine", "transformers", "--dtype", "float32", "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    start, other = json_lines(capsys)
+    assert (start["name"], other["name"]) == ("start", "ppo:0.1")
+    # The same weights, prompts and seeds: the same completions, so every completion ties with its own copy.
+    assert start["summary"] == other["summary"]
+    assert other["win_rates"]["length"]["rate"]["mean"] == 0.5  # type: ignore[index]
+    assert len((tmp_path / "out/rows.jsonl").read_text().splitlines()) == 12
+
+    plot = tmp_path / "frontier.png"
+    command = ["frontier", str(tmp_path / "out/summary.json"), "--score", "length", "--plot", str(plot)]
+    assert main(command) == 0
+    assert "ppo, kl_coef 0.1" in capsys.readouterr().out
+    assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_prompt_that_is_too_long_is_refused_with_the_services_own_words(services: str, capsys: Capture) -> None:
