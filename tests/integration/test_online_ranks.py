@@ -30,8 +30,10 @@ class World:
     model: Path
     critic: Path
 
-    async def run(self, algorithm: str, name: str, num_ranks: int, *flags: str) -> Path:
-        """Runs to the end, which must be a good one; returns its directory."""
+    async def run(
+        self, algorithm: str, name: str, num_ranks: int, *flags: str, exit_codes: tuple[int, ...] = ()
+    ) -> Path:
+        """Runs to the end, which must be as said for every rank; returns the run's directory."""
         run_dir = self.folder / name
         arguments = {
             "run_dir": run_dir,
@@ -77,7 +79,7 @@ class World:
                 if process.returncode is None:
                     process.kill()
         printed = "\n".join(path.read_text()[-3000:] for path in self.folder.glob(f"{name}-*.txt"))
-        assert codes == [0] * num_ranks, printed
+        assert codes == list(exit_codes or (0,) * num_ranks), printed
         return run_dir
 
 
@@ -123,3 +125,11 @@ async def test_a_run_of_two_ranks_goes_on_with_one(world: World) -> None:
     await world.run("ppo", "parts", 2, "--training.steps", "2")
     resumed = await world.run("ppo", "parts", 1, "--training.steps", str(NUM_STEPS), "--resume")
     require_close(resumed, whole)
+
+
+async def test_a_push_that_is_refused_ends_all_ranks(world: World) -> None:
+    world.policy.dtype = "BF16"
+    # The main rank says what is wrong with the configuration; the other one sees that it is gone.
+    run_dir = await world.run("grpo", "refused", 2, "--training.steps", "1", exit_codes=(2, 1))
+    assert "serves BF16, the trainer has F32" in (world.folder / "refused-0.txt").read_text()
+    assert not (run_dir / "metrics.jsonl").read_text()
