@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 import torch
 from fake_services import FakePolicy, FakeReference, FakeReward
-from test_trainer_failures import free_port
+from trainer_world import free_port
 
 from rlhf_services.models.loading import load_policy, load_tokenizer, tokenizer_digest
 

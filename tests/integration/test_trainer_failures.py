@@ -1,116 +1,27 @@
 """A PPO run whose services die, lie, come back, or stay away; and what outsiders may ask of it meanwhile."""
 
 import asyncio
-import io
-import json
 import math
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import grpc
 import pytest
 import pytest_asyncio
-from fake_services import FakePolicy, FakeReference, FakeReward
-from rich.console import Console
+from trainer_world import World, make_world
 
 from rlhf_services.clients.trainer import Run, TrainerClient
 from rlhf_services.common.errors import ConfigError, PreconditionError
-from rlhf_services.models.loading import load_tokenizer, tokenizer_digest
 from rlhf_services.trainer.checkpoint import CheckpointFolder
-from rlhf_services.trainer.online_config import RUN_CONFIGS, OnlineRunConfig
-from rlhf_services.trainer.server import run_online
-from rlhf_services.trainer.step_metrics import step_metrics
-
-
-class PickyPolicy(FakePolicy):
-    """Refuses pushes from a version on, if told to."""
-
-    refuse_from: float = math.inf
-
-    async def UpdateWeights(self, request_iterator: Any, context: Any) -> Any:
-        if len(self.pushed_versions) + 1 >= self.refuse_from:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "tensors lacks 'lm_head.weight'; push all of them")
-        return await super().UpdateWeights(request_iterator, context)
-
-
-@dataclass
-class World:
-    """The fakes, a run's configuration, and what it printed."""
-
-    policy: PickyPolicy
-    reward: FakeReward
-    reference: FakeReference
-    settings: dict[str, Any]
-    output: io.StringIO
-    algorithm: str = "ppo"
-
-    def take(self, algorithm: str, *, steps: int) -> None:
-        """Makes the run one of another algorithm, with two completions a prompt."""
-        self.algorithm = algorithm
-        self.settings.pop("critic")
-        self.settings["training"] = {"steps": steps, "prompts_per_step": 4, "group_size": 2}
-
-    @property
-    def config(self) -> OnlineRunConfig:
-        return RUN_CONFIGS[self.algorithm].model_validate(self.settings)
-
-    @property
-    def trainer(self) -> str:
-        return f"127.0.0.1:{self.settings['server']['port']}"
-
-    def start(self, *, resume: bool = False) -> "asyncio.Task[int]":
-        console = Console(file=self.output, width=1000)
-        return asyncio.create_task(asyncio.to_thread(run_online, self.config, resume=resume, console=console))
-
-    def rows(self) -> list[dict[str, float]]:
-        path = self.config.run_dir / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def checkpoints(self) -> list[str]:
-        return sorted(path.name for path in (self.config.run_dir / "checkpoints").glob("step-*"))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest_asyncio.fixture
 async def world(tmp_path: Path, tiny_model_path: Path, tiny_reward_path: Path) -> AsyncIterator[World]:
-    digest = tokenizer_digest(load_tokenizer(tiny_model_path))
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps({"prompt": word}) + "\n" for word in ("a", "bc", "def", "ghij")))
-    async with (
-        PickyPolicy(tokenizer=digest) as policy,
-        FakeReward(tokenizer=digest) as reward,
-        FakeReference(tokenizer=digest) as reference,
-    ):
-        settings: dict[str, Any] = {
-            "run_dir": tmp_path / "run",
-            "models": {"policy_path": tiny_model_path, "dtype": "float32"},
-            "critic": {"path": tiny_reward_path},
-            "prompts": {"path": prompts},
-            "services": {
-                "policy_targets": [policy.target],
-                "reward_target": reward.target,
-                "reference_target": reference.target,
-                "wait_for_services_seconds": 30,
-            },
-            "sampling": {"max_new_tokens": 4},
-            "training": {"steps": 3, "prompts_per_step": 4},
-            "checkpoint": {"every_steps": 1, "keep_last": 3},
-            "server": {"host": "127.0.0.1", "port": free_port(), "metrics_port": 0, "log_level": "error"},
-        }
-        yield World(policy, reward, reference, settings, io.StringIO())
+    async with make_world(tmp_path, tiny_model_path, tiny_reward_path) as made:
+        yield made
 
 
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 60.0) -> None:
@@ -306,42 +217,6 @@ async def test_a_checkpoint_cannot_be_had_from_a_run_that_failed(world: World) -
         with pytest.raises(PreconditionError, match="the run is failed; no checkpoint was written"):
             await trainer.save_checkpoint()
     assert await running == 1
-
-
-@pytest.mark.parametrize("algorithm", ["grpo", "rloo", "reinforce++", "online-dpo"])
-async def test_every_relative_of_ppo_runs_by_the_same_loop(world: World, algorithm: str) -> None:
-    world.take(algorithm, steps=2)
-    assert await world.start() == 0, world.output.getvalue()
-    names = set(step_metrics(world.config))
-    assert [row.keys() - {"step"} for row in world.rows()] == [names, names]
-    assert [row["policy_steps"] for row in world.rows()] == [1.0, 1.0]
-    assert world.policy.pushed_versions == [1, 2, 3]
-
-
-async def test_a_step_of_ties_leaves_the_policy_and_its_version(world: World) -> None:
-    world.take("online-dpo", steps=2)
-    world.reward.outcome = lambda completion_ids: 1.0
-    assert await world.start() == 0, world.output.getvalue()
-    assert [(row["pairs"], row["ties"], row["policy_version"]) for row in world.rows()] == [(0.0, 4.0, 1.0)] * 2
-    assert world.policy.pushed_versions == [1]
-
-
-async def test_groups_that_teach_nothing_are_replaced(world: World) -> None:
-    world.take("grpo", steps=1)
-    world.settings["groups"] = {"drop_uniform": True, "max_rounds": 3}
-    # Four groups of two are scored in the first round.
-    world.reward.outcome = lambda completion_ids: 1.0 if world.reward.scored < 8 else float(completion_ids[0])
-    assert await world.start() == 0, world.output.getvalue()
-    (row,) = world.rows()
-    assert (row["rollouts"], row["uniform_groups"], row["uniform_rollouts"]) == (8.0, 4.0, 8.0)
-
-
-async def test_prompts_of_which_none_teaches_anything_end_the_run(world: World) -> None:
-    world.take("grpo", steps=1)
-    world.settings["groups"] = {"drop_uniform": True, "max_rounds": 2}
-    world.reward.outcome = lambda completion_ids: 1.0
-    assert await world.start() == 1
-    assert "8 prompts got equal rewards, in 2 rounds" in world.output.getvalue()
 
 
 async def test_a_service_of_another_model_is_refused_by_name(world: World) -> None:
