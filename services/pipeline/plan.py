@@ -158,8 +158,13 @@ class _Planner:
         made = [stage.output for stage in self._stages]
         files = files_of(checked, [*made, *(path / FIRST_MEMBER for path in made)])
         settings = settings_of(checked, files)
-        if has_field(type(checked), "services.reward_target") and self._config.services.reward_target is not None:
-            settings["reward_target"] = self._config.services.reward_target  # what is there decides what is learned
+        if has_field(type(checked), "services.reward_target"):
+            services = self._config.services
+            if services.reward_target is not None:
+                settings["reward_target"] = services.reward_target  # what is there decides what is learned
+            elif reward_model is not None:
+                files = {**files, "reward model": reward_model}
+                settings |= self._combination(reward_model)
         config_file = folder / "config.toml"
         command = ["rlhf", *training.command, "--config", str(config_file)]
         stage = Stage(
@@ -173,6 +178,13 @@ class _Planner:
         )
         self._stages.append(stage)
         return stage.output
+
+    def _combination(self, reward_model: Path) -> dict[str, Any]:
+        """Returns how the members of an ensemble make one reward; nothing for a single model."""
+        services = self._config.services
+        if reward_model.name != ENSEMBLE:
+            return {}
+        return {"reward_combine": services.reward_combine, "reward_std_coef": services.reward_std_coef}
 
     @staticmethod
     def _output(training: Training, config: Section, folder: Path) -> Path:
@@ -234,6 +246,7 @@ class _Planner:
         settings = {
             **config.evaluate.model_dump(mode="json"),
             **self._sampling_settings(),
+            **({} if reward_model is None else self._combination(reward_model)),
             "rule": rule,
             "rewards": dict(config.services.evaluation_rewards),
         }

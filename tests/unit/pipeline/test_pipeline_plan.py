@@ -64,6 +64,7 @@ def test_ppo_and_dpo_start_from_sft_and_learn_from_the_same_pairs(values: dict[s
         "models.policy_path": run / "sft/run/final",
         "prompts.path": tmp_path / "prompts.jsonl",
         "critic.path": run / "reward_model/run/model",
+        "reward model": run / "reward_model/run/model",
     }
     assert stage(made, "dpo").inputs == stage(made, "reward_model").inputs
     assert stage(made, "dpo").settings == {"dpo.beta": 0.3, "model.dtype": "bfloat16"}
@@ -102,6 +103,15 @@ def test_an_ensemble_is_gathered_in_a_folder_and_its_first_member_is_the_critic(
     made = plan(values, reward_model={"ensemble": {"members": 3}}, ppo={})
     assert stage(made, "reward_model").output == tmp_path / "run/reward_model/ensemble"
     assert stage(made, "ppo").inputs["critic.path"] == tmp_path / "run/reward_model/ensemble/model-0"
+    assert stage(made, "ppo").inputs["reward model"] == tmp_path / "run/reward_model/ensemble"
+    assert stage(made, "ppo").settings["reward_combine"] == "mean"
+
+
+def test_what_is_trained_against_a_reward_model_without_a_critic_is_made_from_it_too(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    made = plan(values, reward_model={}, rloo={})
+    assert stage(made, "rloo").inputs["reward model"] == tmp_path / "run/reward_model/run/model"
 
 
 def test_a_critic_that_is_a_head_needs_no_reward_model_to_start_from(values: dict[str, Any]) -> None:
