@@ -9,7 +9,7 @@ from rlhf_services.trainer.rollouts.batch import Batch
 
 
 def describe_batch(batch: Batch, scored: Scored, estimates: Estimates) -> dict[str, float]:
-    """Returns metrics (metrics.py has their units) of all completions, whether they are trained on or not."""
+    """Returns metrics (step_metrics.py has their units) of all completions, whether they are trained on or not."""
     mask, old_logprobs = batch.completion_mask, scored.old_logprobs
     kl = select(kl_estimate(old_logprobs, batch.ref_logprobs, "k1"), mask)
     mismatch = (old_logprobs - batch.sampler_logprobs).abs()

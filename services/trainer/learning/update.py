@@ -89,7 +89,7 @@ class Updater:
         self._ranks = Ranks() if ranks is None else ranks
 
     def update(self, batch: Batch, step: int) -> Update:
-        """Trains on a batch and returns the step's training metrics (metrics.py has their units).
+        """Trains on a batch and returns the step's training metrics (step_metrics.py has their units).
 
         Args:
             batch: on the models' device; the same on every rank.
