@@ -11,5 +11,5 @@ class NonFiniteError(RunError):
     def __init__(self, quantity: str, value: float) -> None:
         super().__init__(
             f"{quantity} is {value}; the weights were left as they were. Lower the learning rate or max_grad_norm, and "
-            "look at the rewards of this step"
+            "look at the rewards or examples of this step"
         )

@@ -7,7 +7,7 @@ the prompts, and forward and backward passes run for its share of the micro-batc
 
 import atexit
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Generic, TypeVar
@@ -57,6 +57,12 @@ class Ranks:
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def sum_values(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Returns every value added up over the ranks, in float64; all ranks must have the same names."""
+        names = sorted(values)
+        total = self.sum_(torch.tensor([values[name] for name in names], dtype=torch.float64))
+        return dict(zip(names, total.tolist(), strict=True))
 
     def gather_bytes(self, data: bytes) -> list[bytes]:
         """Returns the bytes of every rank, in the order of ranks. Bytes, so that nothing has to be pickled."""

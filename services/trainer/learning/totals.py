@@ -38,9 +38,7 @@ class Sums:
 
     def over(self, ranks: Ranks) -> dict[str, float]:
         """Returns the sums of all ranks added up; all ranks must have the same names."""
-        names = sorted(self._values)
-        total = ranks.sum_(torch.tensor([self._values[name] for name in names], dtype=torch.float64))
-        return dict(zip(names, total.tolist(), strict=True))
+        return ranks.sum_values(self._values)
 
 
 @dataclass(slots=True)

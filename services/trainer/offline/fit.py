@@ -31,7 +31,7 @@ from rlhf_services.trainer.offline.order import (
     steps_per_epoch,
 )
 from rlhf_services.trainer.offline.stopping import StopSignal
-from rlhf_services.trainer.offline.train_step import measure, sum_over_ranks, train_step
+from rlhf_services.trainer.offline.train_step import measure, train_step
 from rlhf_services.trainer.run_dir import changed_settings, require_wanted
 
 Example = TypeVar("Example")
@@ -161,7 +161,7 @@ class _Fit(Generic[Example]):
                 metrics = self._one_step()
                 progress.show(self._step, metrics)
                 # A signal reaches the ranks at different moments: they stop together, after the same step.
-                stopping = sum_over_ranks({"stop": float(stop.requested)}, run.ranks)["stop"] > 0
+                stopping = run.ranks.sum_values({"stop": float(stop.requested)})["stop"] > 0
                 if stopping or self._checkpoint_due():
                     self._save(metrics)
                 if stopping and self._step < self._total:

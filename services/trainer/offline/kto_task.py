@@ -12,7 +12,6 @@ from rlhf_services.trainer.learning.ranks import Ranks
 from rlhf_services.trainer.offline.dpo_config import DpoConfig
 from rlhf_services.trainer.offline.dpo_data import KtoExample
 from rlhf_services.trainer.offline.dpo_task import completion_logps
-from rlhf_services.trainer.offline.train_step import sum_over_ranks
 
 
 class KtoTask:
@@ -50,7 +49,7 @@ class KtoTask:
             )
             ratios = logps - torch.tensor([each.ref_other_logp for each in micro], device=logps.device)
             total += float(ratios.sum()) if share.weight else 0.0
-        self._kl = max(0.0, sum_over_ranks({"total": total}, self._ranks)["total"] / len(others))
+        self._kl = max(0.0, self._ranks.sum_values({"total": total})["total"] / len(others))
 
     def loss(self, micro: Sequence[KtoExample], normalizer: float) -> tuple[Tensor, Mapping[str, float]]:
         """Returns the completions' share of the loss, and sums of what describe() needs."""

@@ -1,7 +1,7 @@
 """One optimizer step, or one measurement: sums over micro-batches and ranks that do not depend on how either is cut."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -48,13 +48,6 @@ def measure(
     return {"loss": sums["loss"], **task.describe(sums)}
 
 
-def sum_over_ranks(sums: Mapping[str, float], ranks: Ranks) -> dict[str, float]:
-    """Returns the sums of every rank added up; all ranks must have the same names."""
-    names = sorted(sums)
-    total = ranks.sum_(torch.tensor([sums[name] for name in names], dtype=torch.float64))
-    return dict(zip(names, total.tolist(), strict=True))
-
-
 def micro_batches(task: "Task[Example]", batch: Sequence[Example], max_tokens: int) -> list[list[Example]]:
     """Returns the examples in groups of at most max_tokens tokens; a longer example is alone."""
     groups = split_by_tokens([task.num_tokens(example) for example in batch], max_tokens)
@@ -76,4 +69,4 @@ def _sums(
         for name, value in {**sums, "loss": float(loss.detach()), "tokens": float(tokens)}.items():
             # A filler counts nothing, whatever it came to: 0 * NaN is NaN.
             totals[name] += value if share.weight else 0.0
-    return sum_over_ranks(totals, ranks)
+    return ranks.sum_values(totals)
