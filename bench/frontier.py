@@ -122,12 +122,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--from", dest="demo_run", type=Path, metavar="RUN_DIR", help="take pairs and reward model of a finished demo"
     )
-    parser.add_argument("--betas", type=float, nargs="*", default=[0.03, 0.1, 0.3], help="of DPO")
+    parser.add_argument("--betas", type=float, nargs="*", default=[0.05, 0.1, 0.3], help="of DPO")
     parser.add_argument("--kl-coefs", type=float, nargs="*", default=[0.01, 0.03, 0.1], help="of PPO")
-    parser.add_argument("--ppo-steps", type=positive, default=14)
+    parser.add_argument("--ppo-steps", type=positive, default=24)
     parser.add_argument("--prompts-per-step", type=positive, default=24, help="of PPO")
-    parser.add_argument("--dpo-epochs", type=positive, default=1)
-    parser.add_argument("--dpo-learning-rate", type=float, default=2e-5)
+    parser.add_argument("--dpo-epochs", type=positive, default=2)
+    parser.add_argument("--dpo-learning-rate", type=float, default=5e-5)
     parser.add_argument("--pair-prompts", type=positive, default=220, help="prompts whose completions are labelled")
     parser.add_argument("--heldout-prompts", type=positive, default=64)
     parser.add_argument("--eval-samples", type=positive, default=2, help="completions of each held-out prompt")
