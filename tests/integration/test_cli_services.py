@@ -141,8 +141,8 @@ def test_eval_compares_a_service_with_a_checkpoint_that_it_serves_itself(
     assert main(command) == 0
     start, other = json_lines(capsys)
     assert (start["name"], other["name"]) == ("start", "ppo:0.1")
-    # The same weights, prompts and seeds: the same completions, so every completion ties with its own copy. The KL, 0 but
-    # for rounding, is left out: the last bits of log-probabilities differ with the batches that the services formed.
+    # The same weights, prompts and seeds: the same completions, so every completion ties with its own copy. The KL, 0
+    # but for rounding, is left out: the last bits of log-probabilities differ with the batches that services form.
     assert abs(start["summary"].pop("kl")["mean"]) < 1e-4  # type: ignore[attr-defined]
     assert abs(other["summary"].pop("kl")["mean"]) < 1e-4  # type: ignore[attr-defined]
     assert start["summary"] == other["summary"]
