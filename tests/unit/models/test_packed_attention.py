@@ -63,6 +63,23 @@ def test_attention_and_its_gradient_are_those_of_the_definition():
     torch.testing.assert_close(torch.autograd.grad(ours, row, weights), torch.autograd.grad(expected, row, weights))
 
 
+def test_sequences_of_like_length_are_computed_together_as_if_each_were_alone(monkeypatch: pytest.MonkeyPatch):
+    lengths = [4, 1, 3, 4, 2]
+    row = random_row(num_tokens=14)
+    expected = plain_attention(*row, lengths, 0.7)
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    gradients = torch.autograd.grad(expected, row, weights)
+    # All in one rectangle; those of 1 and 2, and of 3 and 4 tokens; the latter two at a time.
+    for bucket_tokens, max_pairs in ((32, 2**21), (2, 2**21), (2, 32)):
+        monkeypatch.setattr(causal_attention, "BUCKET_TOKENS", bucket_tokens)
+        monkeypatch.setattr(causal_attention, "MAX_GROUP_PAIRS", max_pairs)
+        causal_attention._groups.cache_clear()
+        ours = causal_attention.causal_attention(*row, lengths, 0.7)
+        torch.testing.assert_close(ours, expected)
+        torch.testing.assert_close(torch.autograd.grad(ours, row, weights), gradients)
+    causal_attention._groups.cache_clear()
+
+
 def test_the_gradient_is_that_of_finite_differences():
     assert gradcheck(lambda *row: causal_attention.causal_attention(*row, LENGTHS, 0.7), random_row())
 
