@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-MAX_PLAIN_TOKENS = 256
+MAX_PLAIN_TOKENS = 512
 """Up to this length plain products are faster than torch's fused kernel, which keeps memory linear beyond it."""
 
 BUCKET_TOKENS = 32
