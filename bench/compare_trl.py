@@ -5,7 +5,6 @@ TRL 1.12 is installed in an environment of its own on the first call. A step tak
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +13,9 @@ from typing import Any
 from fixed_work import QUESTIONS, FixedWork
 from measurements import Step, load_average, machine_facts, measured, medians, positive, say, show, write_json
 from trl_environment import TRL_VERSION, InstallError, default_environment, ensure_environment
+from worker import WorkerError, run_worker
 
-from rlhf_services.local.processes import describe_exit, interrupt_on_signals, kill_group, spawn
-from rlhf_services.local.supervisor import tail
+from rlhf_services.local.processes import interrupt_on_signals
 
 MODES = ("fp32", "bf16", "bf16-weights")
 """fp32: what TRL's defaults come to where there is no GPU. bf16: TRL's bf16 setting, autocast over float32 weights.
@@ -35,10 +34,6 @@ PHASES = {
 WORKER = Path(__file__).with_name("trl_worker.py")
 
 
-class WorkerError(Exception):
-    """TRL's process failed; the message has the end of its log."""
-
-
 def measure_trl(
     python: Path, work: FixedWork, folder: Path, *, mode: str, steps: int, micro_batch: int = MICRO_BATCH
 ) -> list[Step]:
@@ -52,18 +47,9 @@ def measure_trl(
     """
     work_path, result_path, log_path = (folder / f"trl-{mode}.{end}" for end in ("work.json", "result.json", "log"))
     work.save(work_path)
-    result_path.unlink(missing_ok=True)
     command = [str(python), str(WORKER), "--work", str(work_path), "--mode", mode, "--steps", str(steps)]
-    command += ["--micro-batch", str(micro_batch), "--output", str(result_path)]
-    with log_path.open("wb") as log:
-        worker = spawn(command, {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}, log.fileno())
-    try:
-        exit_code = worker.wait()
-    finally:
-        kill_group(worker)
-    if exit_code != 0:
-        raise WorkerError(f"TRL's process ended ({describe_exit(exit_code)}); {log_path} ends with:\n{tail(log_path)}")
-    step_times: list[Step] = json.loads(result_path.read_text())["steps"]
+    command += ["--micro-batch", str(micro_batch)]
+    step_times: list[Step] = run_worker("TRL's process", command, result_path, log_path)["steps"]
     return step_times
 
 

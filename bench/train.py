@@ -5,7 +5,6 @@ fp32, TRL in bf16, ours, and so on. Tokens per second and peak memory are median
 """
 
 import argparse
-import json
 import statistics
 import sys
 from collections import defaultdict
@@ -15,17 +14,13 @@ from typing import Any
 from measurements import load_average, machine_facts, positive, say, show, write_json
 from train_work import TASKS, TrainWork
 from trl_environment import TRL_VERSION
+from worker import WorkerError, run_worker
 
-from rlhf_services.local.processes import describe_exit, interrupt_on_signals, kill_group, spawn
-from rlhf_services.local.supervisor import tail
+from rlhf_services.local.processes import interrupt_on_signals
 
 SIDES = (("ours", "bf16"), ("trl", "fp32"), ("trl", "bf16"))
 TITLES = {"sft": "SFT", "reward": "reward model", "dpo": "DPO", "ppo": "PPO update"}
 WORKER = Path(__file__).with_name("train_worker.py")
-
-
-class WorkerError(Exception):
-    """A process failed; the message has the end of its log."""
 
 
 def main() -> int:
@@ -65,21 +60,9 @@ def _measure(arguments: argparse.Namespace) -> int:
 def _run(folder: Path, task: str, side: str, mode: str, steps: int) -> dict[str, Any]:
     """The result of a fresh process. Raises: WorkerError."""
     result_path, log_path = (folder / f"train-{task}-{side}-{mode}.{end}" for end in ("json", "log"))
-    result_path.unlink(missing_ok=True)
     command = [sys.executable, str(WORKER), "--work", str(folder / "train-work.json"), "--side", side, "--mode", mode]
-    command += ["--task", task, "--steps", str(steps), "--output", str(result_path)]
-    with log_path.open("wb") as log:
-        worker = spawn(command, {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}, log.fileno())
-    try:
-        exit_code = worker.wait()
-    finally:
-        kill_group(worker)
-    if exit_code != 0:
-        raise WorkerError(
-            f"{task}, {side} {mode}, ended ({describe_exit(exit_code)}); {log_path} ends with:\n{tail(log_path)}"
-        )
-    result: dict[str, Any] = json.loads(result_path.read_text())
-    return result
+    command += ["--task", task, "--steps", str(steps)]
+    return run_worker(f"{task}, {side} {mode},", command, result_path, log_path)
 
 
 def _summarise(work: TrainWork, blocks: list[dict[str, Any]]) -> dict[str, Any]:

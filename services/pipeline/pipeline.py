@@ -1,8 +1,6 @@
 """The pipeline: START HERE. Every stage in its order, each done only if what it depends on has changed."""
 
-import fcntl
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from rlhf_services.pipeline.lineage import Lineage
 from rlhf_services.pipeline.plan import make_plan
 from rlhf_services.pipeline.stage_work import PipelineWork
 from rlhf_services.pipeline.stages import Stage, StageRunner
+from rlhf_services.trainer.run_dir import locked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +47,8 @@ def run_pipeline(config_file: Path, selection: Selection, console: Console) -> N
     lineage.set_order(names)
     _check_selection(selection, names)
     _check_run_dir(config.run_dir, selection)
-    config.run_dir.mkdir(parents=True, exist_ok=True)
     phases.total = len(_selected(plan.stages, selection))
-    with interrupt_on_signals(), _locked(config.run_dir):
+    with interrupt_on_signals(), locked(config.run_dir, who="pipeline"):
         (config.run_dir / "pipeline.toml").write_bytes(config_file.read_bytes())
         runner = StageRunner(lineage, phases.say)
         for stage in _selected(plan.stages, selection):
@@ -83,14 +81,3 @@ def _check_run_dir(run_dir: Path, selection: Selection) -> None:
     if (run_dir / "lineage.json").exists():
         raise ConfigError(f"run_dir is '{run_dir}': it holds a pipeline's run already; go on with --resume")
     raise ConfigError(f"run_dir is '{run_dir}': it is not empty; choose another directory")
-
-
-@contextmanager
-def _locked(run_dir: Path) -> Iterator[None]:
-    """Keeps other pipelines out of the directory; the system frees it if this process dies."""
-    with (run_dir / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"run_dir is '{run_dir}': another pipeline is running in it") from None
-        yield

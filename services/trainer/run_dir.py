@@ -10,8 +10,9 @@ from rlhf_services.common.errors import ConfigError
 
 
 @contextlib.contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Keeps a second trainer out of the run's directory. Raises: ConfigError if there is one, or no directory."""
+def locked(run_dir: Path, *, who: str = "trainer") -> Iterator[None]:
+    """Keeps a second one out of the run's directory, which is made if it is not there; the system frees it if this
+    process dies. Raises: ConfigError if there is a second one, or no directory that can be written."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         lock = (run_dir / ".lock").open("w")
@@ -21,9 +22,7 @@ def locked(run_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(
-                f"run_dir is '{run_dir}': another trainer is running in it; stop that one first"
-            ) from None
+            raise ConfigError(f"run_dir is '{run_dir}': another {who} is running in it; stop that one first") from None
         yield
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -17,7 +18,7 @@ from rlhf_services.trainer.data.chat_masks import (
     trimmed,
 )
 from rlhf_services.trainer.data.prompts import read_prompt
-from rlhf_services.trainer.data.records import Record, read_records
+from rlhf_services.trainer.data.records import Record, no_row_left, read_records
 
 EMPTY = "an empty completion"
 TOO_LONG = "too long"
@@ -33,7 +34,7 @@ class ChatExamples:
 
 
 def load_chat_examples(
-    source: object,
+    source: str | Path,
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_tokens: int,
@@ -53,7 +54,7 @@ def load_chat_examples(
     """
     examples: list[ChatExample] = []
     skipped: Counter[str] = Counter()
-    for place, record in read_records(str(source), split):
+    for place, record in read_records(source, split):
         try:
             example = read_chat_example(record, tokenizer, train_on)
         except ValueError as error:
@@ -65,11 +66,7 @@ def load_chat_examples(
         else:
             examples.append(example)
     if not examples:
-        reasons = ", ".join(f"{count} left out for {reason}" for reason, count in sorted(skipped.items()))
-        raise ConfigError(
-            f"data.path is '{source}': no example left ({reasons or 'it is empty'}; data.max_tokens is {max_tokens}); "
-            "give more examples, or raise data.max_tokens"
-        )
+        raise no_row_left(source, "example", skipped, max_tokens, more="examples")
     return ChatExamples(examples, dict(skipped))
 
 

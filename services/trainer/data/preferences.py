@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.trainer.data.preference_records import Ids, RawPreferences, read_raw
-from rlhf_services.trainer.data.records import read_records
+from rlhf_services.trainer.data.records import no_row_left, read_records
 
 EMPTY = "an empty completion"
 EQUAL = "equal completions"
@@ -139,11 +139,7 @@ def load_preferences(
         if group is not None:
             groups.append(group)
     if not groups:
-        reasons = ", ".join(f"{count} left out for {reason}" for reason, count in sorted(skipped.items()))
-        raise ConfigError(
-            f"{field} is '{source}': no pair left ({reasons or 'it is empty'}; data.max_tokens is {max_tokens}); "
-            "give more preferences, or raise data.max_tokens"
-        )
+        raise no_row_left(source, "pair", skipped, max_tokens, more="preferences", field=field)
     return Preferences(groups, dict(skipped))
 
 

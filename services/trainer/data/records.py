@@ -137,3 +137,17 @@ def _missing_library(field: str, source: str) -> ConfigError:
     return ConfigError(
         f"{field} is '{source}', which needs the datasets library: pip install 'rlhf-services[trainer]', or give JSONL"
     )
+
+
+def no_row_left(
+    source: str | Path, rows: str, skipped: Mapping[str, int], max_tokens: int, *, more: str, field: str = "data.path"
+) -> ConfigError:
+    """Returns the error of a source of which nothing can be used.
+
+    Args: rows: what one row is ("pair"). skipped: rows left out, by reason. more: what to give more of ("preferences").
+    """
+    reasons = ", ".join(f"{count} left out for {reason}" for reason, count in sorted(skipped.items()))
+    return ConfigError(
+        f"{field} is '{source}': no {rows} left ({reasons or 'it is empty'}; data.max_tokens is {max_tokens}); "
+        f"give more {more}, or raise data.max_tokens"
+    )

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import StatisticsError, correlation, fmean
 
-Z_95 = 1.959964
+from rlhf_services.trainer.evaluation.intervals import Z_95
+
 NUM_BINS = 5
 """Bins of an accuracy by something: few enough that each has pairs to speak of."""
 NUM_CONFIDENCE_BINS = 10
