@@ -144,7 +144,7 @@ def _grad_logits(
     With p the probabilities and h the entropy: d logprob / d logit_v = [v is the id] - p_v, and
     d h / d logit_v = -p_v (log p_v + h). `all_logprobs` is overwritten.
     """
-    weights = -torch.zeros_like(ids, dtype=all_logprobs.dtype) if grad_logprobs is None else -grad_logprobs
+    weights = torch.zeros_like(ids, dtype=all_logprobs.dtype) if grad_logprobs is None else -grad_logprobs
     if grad_entropies is None:
         grad = all_logprobs.exp_().mul_(weights[:, None])
     else:

@@ -84,6 +84,13 @@ class TrainedModel:
         """Forgets the gradients gathered so far."""
         self.optimizer.zero_grad()
 
+    @property
+    def serves_own_memory(self) -> bool:
+        """Whether what weights() yields is the model's own memory; else it is gathered, merged or copied each time."""
+        parameter = next(self.module.parameters())
+        is_plain = self.ranks.world_size == 1 and self._lora_scale is None
+        return is_plain and parameter.device.type == "cpu" and parameter.dtype == self.dtype
+
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yields the tensors of the model's checkpoint by their names there: on the CPU, in `dtype`, contiguous.
 

@@ -22,8 +22,9 @@ POLL_SECONDS = 0.5
 class Publisher:
     """Pushes one model's weights. The model must not change while a push is under way.
 
-    On many ranks all of them gather the weights, a layer at a time; the main one keeps them on the host and pushes. So
-    it can bring a service current that comes late, without the other ranks; those wait until it has.
+    Weights that are in shards, on a GPU or under adapters are brought together once for each version and kept on the
+    host, for all services. On many ranks all take part in that, a layer at a time, and the main one keeps them and
+    pushes. So it can bring a service current that comes late, without the other ranks; those wait until it has.
     """
 
     def __init__(self, model: TrainedModel, peers: Peers, *, policy_version: int) -> None:
@@ -119,22 +120,23 @@ class Publisher:
             await asyncio.sleep(POLL_SECONDS)
 
     def _gather(self) -> tuple[WeightsManifest, str]:
-        """Returns what the weights are, and their digest. Those in shards the main rank keeps whole from here on.
+        """Returns what the weights are, and their digest; the main rank keeps them, unless they are the model's own.
 
         On other ranks the manifest is empty.
         """
         ranks, infos = self._model.ranks, []
+        keeps = not self._model.serves_own_memory
         self._gathered = []
         for name, tensor in self._model.weights():
             if not ranks.is_main:
                 continue
             infos.append(tensor_info(name, tensor))
-            if ranks.world_size > 1:
+            if keeps:
                 self._gathered.append((name, tensor))
         manifest = WeightsManifest(tuple(infos))
         return manifest, ranks.gather_bytes(manifest.digest.encode())[0].decode()
 
     def _payload(self) -> Iterator[memoryview]:
-        """Yields the bytes in the manifest's order. On one rank the model itself is read, and nothing is kept."""
+        """Yields the bytes in the manifest's order. A plain model on the CPU is read itself, and nothing is kept."""
         for _, tensor in self._gathered or self._model.weights():
             yield tensor_bytes(tensor)

@@ -13,7 +13,7 @@ from fake_services import TOKENIZER, FakePolicy
 from rlhf_services.common.errors import ConfigError, NotReadyError
 from rlhf_services.models.loading import load_policy
 from rlhf_services.models.weights import model_manifest
-from rlhf_services.trainer.config import OptimizerConfig, ServicesConfig
+from rlhf_services.trainer.config import LoraConfig, OptimizerConfig, ServicesConfig
 from rlhf_services.trainer.errors import RunError
 from rlhf_services.trainer.learning.ranks import Ranks
 from rlhf_services.trainer.learning.trained_model import TrainedModel
@@ -22,13 +22,13 @@ from rlhf_services.trainer.rollouts.publish import Publisher
 
 
 @asynccontextmanager
-async def make_publisher(path: Path, *fakes: FakePolicy) -> AsyncIterator[Publisher]:
+async def make_publisher(path: Path, *fakes: FakePolicy, lora: LoraConfig | None = None) -> AsyncIterator[Publisher]:
     async with AsyncExitStack() as stack:
         for fake in fakes:
             await stack.enter_async_context(fake)
         config = ServicesConfig(policy_targets=[fake.target for fake in fakes], wait_for_services_seconds=20)
         peers = await stack.enter_async_context(Peers(config, tokenizer_digest=TOKENIZER, report=print))
-        model = TrainedModel("policy", load_policy(path, dtype="float32"), OptimizerConfig(), total_steps=1)
+        model = TrainedModel("policy", load_policy(path, dtype="float32"), OptimizerConfig(), total_steps=1, lora=lora)
         yield Publisher(model, peers, policy_version=0)
 
 
@@ -86,6 +86,18 @@ async def test_on_one_rank_the_weights_are_read_where_they_are(tiny_model_path: 
         assert {tensor.data_ptr() for _, tensor in publisher._model.weights()} == own
         await publisher.publish(1)
         assert publisher._gathered == []
+
+
+async def test_adapters_are_merged_once_for_all_services(
+    tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fakes = FakePolicy(), FakePolicy()
+    async with make_publisher(tiny_model_path, *fakes, lora=LoraConfig(rank=2, alpha=4)) as publisher:
+        weights, calls = publisher._model.weights, []
+        monkeypatch.setattr(publisher._model, "weights", lambda: calls.append(1) or weights())
+        await publisher.publish(1)
+        assert [(fake.version, fake.digest) for fake in fakes] == [(1, publisher.weights_digest)] * 2
+        assert len(calls) == 1
 
 
 async def test_another_rank_waits_until_the_main_one_has_pushed(tiny_model_path: Path) -> None:
