@@ -3,6 +3,7 @@
 STARTING (health NOT_SERVING, calls answer UNAVAILABLE) -> load() -> SERVING <-> NOT_SERVING as check() says
 SIGTERM or SIGINT: NOT_SERVING, calls in flight finish within drain_seconds, exit code 0
 FatalError from check(): NOT_SERVING, calls answer why, exit code 1, so that the supervisor starts a fresh process
+The health name "live" is SERVING from the start to the end: a process that loads or waits is not to be killed for it.
 """
 
 import asyncio
@@ -21,6 +22,7 @@ from rlhf_services.common.errors import ConfigError, FatalError, NotReadyError, 
 from rlhf_services.common.interceptors import CallInterceptor
 from rlhf_services.common.logs import configure_logging, get_logger
 from rlhf_services.common.metrics import RpcMetrics
+from rlhf_services.common.probe import LIVE
 from rlhf_services.common.threads import sleep_at_barriers
 
 log = get_logger(__name__)
@@ -93,6 +95,7 @@ class ServiceServer:
             (self._full_name, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
         await self._set_serving(False)
+        await self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
         try:
             self.port = self._server.add_insecure_port(f"{config.host}:{config.port}")
         except RuntimeError:

@@ -103,6 +103,25 @@ async def test_it_is_serving_only_once_the_model_is_loaded():
         assert (await toy.client.score([ITEM])).results == [Reward("", 1.5)]
 
 
+async def test_the_probe_tells_a_process_that_loads_from_one_that_serves(capfd):
+    async def probe(*arguments: str) -> int:
+        process = await asyncio.create_subprocess_exec(
+            os.path.join(os.path.dirname(sys.executable), "rlhf-probe"), *arguments
+        )
+        return await process.wait()
+
+    toy = Toy()
+    toy.backend.gate.clear()
+    async with toy:
+        assert await probe("--live", toy.target) == 0
+        assert await probe(toy.target) == 1
+        assert f"rlhf-probe: {toy.target} says NOT_SERVING" in capfd.readouterr().err
+        toy.backend.gate.set()
+        await toy.server.wait_ready()
+        assert await probe(toy.target) == 0
+    assert await probe("--live", toy.target) == 1
+
+
 async def test_readiness_follows_the_backend_off_and_on_again():
     async with Toy() as toy:
         await toy.server.wait_ready()
