@@ -2,9 +2,11 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+# A folder of scripts that bring an engine, tools and a base image to a machine that lacks them (scripts/with-engine).
+PLATFORM ?= $(wildcard ../shared/platform)
 ROOMS := $(notdir $(patsubst %/__init__.py,%,$(wildcard services/*/__init__.py)))
 
-.PHONY: help setup demo test test-unit test-all lint format protos bench bench-train bench-frontier clean
+.PHONY: help setup demo test test-unit test-all test-deploy lint format protos bench bench-train bench-frontier clean
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
@@ -25,6 +27,11 @@ test-unit: setup ## Run the unit tests alone (under a minute).
 
 test-all: lint test ## Run the linters and all tests, those that take minutes included.
 	$(BIN)/pytest -m exhaustive $(ARGS)
+
+test-deploy: export PLATFORM := $(PLATFORM)
+test-deploy: setup ## Build the images, bring the compose stack up, train in it, watch it, break it (needs a container engine).
+	scripts/with-engine $(MAKE) images
+	scripts/with-engine $(BIN)/pytest -m deploy tests/deploy $(ARGS)
 
 lint: setup ## Check style, types and contracts.
 	$(BIN)/ruff check .
