@@ -31,10 +31,14 @@ class BatchMetrics:
             f"{prefix}_tokens_total", "Tokens put through the model, padding not counted.", registry=registry
         )
         self.queue_items = Gauge(f"{prefix}_queue_items", "Items that wait for a batch.", registry=registry)
+        self.queue_limit_items = Gauge(
+            f"{prefix}_queue_limit_items", "Most items that may wait; more are refused.", registry=registry
+        )
 
-    def watch_queue(self, num_waiting: Callable[[], int]) -> None:
-        """Reads the queue's depth from a function from now on."""
+    def watch_queue(self, num_waiting: Callable[[], int], limit: int) -> None:
+        """Reads the queue's depth from a function from now on; `limit` is the most items that it may hold."""
         self.queue_items.set_function(num_waiting)
+        self.queue_limit_items.set(limit)
 
     def observe(self, lengths: Sequence[int], seconds: float) -> None:
         """Counts one batch: its items' lengths in tokens (at least one), and its time in the model."""

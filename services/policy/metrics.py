@@ -27,6 +27,11 @@ class PolicyMetrics:
             registry=registry,
         )
         self.pushes = Counter("rlhf_policy_pushes_total", "Weight pushes that took effect.", registry=registry)
+        self.push_bytes = Counter(
+            "rlhf_policy_push_bytes_total",
+            "Bytes of weights received in pushes that took effect.",
+            registry=registry,
+        )
         self.push_failures = Counter(
             "rlhf_policy_push_failures_total",
             "Weight pushes that changed nothing, or failed in the engine, by status code.",

@@ -161,6 +161,7 @@ class WeightUpdater:
         self._set_served(ServedWeights(header.policy_version, header.weights_digest))
         self._metrics.push_seconds.labels("pause").observe(pause_seconds)
         self._metrics.pushes.inc()
+        self._metrics.push_bytes.inc(header.manifest.num_bytes)
         log.info("weights swapped", policy_version=header.policy_version, pause_seconds=round(pause_seconds, 4))
         return PushOutcome(self.served, pause_seconds)
 

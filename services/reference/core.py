@@ -80,7 +80,7 @@ class ReferenceCore:
             limits.max_queue_items,
             group_of=lambda job: job.temperature,
         )
-        metrics.batch.watch_queue(lambda: self._batcher.num_waiting)
+        metrics.batch.watch_queue(lambda: self._batcher.num_waiting, limits.max_queue_items)
 
     async def load(self) -> None:
         """Loads the model and starts to batch. Raises: ConfigError."""

@@ -39,7 +39,7 @@ class RewardCore:
         self._batcher: Batcher[Any, Outcome] = Batcher(
             self._run, self._size_of, limits.max_batch_tokens, limits.max_queue_items
         )
-        metrics.batch.watch_queue(lambda: self._batcher.num_waiting + self._num_preparing)
+        metrics.batch.watch_queue(lambda: self._batcher.num_waiting + self._num_preparing, limits.max_queue_items)
 
     async def load(self) -> None:
         """Builds the scorer and starts to batch. Raises: ConfigError."""
@@ -144,14 +144,19 @@ class RewardCore:
                 self._metrics.errors.labels(outcome.code.name.lower()).inc()
                 continue
             self._metrics.items.inc()
+            self._metrics.score.observe(_reward_of(outcome))
             if isinstance(outcome, EnsembleScore):
                 self._metrics.spread.observe(outcome.spread)
+
+
+def _reward_of(outcome: EnsembleScore | float) -> float:
+    return outcome.reward if isinstance(outcome, EnsembleScore) else outcome
 
 
 def _finite(outcome: Outcome) -> Outcome:
     if isinstance(outcome, ScoreError):
         return outcome
-    reward = outcome.reward if isinstance(outcome, EnsembleScore) else outcome
+    reward = _reward_of(outcome)
     if math.isfinite(reward):
         return outcome
     return ScoreError(

@@ -57,6 +57,7 @@ async def test_a_whole_push_reaches_the_engine_and_is_served_from_then_on():
     assert bench.engine.swaps == [NEW]
     assert bench.updater.served == outcome.served
     assert bench.registry.get_sample_value("rlhf_policy_version") == 3
+    assert bench.registry.get_sample_value("rlhf_policy_push_bytes_total") == 20  # 12 of a, 8 of b
 
 
 async def test_pushing_what_is_served_needs_no_payload_and_no_swap():
@@ -96,6 +97,7 @@ async def test_anything_else_changes_nothing_and_does_not_block_the_next_push(pa
     assert bench.updater.served == OLD
     assert bench.engine.swaps == []
     assert bench.failures(error.status.name.lower()) == 1
+    assert bench.registry.get_sample_value("rlhf_policy_push_bytes_total") == 0
     await bench.updater.push(whole())
     assert bench.engine.swaps == [NEW]
 

@@ -130,6 +130,7 @@ async def test_a_full_queue_refuses_at_once():
         with pytest.raises(OverloadedError, match="no room for 1 more"):
             await core.compute_logprobs([item(4)], 1.0, "")
         assert registry.get_sample_value("rlhf_reference_queue_items") == 2
+        assert registry.get_sample_value("rlhf_reference_queue_limit_items") == 2
         scorer.gate.set()
         assert await first == [[-1]]
         assert await second == [[-2], [-3]]

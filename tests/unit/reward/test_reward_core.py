@@ -181,6 +181,18 @@ async def test_a_stuck_scorer_turns_readiness_off_until_it_answers():
         await core.check()
 
 
+async def test_metrics_tell_the_distribution_of_rewards_and_what_the_queue_holds():
+    async with loaded(NumberScorer(), max_items=4, max_queue_items=7) as (core, registry):
+        await core.score([text("-4.5"), text("0.3"), text("12"), text("nan")], "")
+        await core.score([text("0.5")], "")
+    # A bucket counts what is at most its bound: one is at most -4, three at most 0.5, 12 is over all; NaN is none.
+    counts = [
+        registry.get_sample_value("rlhf_reward_score_bucket", {"le": le}) for le in ("-4.0", "0.5", "10.0", "+Inf")
+    ]
+    assert counts == [1, 3, 3, 4]
+    assert registry.get_sample_value("rlhf_reward_queue_limit_items") == 7
+
+
 async def test_metrics_tell_batch_size_and_padding():
     async with loaded(NumberScorer()) as (core, registry):
         await core.score([text("1234"), text("12"), text("123")], "")
