@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PLATFORM ?= $(wildcard ../shared/platform)
 ROOMS := $(notdir $(patsubst %/__init__.py,%,$(wildcard services/*/__init__.py)))
 
-.PHONY: help setup demo test test-unit test-all test-deploy lint format protos bench bench-train bench-frontier clean
+.PHONY: help setup demo test test-unit test-all test-deploy test-k8s lint format protos bench bench-train bench-frontier clean
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
@@ -32,6 +32,12 @@ test-deploy: export PLATFORM := $(PLATFORM)
 test-deploy: setup ## Build the images, bring the compose stack up, train in it, watch it, break it (needs a container engine).
 	scripts/with-engine $(MAKE) images
 	scripts/with-engine $(BIN)/pytest -m deploy tests/deploy $(ARGS)
+
+test-k8s: export PLATFORM := $(PLATFORM)
+test-k8s: setup ## Build the images, deploy to a real Kubernetes ($$KUBECONFIG, else a node started here), train in it, break it.
+	scripts/with-engine $(MAKE) images
+	[ -n "$$KUBECONFIG" ] || "$$PLATFORM/mkkube.sh"
+	scripts/with-engine $(BIN)/pytest -m kubernetes tests/deploy $(ARGS)
 
 lint: setup ## Check style, types and contracts.
 	$(BIN)/ruff check .
