@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
-from rlhf_services.cli import pipeline, train
+from rlhf_services.cli import model, pipeline, train
 from rlhf_services.cli.demo import demo
 from rlhf_services.cli.evaluate import evaluate, frontier
 from rlhf_services.cli.generate import generate
@@ -33,6 +33,7 @@ app = typer.Typer(
 app.command()(demo)
 app.add_typer(train.app, name="train")
 app.add_typer(pipeline.app, name="pipeline")
+app.add_typer(model.app, name="model")
 app.command()(generate)
 app.command()(score)
 app.command()(logprobs)

