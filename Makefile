@@ -8,7 +8,7 @@ ROOMS := $(notdir $(patsubst %/__init__.py,%,$(wildcard services/*/__init__.py))
 
 .PHONY: help setup demo test test-unit test-all test-deploy test-k8s lint format protos bench bench-train bench-frontier clean
 help: ## Show this list.
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 # Installed anew whenever the dependencies change; see scripts/install for CPU and GPU builds.
 $(VENV)/.installed: pyproject.toml scripts/install
@@ -34,7 +34,7 @@ test-deploy: setup ## Build the images, bring the compose stack up, train in it,
 	scripts/with-engine $(BIN)/pytest -m deploy tests/deploy $(ARGS)
 
 test-k8s: export PLATFORM := $(PLATFORM)
-test-k8s: setup ## Build the images, deploy to a real Kubernetes ($$KUBECONFIG, else a node started here), train in it, break it.
+test-k8s: setup ## Build the images, deploy to a real Kubernetes (of KUBECONFIG, else a node started here), train in it, break it.
 	scripts/with-engine $(MAKE) images
 	[ -n "$$KUBECONFIG" ] || "$$PLATFORM/mkkube.sh"
 	scripts/with-engine $(BIN)/pytest -m kubernetes tests/deploy $(ARGS)
