@@ -19,7 +19,7 @@ _BUILT_IN = {
     "__range_s": "600",
 }
 _VARIABLE = re.compile(r"\$\{(\w+)(?::\w+)?\}|\$(\w+)")
-_EQUALS_VARIABLE = re.compile(r"=\s*\"(\$\{?\w+(?::\w+)?\}?)\"")
+_EQUALS_VARIABLE = re.compile(r"(?<!!)=\s*\"(\$\{?\w+(?::\w+)?\}?)\"")
 
 
 @dataclass(frozen=True)

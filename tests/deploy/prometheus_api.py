@@ -23,7 +23,7 @@ class Prometheus:
     """Such as "http://127.0.0.1:9090"."""
 
     def ask(self, path: str, **parameters: object) -> Any:
-        """Returns `data` of an answer. Raises: PrometheusError with Prometheus' own words, OSError without an answer."""
+        """Returns `data` of an answer. Raises: PrometheusError with Prometheus' words, OSError without an answer."""
         address = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         try:
             with urllib.request.urlopen(address, timeout=30) as answer:
