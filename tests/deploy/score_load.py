@@ -1,4 +1,4 @@
-"""Scores without a pause until standard input ends, then prints what came of it as JSON; test_kubernetes runs it in a pod.
+"""Scores without a pause until standard input ends, then prints what came of it as JSON. Runs in a pod of the tests.
 
 Usage: score_load.py TARGET NUM_CALLERS
 """
