@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PLATFORM ?= $(wildcard ../shared/platform)
 ROOMS := $(notdir $(patsubst %/__init__.py,%,$(wildcard services/*/__init__.py)))
 
-.PHONY: help setup demo test test-unit test-all test-deploy test-k8s lint format protos bench bench-train bench-frontier clean
+.PHONY: help setup demo test test-unit test-all test-deploy test-k8s lint format protos dashboards bench bench-train bench-frontier clean
 help: ## Show this list.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
@@ -58,6 +58,10 @@ format: setup ## Format the code and the contracts.
 protos: setup ## Generate the stubs of the contracts.
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=protos --pyi_out=protos --grpc_python_out=protos \
 	  $$(find protos -name '*.proto')
+
+dashboards: setup ## Build Grafana's dashboards and the Kubernetes rules from deploy/monitoring.
+	$(BIN)/python deploy/monitoring/build_dashboards.py
+	$(BIN)/python deploy/monitoring/build_rules.py $(if $(RUNBOOK_BASE),--runbook-base $(RUNBOOK_BASE))
 
 bench: setup ## Measure one PPO step, and the same work in TRL (see docs/benchmarks.md).
 	$(BIN)/python bench/ppo_step.py $(ARGS)
