@@ -12,8 +12,8 @@ from rlhf_services.common.config import Section, load_values
 
 OURS = ("enabled", "artifact")
 """Keys of a training's table that are the pipeline's own."""
-UNCOMPARED = ("run_dir", "services", "server", "reference")
-"""Sections that say where something is, not what is done: another address makes no other model."""
+UNCOMPARED = ("run_dir", "services", "server", "reference", "evaluation", "watch")
+"""Sections that say where something is, or what is looked at: another address makes no other model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

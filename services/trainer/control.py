@@ -32,6 +32,8 @@ class RunControl:
         """Steps completed."""
         self.policy_version = 0
         self.start_time = datetime.now(UTC)
+        self.last_step_time = self.start_time
+        """When the last step ended; the start of this process while it has ended none."""
         self.waiting_for: Callable[[], str] = lambda: ""
         """Says which services are away, in words; empty if none is."""
         self._phase: Literal["starting", "running", "finished", "failed"] = "starting"
@@ -114,7 +116,8 @@ class RunControl:
     async def finish_step(self, step: int, policy_version: int, metrics: Mapping[str, float]) -> None:
         """Makes a finished step known to all who watch."""
         self.step, self.policy_version = step, policy_version
-        self._history.append(FinishedStep(step, datetime.now(UTC), dict(metrics)))
+        self.last_step_time = datetime.now(UTC)
+        self._history.append(FinishedStep(step, self.last_step_time, dict(metrics)))
         await self._set()
 
     async def end(self, failure: str = "") -> None:

@@ -50,7 +50,8 @@ class LoadedRun:
 
     def settings(self, config: OnlineRunConfig) -> dict[str, Any]:
         """Returns the values that decide what the run samples and learns; services may move, checkpoints differ."""
-        return config.model_dump(mode="json", exclude={"run_dir", "services", "server", "checkpoint"})
+        others = {"run_dir", "services", "server", "checkpoint", "evaluation", "watch"}
+        return config.model_dump(mode="json", exclude=others)
 
     def state(self, config: OnlineRunConfig) -> dict[str, Any]:
         """Returns the part of a checkpoint that is no tensor."""

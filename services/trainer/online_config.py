@@ -34,6 +34,7 @@ from rlhf_services.trainer.online_sections import (
     ReinforceConfig,
     RewardShapingConfig,
 )
+from rlhf_services.trainer.watch_sections import EvaluationConfig, WatchConfig
 
 
 class OnlineRunConfig(Section):
@@ -56,6 +57,8 @@ class OnlineRunConfig(Section):
     lora: LoraConfig | None = None
     """Adapters of the policy that are trained instead of its weights; absent: train all weights."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    watch: WatchConfig = WatchConfig()
     server: TrainerServerConfig = TrainerServerConfig()
 
     @property

@@ -29,7 +29,7 @@ from rlhf_services.trainer.step_metrics import step_metrics
 log = get_logger(__name__)
 
 SAVE, GO, STOP = b"save", b"go", b"stop"
-"""What the main rank tells the others between two steps."""
+"""What the ranks tell one another between two steps; the main one alone says SAVE."""
 
 
 class OnlineRun:
@@ -94,7 +94,10 @@ class OnlineRun:
         return every > 0 and (self.step % every == 0 or self.step == self.config.training.steps)
 
     async def goes_on(self) -> bool:
-        """Does what was asked of the run meanwhile (save, pause); returns whether another step shall begin."""
+        """Does what was asked of the run meanwhile (save, pause); returns whether another step shall begin.
+
+        All ranks return the same. A signal to any of them stops all.
+        """
         if self._ranks.is_main:
 
             async def save() -> Path:
@@ -102,11 +105,11 @@ class OnlineRun:
                 return await self.save_checkpoint()
 
             on = await self.control.between_steps(save)
-            await self._tell(GO if on else STOP)
-            return on
-        while (told := await self._tell(b"")) == SAVE:
-            await self.save_checkpoint()
-        return told == GO
+            told = await self._tell(GO if on else STOP)
+        else:
+            while (told := await self._tell(STOP if self.control.stopping else GO))[0] == SAVE:
+                await self.save_checkpoint()
+        return STOP not in told
 
     async def collect(self) -> Collected:
         """Returns the rollouts of the next step, all of them in the journal. Raises: as collect(); RunError."""
@@ -206,6 +209,6 @@ class OnlineRun:
             ranks=self._ranks,
         )
 
-    async def _tell(self, message: bytes) -> bytes:
-        """Returns what the main rank says; what others say is not heard."""
-        return (await asyncio.to_thread(self._ranks.gather_bytes, message))[0]
+    async def _tell(self, message: bytes) -> list[bytes]:
+        """Returns what every rank says, the main one first."""
+        return await asyncio.to_thread(self._ranks.gather_bytes, message)

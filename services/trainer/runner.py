@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import signal
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +23,9 @@ from rlhf_services.trainer.online_config import OnlineRunConfig
 from rlhf_services.trainer.progress import Progress
 from rlhf_services.trainer.run import OnlineRun
 from rlhf_services.trainer.run_dir import locked, require_wanted
+from rlhf_services.trainer.run_gauges import register_run_gauges
 from rlhf_services.trainer.servicer import FULL_NAME, TrainerServicer
+from rlhf_services.trainer.signals import RunSignals
 from rlhf_services.trainer.step_metrics import step_metrics
 
 log = get_logger(__name__)
@@ -79,6 +79,7 @@ async def _serve_run(start: Start, console: Console) -> int:
     # A registry of its own, so that one process can run one run after another.
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
+    register_run_gauges(control, config, registry)
     register = TrainerServicer(control).register
     server = ServiceServer("trainer", FULL_NAME, config.server, register, _NoBackend(), registry=registry)
     await server.start()
@@ -88,34 +89,38 @@ async def _serve_run(start: Start, console: Console) -> int:
             progress.say(f"trainer service on port {server.port}, metrics on port {server.metrics_port}")
             if start.checkpoint is not None:
                 progress.say(f"resuming from {start.checkpoint}")
-            _stop_on_signals(control, progress)
-            return await _run_to_end(start, control, progress, TrainerMetrics(step_metrics(config), registry))
+            signals = RunSignals(control, progress.say)
+            metrics = TrainerMetrics(step_metrics(config), registry)
+            exit_code = await _run_to_end(start, control, progress, metrics, signals)
+        await signals.linger(config.server.linger_seconds)
+        return exit_code
     finally:
         await server.stop()
 
 
 async def _follow(start: Start) -> int:
     """Runs as one of the ranks that do not talk: the main one says what is to be done, and why a run failed."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # torchrun sends them to all ranks; they stop when the main one says so
     config = start.config
     control = RunControl(config.run_dir.name, config.algorithm, config.training.steps)
     progress = Progress(Console(quiet=True), title="", num_steps=config.training.steps)
+    signals = RunSignals(control, progress.say, hurries=False)
     try:
-        return await _run_to_end(start, control, progress, TrainerMetrics({}, CollectorRegistry()))
+        return await _run_to_end(start, control, progress, TrainerMetrics({}, CollectorRegistry()), signals)
     except RuntimeError as error:  # what torch raises when another rank is gone
         log.error("rank failed", rank=start.ranks.rank, error=str(error))
         return 1
 
 
-async def _run_to_end(start: Start, control: RunControl, progress: Progress, metrics: TrainerMetrics) -> int:
+async def _run_to_end(
+    start: Start, control: RunControl, progress: Progress, metrics: TrainerMetrics, signals: RunSignals
+) -> int:
     """Runs, and makes how it ended known to the control and the console. Returns the exit code."""
     failure = "interrupted"
     try:
         path = await _run(start, control, progress, metrics)
         failure = ""
         progress.say(f"finished: {path}" if path else f"stopped after step {control.step}; --resume goes on")
-        return 0
+        return 0 if path else await _exit_code_of_stop(start.ranks, signals)
     except (ServiceError, RunError) as error:
         failure = f"step {control.step + 1}: {error}"
         log.error("run failed", step=control.step + 1, error=str(error))
@@ -175,25 +180,12 @@ async def _cancel_when_stopped(control: RunControl, training: asyncio.Task[None]
         await asyncio.sleep(STOP_POLL_SECONDS)
 
 
+async def _exit_code_of_stop(ranks: Ranks, signals: RunSignals) -> int:
+    """Returns what every rank of a stopped run exits with: none may look finished while another is started again."""
+    told = await asyncio.to_thread(ranks.gather_bytes, str(signals.exit_code).encode())
+    return max(map(int, told))
+
+
 async def _save_progress(run: OnlineRun) -> None:
     if run.step > 0:
         await run.save_checkpoint()
-
-
-def _stop_on_signals(control: RunControl, progress: Progress) -> None:
-    """Makes the first SIGTERM or SIGINT stop the run after its step, and a second one end the process at once."""
-    if threading.current_thread() is not threading.main_thread():
-        return
-    loop = asyncio.get_running_loop()
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    tasks: set[asyncio.Task[None]] = set()
-
-    def stop() -> None:
-        for number in numbers:
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
-        progress.say("stopping after this step; once more ends at once, with the last checkpoint kept")
-        tasks.add(asyncio.create_task(control.stop()))
-
-    for number in numbers:
-        loop.add_signal_handler(number, stop)

@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_online(config: OnlineRunConfig, *, resume: bool, console: Console) -> int:
-    """Runs to the end and returns the exit code: 0 finished or stopped as asked, 1 failed (the console says why).
+    """Runs to the end and returns the exit code: 0 finished, or stopped by TrainerService.Stop; 1 failed (the console
+    says why); 128 + the signal's number if one ended it before its last step, with a checkpoint.
 
     Args:
         config: the run; its class decides the algorithm.

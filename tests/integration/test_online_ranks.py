@@ -3,8 +3,10 @@
 import asyncio
 import json
 import os
+import signal
 import sys
-from collections.abc import AsyncIterator
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 import pytest_asyncio
 import torch
 from fake_services import FakePolicy, FakeReference, FakeReward
-from trainer_world import free_port
+from trainer_world import free_port, until
 
 from rlhf_services.models.loading import load_policy, load_tokenizer, tokenizer_digest
 
@@ -31,9 +33,18 @@ class World:
     critic: Path
 
     async def run(
-        self, algorithm: str, name: str, num_ranks: int, *flags: str, exit_codes: tuple[int, ...] = ()
+        self,
+        algorithm: str,
+        name: str,
+        num_ranks: int,
+        *flags: str,
+        exit_codes: tuple[int, ...] = (),
+        meanwhile: Callable[[Path, list[Process]], Awaitable[None]] | None = None,
     ) -> Path:
-        """Runs to the end, which must be as said for every rank; returns the run's directory."""
+        """Runs to the end, which must be as said for every rank; returns the run's directory.
+
+        Args: meanwhile: what happens to the processes while they run.
+        """
         run_dir = self.folder / name
         arguments = {
             "run_dir": run_dir,
@@ -62,7 +73,7 @@ class World:
         command = [sys.executable, "-m", "rlhf_services.trainer", algorithm, *flags]
         command += [part for key, value in arguments.items() for part in (f"--{key}", str(value))]
         port = str(free_port())
-        processes = []
+        processes: list[Process] = []
         for rank in range(num_ranks):
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             if num_ranks > 1:
@@ -73,6 +84,8 @@ class World:
                     await asyncio.create_subprocess_exec(*command, env=environment, stdout=output, stderr=output)
                 )
         try:
+            if meanwhile is not None:
+                await asyncio.wait_for(meanwhile(run_dir, processes), 90)
             codes = await asyncio.wait_for(asyncio.gather(*(process.wait() for process in processes)), 150)
         finally:
             for process in processes:
@@ -133,3 +146,17 @@ async def test_a_push_that_is_refused_ends_all_ranks(world: World) -> None:
     run_dir = await world.run("grpo", "refused", 2, "--training.steps", "1", exit_codes=(2, 1))
     assert "serves BF16, the trainer has F32" in (world.folder / "refused-0.txt").read_text()
     assert not (run_dir / "metrics.jsonl").read_text()
+
+
+async def test_a_signal_to_one_rank_stops_all_after_the_same_step(world: World) -> None:
+    async def stop_the_second(run_dir: Path, processes: list[Process]) -> None:
+        async def has_stepped() -> bool:
+            return (run_dir / "metrics.jsonl").exists() and bool(rows(run_dir))
+
+        await until(has_stepped)
+        processes[1].send_signal(signal.SIGTERM)
+
+    flags = ("--training.steps", "100000", "--checkpoint.every_steps", "0")
+    # None of them may look finished while another is started again.
+    run_dir = await world.run("grpo", "stopped", 2, *flags, exit_codes=(143, 143), meanwhile=stop_the_second)
+    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == [f"step-{len(rows(run_dir)):06d}"]

@@ -1,11 +1,13 @@
 """Whole runs of PPO's relatives against fake services."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 import pytest_asyncio
-from trainer_world import World, make_world
+from trainer_world import World, free_port, make_world, until
 
 from rlhf_services.trainer.step_metrics import step_metrics
 
@@ -50,3 +52,19 @@ async def test_prompts_of_which_none_teaches_anything_end_the_run(world: World) 
     world.reward.outcome = lambda completion_ids: 1.0
     assert await world.start() == 1
     assert "8 prompts got equal rewards, in 2 rounds" in world.output.getvalue()
+
+
+async def test_metrics_can_be_read_for_a_while_after_the_last_step(world: World) -> None:
+    world.take("grpo", steps=1)
+    world.settings["server"] |= {"metrics_port": free_port(), "linger_seconds": 3}
+    running = world.start()
+    url = f"http://127.0.0.1:{world.settings['server']['metrics_port']}/metrics"
+
+    async def has_finished() -> bool:
+        return "finished: " in world.output.getvalue()
+
+    await until(has_finished)
+    page = await asyncio.to_thread(lambda: urlopen(url, timeout=5).read().decode())
+    assert 'rlhf_trainer_state{state="finished"} 1.0' in page
+    assert "rlhf_trainer_step 1.0" in page
+    assert await running == 0

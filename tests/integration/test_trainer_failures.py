@@ -5,13 +5,13 @@ import math
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from trainer_world import World, make_world
+from trainer_world import World, make_world, until
 
 from rlhf_services.clients.trainer import Run, TrainerClient
 from rlhf_services.common.errors import ConfigError, PreconditionError
@@ -22,15 +22,6 @@ from rlhf_services.trainer.checkpoint import CheckpointFolder
 async def world(tmp_path: Path, tiny_model_path: Path, tiny_reward_path: Path) -> AsyncIterator[World]:
     async with make_world(tmp_path, tiny_model_path, tiny_reward_path) as made:
         yield made
-
-
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 60.0) -> None:
-    """Returns once the condition holds; fails after the given time."""
-    async with asyncio.timeout(seconds):
-        while True:
-            if await condition():
-                return
-            await asyncio.sleep(0.02)
 
 
 async def until_run(trainer: TrainerClient, condition: Callable[[Run], bool]) -> Run:
@@ -235,7 +226,9 @@ async def test_two_trainers_never_share_a_run_directory(world: World) -> None:
     assert await running == 0
 
 
-async def test_sigterm_ends_the_process_after_its_step_with_a_checkpoint(world: World, tmp_path: Path) -> None:
+async def test_sigterm_ends_the_process_after_its_step_with_a_checkpoint_and_code_143(
+    world: World, tmp_path: Path
+) -> None:
     config = world.config
     arguments = {
         "run_dir": config.run_dir,
@@ -270,7 +263,7 @@ async def test_sigterm_ends_the_process_after_its_step_with_a_checkpoint(world: 
     finally:
         if process.returncode is None:
             process.kill()
-    assert exit_code == 0, (tmp_path / "output.txt").read_text()
+    assert exit_code == 128 + signal.SIGTERM, (tmp_path / "output.txt").read_text()
     assert world.checkpoints() == [f"step-{len(world.rows()):06d}"]
 
 
