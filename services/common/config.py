@@ -41,6 +41,9 @@ class ServerConfig(Section):
     """HTTP port of Prometheus' /metrics; 0 takes a free one."""
     drain_seconds: float = Field(default=30.0, ge=0)
     """How long calls in flight may go on after SIGTERM."""
+    max_connection_age_seconds: float = Field(default=300.0, ge=0)
+    """After this long a client is asked to connect anew, so that it finds replicas that were added; calls in flight go
+    on, however long they are. 0 is never."""
     max_message_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
     """Largest message sent or received."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

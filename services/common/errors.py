@@ -74,5 +74,15 @@ def from_rpc_error(error: grpc.aio.AioRpcError, service: str, target: str) -> Se
     details = error.details() or status.name
     if status is grpc.StatusCode.DEADLINE_EXCEEDED:
         details = "did not answer within the call's deadline"
+    elif status is grpc.StatusCode.UNAVAILABLE:
+        details += tls_hint(details)
     error_class = _CLASS_OF_STATUS.get(status, InternalError)
     return error_class(f"{service} at {target}: {details}")
+
+
+def tls_hint(details: str) -> str:
+    """Returns what to check, to be added to gRPC's words on a failed connection; empty if TLS cannot be the cause."""
+    # A server with TLS closes on a client without: that is all the client sees.
+    if "last error" in details and any(sign in details.lower() for sign in ("socket closed", "handshake", "ssl")):
+        return "; either both sides have certificates of the same authority in the RLHF_TLS variables, or neither"
+    return ""

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import grpc
 
-from rlhf_services.common.errors import ConfigError
+from rlhf_services.common.errors import ConfigError, tls_hint
+from rlhf_services.common.tls import open_blocking_channel
 
 TARGET_VARIABLE = "RLHF_PROBE_TARGET"
 DEADLINE_SECONDS = 3.0
@@ -54,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def ask_health(target: str, name: str, deadline_seconds: float = DEADLINE_SECONDS) -> int:
-    """Returns the status that the health service at a target gives to a name. Raises grpc.RpcError if it gives none."""
-    with grpc.insecure_channel(target) as channel:
+    """Returns the status that the health service at a target gives to a name. Raises: grpc.RpcError, ConfigError."""
+    with open_blocking_channel(target) as channel:
         check = channel.unary_unary("/grpc.health.v1.Health/Check", encode_request, decode_status)
         return int(check(name, timeout=deadline_seconds))
 
@@ -76,4 +77,5 @@ def _explain(error: grpc.RpcError) -> str:
     status = error.code()
     if status is grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"no answer within {DEADLINE_SECONDS:.0f} s"
-    return f"{status.name}: {error.details()}"
+    details = error.details() or ""
+    return f"{status.name}: {details}{tls_hint(details)}"

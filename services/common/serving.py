@@ -8,6 +8,7 @@ The health name "live" is SERVING from the start to the end: a process that load
 
 import asyncio
 import contextlib
+import math
 import signal
 from collections.abc import Callable
 from typing import Protocol
@@ -24,6 +25,7 @@ from rlhf_services.common.logs import configure_logging, get_logger
 from rlhf_services.common.metrics import RpcMetrics
 from rlhf_services.common.probe import LIVE
 from rlhf_services.common.threads import sleep_at_barriers
+from rlhf_services.common.tls import server_credentials
 
 log = get_logger(__name__)
 
@@ -76,18 +78,13 @@ class ServiceServer:
         self._lifecycle: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Binds the ports and begins to load. Raises ConfigError if a port is taken."""
+        """Binds the ports and begins to load. Raises ConfigError if a port is taken, or TLS is set up wrong."""
         config = self._config
         # The ports first: a process that cannot listen should not load a model for a minute before it says so.
+        credentials = server_credentials()
         self._server = grpc.aio.server(
             interceptors=[CallInterceptor(self._full_name, self._metrics, lambda: self._reason)],
-            options=[
-                ("grpc.max_send_message_length", config.max_message_bytes),
-                ("grpc.max_receive_message_length", config.max_message_bytes),
-                ("grpc.so_reuseport", 0),  # else a second process shares the port in silence
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # our clients' keepalive is 20 s
-                ("grpc.http2.max_ping_strikes", 0),
-            ],
+            options=_server_options(config),
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._register(self._server)
@@ -97,7 +94,11 @@ class ServiceServer:
         await self._set_serving(False)
         await self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
         try:
-            self.port = self._server.add_insecure_port(f"{config.host}:{config.port}")
+            address = f"{config.host}:{config.port}"
+            if credentials is None:
+                self.port = self._server.add_insecure_port(address)
+            else:
+                self.port = self._server.add_secure_port(address, credentials)
         except RuntimeError:
             raise _port_taken("server.port", config.port) from None
         try:
@@ -106,7 +107,9 @@ class ServiceServer:
             raise _port_taken("server.metrics_port", config.metrics_port) from None
         self.metrics_port = self._http.server_port
         await self._server.start()
-        log.info("listening", service=self.name, port=self.port, metrics_port=self.metrics_port)
+        log.info(
+            "listening", service=self.name, port=self.port, metrics_port=self.metrics_port, tls=credentials is not None
+        )
         self._lifecycle = asyncio.create_task(self._load_and_watch())
 
     async def wait_ready(self) -> None:
@@ -204,6 +207,20 @@ async def _serve(server: ServiceServer) -> int:
     if isinstance(failure, ConfigError):
         raise failure
     return 0 if failure is None else 1
+
+
+def _server_options(config: ServerConfig) -> list[tuple[str, int]]:
+    options = [
+        ("grpc.max_send_message_length", config.max_message_bytes),
+        ("grpc.max_receive_message_length", config.max_message_bytes),
+        ("grpc.so_reuseport", 0),  # else a second process shares the port in silence
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # our clients' keepalive is 20 s
+        ("grpc.http2.max_ping_strikes", 0),
+    ]
+    if config.max_connection_age_seconds > 0:
+        # No grace is set: without one, streams on an old connection are never cut.
+        options.append(("grpc.max_connection_age_ms", math.ceil(1000 * config.max_connection_age_seconds)))
+    return options
 
 
 def _port_taken(field: str, port: int) -> ConfigError:

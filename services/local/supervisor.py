@@ -13,6 +13,7 @@ from typing import Self
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from rlhf_services.common.tls import open_blocking_channel
 from rlhf_services.local.errors import LocalServiceError
 from rlhf_services.local.processes import describe_exit, kill_group, spawn, terminate
 
@@ -215,7 +216,7 @@ def free_ports(count: int) -> list[int]:
 
 def is_serving(port: int) -> bool:
     """Whether the local service on that port answers SERVING to a health check within a second."""
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    with open_blocking_channel(f"127.0.0.1:{port}") as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1.0)
         except grpc.RpcError:
