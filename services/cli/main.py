@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
-from rlhf_services.cli import model, pipeline, train
+from rlhf_services.cli import model, pipeline, runs, train
 from rlhf_services.cli.demo import demo
 from rlhf_services.cli.evaluate import evaluate, frontier
 from rlhf_services.cli.generate import generate
@@ -13,6 +13,8 @@ from rlhf_services.cli.logprobs import logprobs
 from rlhf_services.cli.output import CommandError, UsageError, print_error
 from rlhf_services.cli.score import score
 from rlhf_services.cli.status import status
+from rlhf_services.cli.submit import submit
+from rlhf_services.cluster.errors import ClusterError
 from rlhf_services.common.errors import ConfigError, ServiceError
 from rlhf_services.common.threads import sleep_at_barriers
 from rlhf_services.demo.errors import DemoError
@@ -40,6 +42,8 @@ app.command()(logprobs)
 app.command()(status)
 app.command("eval")(evaluate)
 app.command()(frontier)
+app.command()(submit)
+app.add_typer(runs.app, name="runs")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, UsageError) as error:
         print_error(str(error))
         return EXIT_USAGE
-    except (CommandError, ServiceError, RunError, DemoError, LocalServiceError) as error:
+    except (CommandError, ServiceError, RunError, DemoError, LocalServiceError, ClusterError) as error:
         print_error(str(error))
         return EXIT_FAILURE
     return result if isinstance(result, int) else 0

@@ -21,9 +21,10 @@ MAY_USE = {
     "local": {"common", "clients"},
     "demo": {"common", "clients", "models", "trainer", "local"},
     "pipeline": {"common", "clients", "models", "trainer", "local", "demo"},
-    "cli": {"common", "clients", "models", "trainer", "local", "demo", "pipeline"},
+    "cluster": {"common", "trainer"},
+    "cli": {"common", "clients", "models", "trainer", "local", "demo", "pipeline", "cluster"},
 }
-TORCH_FREE = ("common", "clients", "cli")
+TORCH_FREE = ("common", "clients", "cluster", "cli")
 
 
 def imported_rooms(file: Path) -> set[str]:

@@ -1,0 +1,1 @@
+"""Runs on a Kubernetes cluster: what `rlhf submit` creates there, and what `rlhf runs` does with it."""

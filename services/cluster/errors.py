@@ -1,0 +1,18 @@
+"""Errors of work with a Kubernetes cluster."""
+
+
+class ClusterError(RuntimeError):
+    """The cluster cannot be reached, refuses, or does not have what is needed; the message says what to do."""
+
+
+class AbsentError(ClusterError):
+    """The object does not exist."""
+
+
+class ExistsError(ClusterError):
+    """An object of that name exists already."""
+
+
+def missing_extra(error: ImportError) -> ClusterError:
+    """Returns the error for a package of the extra that is not installed."""
+    return ClusterError(f"work with a cluster needs the package '{error.name}': pip install 'rlhf-services[k8s]'")
