@@ -1,0 +1,149 @@
+"""What the manifests of deploy/k8s/base promise, read as they stand: rendering needs kubectl (tests/deploy)."""
+
+import json
+import tomllib
+
+import pytest
+from manifests import Pod, allowed_calls, base_documents, named, pods, references
+
+from rlhf_services.policy.config import PolicyServerConfig
+from rlhf_services.reference.config import ReferenceServerConfig
+from rlhf_services.reward.config import RewardServerConfig
+from rlhf_services.trainer.config import TrainerServerConfig
+
+BASE = base_documents()
+PODS = {pod.labels["app.kubernetes.io/component"]: pod for pod in pods(BASE)}
+SERVICES = ("policy", "reward", "reference")
+SERVERS = {
+    "policy": PolicyServerConfig(),
+    "reward": RewardServerConfig(),
+    "reference": ReferenceServerConfig(),
+    "trainer": TrainerServerConfig(),
+}
+
+
+def _stranger(owner: str, namespace: str, labels: dict[str, str] | None = None) -> Pod:
+    """Returns a pod that is no part of the manifests; it listens on the HTTPS port."""
+    return Pod(owner, labels or {}, {"containers": [{"ports": [{"containerPort": 443}]}]}, namespace)
+
+
+def test_there_is_a_pod_for_every_service() -> None:
+    assert set(PODS) == {*SERVICES, "trainer"}
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_ports_are_those_that_the_service_listens_on(name: str) -> None:
+    ports = {port["name"]: port["containerPort"] for port in PODS[name].spec["containers"][0]["ports"]}
+    assert ports == {"grpc": SERVERS[name].port, "metrics": SERVERS[name].metrics_port}
+    if name != "trainer":
+        service = named(BASE, "Service")[name]["spec"]
+        assert [port["port"] for port in service["ports"]] == [SERVERS[name].port]
+        assert service["selector"].items() <= PODS[name].labels.items()
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_no_container_can_become_root_or_write_to_its_image(name: str) -> None:
+    pod = PODS[name].spec["securityContext"]
+    assert (pod["runAsNonRoot"], pod["runAsUser"], pod["seccompProfile"]) == (True, 10001, {"type": "RuntimeDefault"})
+    for container in PODS[name].containers:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_every_container_says_what_it_needs_and_may_take(name: str) -> None:
+    for container in PODS[name].containers:
+        assert {"cpu", "memory"} <= container["resources"]["requests"].keys()
+        assert "memory" in container["resources"]["limits"]
+
+
+def test_the_trainer_alone_gets_a_token_of_the_api() -> None:
+    accounts = named(BASE, "ServiceAccount")
+    assert [name for name in PODS if PODS[name].spec["automountServiceAccountToken"]] == ["trainer"]
+    assert {name for name in accounts if accounts[name].get("automountServiceAccountToken", True)} == {
+        "trainer",
+        "rlhf-submit",
+    }
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_pod_may_drain_before_it_is_killed(name: str) -> None:
+    config = tomllib.loads(named(BASE, "ConfigMap")[f"{name}-config"]["data"][f"{name}.toml"])
+    spec = PODS[name].spec
+    sleep = int(spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert spec["terminationGracePeriodSeconds"] >= sleep + config["server"]["drain_seconds"] + 10
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_probes_ask_the_service_whether_it_serves_and_whether_it_lives(name: str) -> None:
+    container, port = PODS[name].spec["containers"][0], SERVERS[name].port
+    assert container["startupProbe"]["grpc"] == container["readinessProbe"]["grpc"] == {"port": port}
+    assert container["livenessProbe"]["grpc"] == {"port": port, "service": "live"}
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_everything_that_a_pod_refers_to_is_there(name: str) -> None:
+    missing = [f"{kind} {other}" for kind, other in references(PODS[name]) if other not in named(BASE, kind)]
+    assert not missing
+
+
+def test_the_trainer_is_told_where_the_services_are() -> None:
+    variables = {each["name"]: each.get("value", "") for each in PODS["trainer"].spec["containers"][0]["env"]}
+    prefix = "RLHF_TRAINER__SERVICES__"
+    assert json.loads(variables[f"{prefix}POLICY_TARGETS"]) == ["policy-0.policy:50051"]
+    assert variables[f"{prefix}REWARD_TARGET"] == "reward:50052"
+    assert variables[f"{prefix}REFERENCE_TARGET"] == "reference:50053"
+
+
+@pytest.mark.parametrize("name", ["reward", "reference"])
+def test_an_update_brings_a_new_pod_up_before_an_old_one_goes(name: str) -> None:
+    rolling = named(BASE, "Deployment")[name]["spec"]["strategy"]["rollingUpdate"]
+    assert (rolling["maxUnavailable"], rolling["maxSurge"]) == (0, 1)
+
+
+def test_the_only_calls_that_policies_allow_are_the_arrows_of_the_architecture() -> None:
+    assert allowed_calls(BASE, PODS.values()) == {
+        ("PodTemplate/trainer", "StatefulSet/policy", 50051),
+        ("PodTemplate/trainer", "Deployment/reward", 50052),
+        ("PodTemplate/trainer", "Deployment/reference", 50053),
+    }
+
+
+def test_strangers_reach_nothing_but_prometheus_the_metrics_and_clients_the_reward_service() -> None:
+    client = {"rlhf-services/reward-client": "true"}
+    strangers = [
+        _stranger("nobody", "default"),
+        _stranger("client", "default", client),
+        _stranger("client here", "rlhf", client),
+        _stranger("nobody here", "rlhf"),
+        _stranger("prometheus", "monitoring"),
+    ]
+    calls = allowed_calls(BASE, [*PODS.values(), *strangers])
+    owners = {pod.owner for pod in strangers}
+    assert {call for call in calls if call[0] in owners and call[1] not in owners} == {
+        ("client", "Deployment/reward", 50052),
+        ("client here", "Deployment/reward", 50052),
+        ("prometheus", "StatefulSet/policy", 9051),
+        ("prometheus", "Deployment/reward", 9052),
+        ("prometheus", "Deployment/reference", 9053),
+        ("prometheus", "PodTemplate/trainer", 9054),
+    }
+
+
+def test_ranks_of_a_run_on_several_nodes_reach_one_another() -> None:
+    labels = {**PODS["trainer"].labels, "batch.kubernetes.io/job-completion-index": "0"}
+    ranks = [Pod(owner, labels, PODS["trainer"].spec) for owner in ("first", "second")]
+    assert ("second", "first", 50054) in allowed_calls(BASE, ranks)
+    assert not allowed_calls(BASE, [PODS["trainer"], ranks[0]])
+
+
+def test_serving_goes_before_training() -> None:
+    classes = named(BASE, "PriorityClass")
+    assert classes["rlhf-serving"]["value"] > classes["rlhf-training"]["value"]
+    assert {name: PODS[name].spec["priorityClassName"] for name in PODS} == {
+        **dict.fromkeys(SERVICES, "rlhf-serving"),
+        "trainer": "rlhf-training",
+    }
