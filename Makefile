@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PLATFORM ?= $(wildcard ../shared/platform)
 ROOMS := $(notdir $(patsubst %/__init__.py,%,$(wildcard services/*/__init__.py)))
 
-.PHONY: help setup demo test test-unit test-all test-deploy test-k8s lint format protos dashboards bench bench-train bench-frontier clean
+.PHONY: help setup demo test test-unit test-all test-deploy test-k8s lint format protos dashboards bench bench-train bench-frontier images locks clean
 help: ## Show this list.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
@@ -71,6 +71,12 @@ bench-train: setup ## Measure training steps, and the same in TRL (see docs/benc
 
 bench-frontier: setup ## Draw reward against KL for PPO and DPO (about 30 minutes on 2 cores; goes on where it stopped).
 	$(BIN)/python bench/frontier.py $(ARGS)
+
+images: ## Build the container images (VARIANT=cpu or gpu; see deploy/docker/README.md).
+	scripts/images $(ARGS)
+
+locks: setup ## Pin and hash the images' packages anew (UPGRADE=1 takes the newest).
+	UV=$(BIN)/uv PIP=$(BIN)/pip scripts/lock $(ARGS)
 
 clean: ## Remove what was built; runs/ and the virtual environment stay.
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
