@@ -143,6 +143,8 @@ class FakeReward(FakeServer, reward_pb2_grpc.RewardServiceServicer):
         super().__init__()
         self.tokenizer = tokenizer
         self.outcome: Callable[[list[int]], float | str] = lambda completion_ids: float(completion_ids[0])
+        self.spread: Callable[[list[int]], float | None] = lambda completion_ids: None
+        """What it says of its members' disagreement; None is a single scorer."""
         self.scored = 0
         self.arrived = asyncio.Event()
         self.hold: asyncio.Event | None = None
@@ -157,13 +159,15 @@ class FakeReward(FakeServer, reward_pb2_grpc.RewardServiceServicer):
             await self.hold.wait()
         results = []
         for item in request.items:
-            outcome = self.outcome(list(item.tokens.completion_ids))
+            completion_ids = list(item.tokens.completion_ids)
+            outcome = self.outcome(completion_ids)
             if isinstance(outcome, str):
                 code = reward_pb2.ScoreErrorCode.Value(f"SCORE_ERROR_CODE_{outcome}")
                 error = reward_pb2.ScoreError(code=code, message="refused by the fake")
                 results.append(reward_pb2.ScoreResult(item_id=item.item_id, error=error))
             else:
-                results.append(reward_pb2.ScoreResult(item_id=item.item_id, reward=outcome))
+                spread = self.spread(completion_ids)
+                results.append(reward_pb2.ScoreResult(item_id=item.item_id, reward=outcome, spread=spread))
             self.scored += 1
         return reward_pb2.ScoreResponse(results=results, model_version="fake")
 

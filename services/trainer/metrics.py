@@ -4,9 +4,11 @@ import json
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from statistics import fmean
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 
+from rlhf_services.trainer.correlation import spearman
 from rlhf_services.trainer.rollouts.collect import Collected
 
 
@@ -28,11 +30,15 @@ def describe_step(
         seconds: time of the whole step.
     """
     rollouts = [sample.rollout for sample in collected.samples]
-    completion_tokens = sum(len(rollout.completion_ids) for rollout in rollouts)
+    lengths = [len(rollout.completion_ids) for rollout in rollouts]
+    spreads = [sample.spread for sample in collected.samples if sample.spread is not None]
+    completion_tokens = sum(lengths)
     tokens = sum(rollout.num_tokens for rollout in rollouts)
     generate_seconds = collected.generate_seconds
     metrics = {
         **training,
+        "reward_length_correlation": spearman([sample.reward for sample in collected.samples], lengths) or 0.0,
+        "reward_spread_mean": fmean(spreads) if spreads else 0.0,
         "completion_tokens_mean": completion_tokens / len(rollouts),
         "stopped_fraction": sum(rollout.finish_reason == "stop" for rollout in rollouts) / len(rollouts),
         "rollouts": len(rollouts),

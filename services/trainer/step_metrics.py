@@ -64,6 +64,10 @@ _DPO = {
     "rejected_logprob_mean": "The same of rejected ones.",
 }
 _ROLLOUTS = {
+    "reward_length_correlation": "Rank correlation (Spearman) of reward and tokens of a completion, -1 to 1; 0 where "
+    "either is the same for all.",
+    "reward_spread_mean": "Mean disagreement of the reward service's ensemble: standard deviation of its members' "
+    "rewards of a completion. 0 where the service is no ensemble.",
     "completion_tokens_mean": "Mean tokens of a completion.",
     "stopped_fraction": "Share of completions that ended by a stop id, not by their length.",
     "rollouts": "Rollouts of the step, without those that were dropped or left out.",

@@ -8,6 +8,7 @@ from statistics import fmean, pstdev
 
 from pydantic import TypeAdapter
 
+from rlhf_services.trainer.correlation import pearson, spearman
 from rlhf_services.trainer.data.preferences import Choice, PreferenceGroup
 from rlhf_services.trainer.offline.pair_statistics import (
     AccuracyBin,
@@ -17,9 +18,7 @@ from rlhf_services.trainer.offline.pair_statistics import (
     confidence_bins,
     expected_calibration_error,
     hit,
-    pearson,
     sigmoid,
-    spearman,
 )
 
 REPORT_FILE = "reward_model_report.json"

@@ -3,11 +3,11 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from rlhf_services.clients.reference import LogprobsItem
-from rlhf_services.clients.reward import RewardClient, RewardError, ScoreItem
+from rlhf_services.clients.reward import Reward, RewardClient, RewardError, ScoreItem
 from rlhf_services.common.errors import InternalError
 from rlhf_services.common.rollout import Rollout
 from rlhf_services.trainer.errors import RunError
@@ -26,11 +26,18 @@ class Sample:
     """By the name of the reward service that gave it."""
     ref_logprobs: list[float]
     """Nats under the reference policy, one for each completion token."""
+    spreads: dict[str, float] = field(default_factory=dict)
+    """Standard deviation of the members' rewards, by name, from those reward services that are ensembles."""
 
     @property
     def reward(self) -> float:
         """What the run's own reward service gave."""
         return self.rewards[TRAINING_REWARD]
+
+    @property
+    def spread(self) -> float | None:
+        """What the run's own reward service said of it; None from a single scorer."""
+        return self.spreads.get(TRAINING_REWARD)
 
 
 class UnusableError(Exception):
@@ -62,10 +69,19 @@ class Scoring:
         async with task_group() as tasks:
             reference = tasks.create_task(self._ref_logprobs(rollout))
             scores = {name: tasks.create_task(self._score(each, rollout)) for name, each in self._peers.rewards.items()}
-        rewards = {name: task.result() for name, task in scores.items()}
-        return Sample(rollout=rollout, rewards=rewards, ref_logprobs=reference.result())
+        results = {name: task.result() for name, task in scores.items()}
+        return Sample(
+            rollout=rollout,
+            rewards={name: result.reward for name, result in results.items()},
+            ref_logprobs=reference.result(),
+            spreads={
+                name: result.spread
+                for name, result in results.items()
+                if result.spread is not None and math.isfinite(result.spread)
+            },
+        )
 
-    async def _score(self, client: RewardClient, rollout: Rollout) -> float:
+    async def _score(self, client: RewardClient, rollout: Rollout) -> Reward:
         item = ScoreItem.tokens(rollout.prompt_ids, rollout.completion_ids, rollout.rollout_id)
         batch = await self._peers.call(
             client,
@@ -81,7 +97,7 @@ class Scoring:
             raise UnusableError(f"score_{result.code}")
         if not math.isfinite(result.reward):
             raise UnusableError("score_not_finite")
-        return result.reward
+        return result
 
     async def _ref_logprobs(self, rollout: Rollout) -> list[float]:
         client = self._peers.reference

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from fake_services import TOKENIZER, FakePolicy, FakeReference, FakeReward
+from trainer_world import until
 
 from rlhf_services.clients.policy import PolicyClient
 from rlhf_services.common.errors import ConfigError, InternalError, NotReadyError, PreconditionError
@@ -73,6 +74,15 @@ async def test_samples_come_in_the_order_of_the_prompts_with_their_own_scores() 
         assert all(sample.ref_logprobs == [-2.0, -2.0] for sample in collected.samples)
         assert not collected.dropped
         assert world.reference.temperatures == {0.5}
+
+
+async def test_an_ensembles_disagreement_comes_with_the_reward_if_it_is_a_number() -> None:
+    async with make_world() as world:
+        # Seeds 0 and 1 give the first ids 1 and 2.
+        world.reward.spread = lambda completion_ids: {1: 0.25, 2: math.nan}.get(completion_ids[0])
+        collected = await world.collect()
+        assert [sample.spread for sample in collected.samples] == [0.25, None, None, None, None, None]
+        assert collected.samples[0].spreads == {"reward": 0.25}
 
 
 async def test_prompts_are_spread_over_the_policy_services() -> None:
@@ -169,7 +179,11 @@ async def test_no_reward_is_made_up_when_the_scorer_dies_mid_batch() -> None:
         running = asyncio.create_task(world.collect())
         await world.reward.arrived.wait()
         await world.reward.kill()
-        await asyncio.sleep(0.3)
+
+        async def is_reported() -> bool:
+            return bool(world.reports)
+
+        await until(is_reported)  # the channel tries for a second before it says so
         assert not running.done()
         world.reward.hold = None
         await world.reward.start()

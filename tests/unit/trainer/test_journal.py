@@ -35,7 +35,12 @@ def make_sample(rollout_id: str, reward: float = 0.1) -> Sample:
         policy_versions=[4, 4, 4, 4],
         finish_reason="stop",
     )
-    return Sample(rollout=rollout, rewards={"reward": reward, "taste": -0.0}, ref_logprobs=ODD_FLOATS[::-1])
+    return Sample(
+        rollout=rollout,
+        rewards={"reward": reward, "taste": -0.0},
+        ref_logprobs=ODD_FLOATS[::-1],
+        spreads={"reward": ODD_FLOATS[0]},
+    )
 
 
 def begun(journal: Journal, step: int = 1, sampling: Sampling = SAMPLING, version: int = 4) -> StepJournal:
@@ -73,6 +78,12 @@ def test_every_finite_float_and_every_text_survive_json(values: list[float], nam
     again = decode_sample(json.loads(json.dumps(encode_sample(sample))))
     assert again == sample
     assert [value.hex() for value in again.rollout.logprobs] == [value.hex() for value in values]
+
+
+def test_a_sample_written_before_there_were_spreads_comes_back_without() -> None:
+    old = encode_sample(make_sample("0/0"))
+    del old["spreads"]
+    assert decode_sample(old) == dataclasses.replace(make_sample("0/0"), spreads={})
 
 
 def test_a_record_can_be_read_before_anything_is_synced_or_closed(tmp_path: Path) -> None:

@@ -4,16 +4,14 @@ import math
 
 import pytest
 
+from rlhf_services.trainer.correlation import mean_ranks, pearson, spearman
 from rlhf_services.trainer.data.preferences import Choice, PreferenceGroup
 from rlhf_services.trainer.offline.pair_statistics import (
     accuracy_bins,
     confidence_bins,
     expected_calibration_error,
     hit,
-    mean_ranks,
-    pearson,
     sigmoid,
-    spearman,
     wilson_interval,
 )
 from rlhf_services.trainer.offline.reward_model_report import (

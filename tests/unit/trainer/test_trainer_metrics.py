@@ -2,23 +2,25 @@
 
 import io
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
 from rich.console import Console
-from test_batch import SAMPLES
+from test_batch import SAMPLES, make_sample
 
 from rlhf_services.trainer.metrics import MetricsFile, TrainerMetrics, describe_step
 from rlhf_services.trainer.progress import COLUMNS, Progress
 from rlhf_services.trainer.rollouts.collect import Collected
+from rlhf_services.trainer.rollouts.scoring import Sample
 from rlhf_services.trainer.step_metrics import STEP_METRICS
 
 TRAINING = dict.fromkeys(STEP_METRICS, 0.125)
 
 
-def make_step() -> dict[str, float]:
-    collected = Collected(samples=SAMPLES, dropped=Counter({"score_too_long": 2}), generate_seconds=2.0)
+def make_step(samples: list[Sample] = SAMPLES) -> dict[str, float]:
+    collected = Collected(samples=samples, dropped=Counter({"score_too_long": 2}), generate_seconds=2.0)
     return describe_step(
         collected,
         TRAINING,
@@ -41,6 +43,31 @@ def test_a_step_has_every_metric_and_counts_what_was_trained_on() -> None:
     assert (metrics["rollouts"], metrics["dropped_rollouts"], metrics["stopped_fraction"]) == (3.0, 2.0, 1.0)
     assert (metrics["policy_version"], metrics["publish_pause_seconds"]) == (5.0, 0.25)
     assert metrics["kl"] == 0.125
+
+
+@pytest.mark.parametrize(
+    ("completions", "expected"),
+    [
+        # (tokens, reward). Ranks of tokens 1, 2, 3, 4, of rewards 1, 3, 2, 4: 1 - 6 * (0 + 1 + 1 + 0) / (4 * 15) = 0.8.
+        ([(1, -5.0), (2, 1.0), (30, 0.5), (400, 9.0)], 0.8),
+        ([(3, 1.0), (2, 2.0), (1, 3.0)], -1.0),
+        # Ranks of tokens 1.5, 1.5, 3, of rewards 1, 2, 3: 1.5 / sqrt(1.5 * 2).
+        ([(1, 0.0), (1, 1.0), (2, 5.0)], 0.75**0.5),
+        ([(1, 2.0), (2, 2.0)], 0.0),
+        ([(2, 1.0), (2, 2.0)], 0.0),
+        ([(2, 1.0)], 0.0),
+    ],
+)
+def test_reward_and_length_are_compared_by_rank(completions: list[tuple[int, float]], expected: float) -> None:
+    samples = [make_sample([5], [1] * tokens, reward) for tokens, reward in completions]
+    assert make_step(samples)["reward_length_correlation"] == pytest.approx(expected)
+
+
+def test_disagreement_is_the_mean_over_completions_that_have_one() -> None:
+    spreads: list[dict[str, float]] = [{"reward": 0.5}, {}, {"reward": 1.0, "gold": 7.0}]
+    samples = [replace(sample, spreads=spread) for sample, spread in zip(SAMPLES, spreads, strict=True)]
+    assert make_step(samples)["reward_spread_mean"] == 0.75
+    assert make_step(SAMPLES)["reward_spread_mean"] == 0.0
 
 
 def test_steps_are_read_back_without_a_torn_line(tmp_path: Path) -> None:
