@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PLATFORM ?= $(wildcard ../shared/platform)
 ROOMS := $(notdir $(patsubst %/__init__.py,%,$(wildcard services/*/__init__.py)))
 
-.PHONY: help setup demo test test-unit test-all test-deploy test-k8s lint format protos dashboards bench bench-train bench-frontier images locks clean
+.PHONY: help setup demo test test-unit test-all test-deploy test-k8s check-deploy k8s-jobs lint format protos dashboards bench bench-train bench-frontier images locks clean
 help: ## Show this list.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
@@ -32,6 +32,17 @@ test-deploy: export PLATFORM := $(PLATFORM)
 test-deploy: setup ## Build the images, bring the compose stack up, train in it, watch it, break it (needs a container engine).
 	scripts/with-engine $(MAKE) images
 	scripts/with-engine $(BIN)/pytest -m deploy tests/deploy $(ARGS)
+
+# checkov's own dependencies would hold ours back, so it has an environment of its own.
+build/checkov/bin/checkov:
+	$(PYTHON) -m venv build/checkov
+	build/checkov/bin/pip install --quiet "checkov==3.3.30"
+check-deploy: export PLATFORM := $(PLATFORM)
+check-deploy: setup build/checkov/bin/checkov ## Check all of deploy/ without running it: manifests, rules, dashboards, Dockerfile.
+	scripts/with-tools $(BIN)/pytest -m static tests/deploy $(ARGS)
+
+k8s-jobs: setup ## Write the runs in deploy/k8s/jobs anew, as rlhf submit makes them.
+	PATH=$(abspath $(BIN)):$$PATH scripts/k8s-jobs
 
 test-k8s: export PLATFORM := $(PLATFORM)
 test-k8s: setup ## Build the images, deploy to a real Kubernetes (of KUBECONFIG, else a node started here), train in it, break it.
