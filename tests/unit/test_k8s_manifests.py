@@ -60,12 +60,22 @@ def test_every_container_says_what_it_needs_and_may_take(name: str) -> None:
         assert "memory" in container["resources"]["limits"]
 
 
-def test_the_trainer_alone_gets_a_token_of_the_api() -> None:
+def test_no_pod_gets_a_token_of_the_api() -> None:
     accounts = named(BASE, "ServiceAccount")
-    assert [name for name in PODS if PODS[name].spec["automountServiceAccountToken"]] == ["trainer"]
-    assert {name for name in accounts if accounts[name].get("automountServiceAccountToken", True)} == {
-        "trainer",
-        "rlhf-submit",
+    assert not [name for name in PODS if PODS[name].spec["automountServiceAccountToken"]]
+    assert [name for name in accounts if accounts[name].get("automountServiceAccountToken", True)] == ["rlhf-submit"]
+
+
+def test_whoever_submits_may_do_what_the_command_does_and_nothing_else() -> None:
+    rules = named(BASE, "Role")["rlhf-submit"]["rules"]
+    assert {(resource, *rule["verbs"]) for rule in rules for resource in rule["resources"]} == {
+        ("podtemplates", "get"),
+        ("configmaps", "get", "list", "create", "delete"),
+        ("services", "create", "delete"),
+        ("jobs", "get", "list", "create", "delete"),
+        ("pods", "list"),
+        ("events", "list"),
+        ("pods/log", "get"),
     }
 
 
