@@ -45,12 +45,18 @@ def make_board(
     return built
 
 
-def choice(name: str, label: str, query: str) -> dashboard.QueryVariable:
-    """Returns a variable of which any number can be chosen. Args: query: such as label_values(up, instance)."""
+def choice(name: str, label: str, query: str, *, all_value: str | None = ".*") -> dashboard.QueryVariable:
+    """Returns a variable of which any number can be chosen.
+
+    Args:
+        query: such as label_values(up, instance).
+        all_value: what "All" stands for; None is exactly the values of the query.
+    """
     everything = models.VariableOption(text="All", value="$__all", selected=True)
     variable = dashboard.QueryVariable(name).label(label).query(query).datasource(SOURCE)
     variable = variable.refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED).sort(models.VariableSort.ALPHABETICAL_ASC)
-    return variable.multi(True).include_all(True).all_value(".*").current(everything)
+    variable = variable.multi(True).include_all(True).current(everything)
+    return variable if all_value is None else variable.all_value(all_value)
 
 
 def run_choice() -> dashboard.QueryVariable:

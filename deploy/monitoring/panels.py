@@ -50,7 +50,7 @@ def time_series(
     """
     panel = timeseries.Panel().title(title).description(description).unit(unit).span(width).height(8)
     panel = panel.datasource(SOURCE).targets(_targets(queries, instant=False))
-    legend = common_builders.VizLegendOptions().display_mode(common.LegendDisplayMode.TABLE).show_legend(True)
+    legend = common_builders.VizLegendOptions().display_mode(common.LegendDisplayMode.LIST).show_legend(True)
     panel = panel.legend(legend.placement(common.LegendPlacement.BOTTOM).calcs(["lastNotNull"]))
     tooltip = common_builders.VizTooltipOptions().mode(common.TooltipDisplayMode.MULTI)
     panel = panel.tooltip(tooltip.sort(common.SortOrder.DESCENDING))

@@ -14,7 +14,7 @@ def build() -> Dashboard:
         "resources",
         "Resources",
         "Memory, processor, open files, restarts and disk of every process.",
-        [choice("job", "Service", "label_values(rlhf_ready, job)")],
+        [choice("job", "Service", "label_values(rlhf_ready, job)", all_value=None)],
         [*_stats(), *_processes(), *_disk()],
     )
 

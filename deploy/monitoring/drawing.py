@@ -1,0 +1,258 @@
+"""Draws a dashboard's panels with matplotlib: where Grafana would put them, from what their queries returned."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import matplotlib
+import matplotlib.dates as dates
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from units import format_value
+
+matplotlib.rcParams.update({"font.size": 7.5, "font.family": "DejaVu Sans"})
+
+COLORS = {
+    "green": "#56a64b",
+    "orange": "#ff9830",
+    "red": "#e02f44",
+    "blue": "#3274d9",
+    "text": "#24292e",
+}
+PALETTE = ("#56a64b", "#f2cc0c", "#3274d9", "#ff780a", "#e02f44", "#8f3bb8", "#37872d", "#1f78c1", "#ba43a9", "#705da0")
+COLUMNS = 24
+WIDTH_INCHES, ROW_INCHES, HEAD_INCHES = 15.0, 0.33, 0.45
+LEGEND_ENTRIES = 8
+NO_DATA = "No data"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A series of a panel."""
+
+    name: str
+    times: Sequence[datetime]
+    values: Sequence[float]
+
+    @property
+    def last(self) -> float:
+        """The newest value; NaN if there is none."""
+        return next((value for value in reversed(self.values) if not math.isnan(value)), math.nan)
+
+
+def draw_dashboard(
+    title: str, panels: Sequence[tuple[Mapping[str, Any], Sequence[Line]]], span: tuple[datetime, datetime]
+) -> Figure:
+    """Returns the picture of a dashboard. Args: panels: each as in the JSON, with its series. span: what is shown."""
+    rows = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel, _ in panels)
+    height = rows * ROW_INCHES + HEAD_INCHES
+    figure = Figure(figsize=(WIDTH_INCHES, height), facecolor="#f4f5f5")
+    figure.text(0.008, 1 - 0.6 * HEAD_INCHES / height, title, fontsize=13, weight="bold", va="center")
+    shown = f"{span[0]:%Y-%m-%d %H:%M} to {span[1]:%H:%M} UTC"
+    figure.text(0.992, 1 - 0.6 * HEAD_INCHES / height, shown, fontsize=9, color="#555", va="center", ha="right")
+    for panel, lines in panels:
+        grid = panel["gridPos"]
+        left, width = grid["x"] / COLUMNS, grid["w"] / COLUMNS
+        top = 1 - (HEAD_INCHES + grid["y"] * ROW_INCHES) / height
+        frame = _frame(figure, panel["title"], (left, top, width, grid["h"] * ROW_INCHES / height))
+        DRAWERS[panel["type"]](frame, panel, lines)
+        if panel["type"] in ("timeseries", "heatmap", "state-timeline") and lines:
+            _time_axis(frame, span)
+    return figure
+
+
+def _frame(figure: Figure, title: str, box: tuple[float, float, float, float]) -> Axes:
+    """Returns the axes of a panel, on a white card with a title."""
+    left, top, width, height = box
+    inches = figure.get_size_inches()
+    gap_x, gap_y = 0.05 / inches[0], 0.05 / inches[1]
+    card = figure.add_axes((left + gap_x, top - height + gap_y, width - 2 * gap_x, height - 2 * gap_y))
+    card.set(xticks=[], yticks=[], facecolor="white")
+    for spine in card.spines.values():
+        spine.set_color("#d8d9da")
+    card.text(0.08 / (width * inches[0]), 1 - 0.16 / (height * inches[1]), title, weight="bold", va="center")
+    pad_left, pad_right, pad_top, pad_bottom = 0.62 / inches[0], 0.5 / inches[0], 0.32 / inches[1], 0.62 / inches[1]
+    return figure.add_axes(
+        (left + pad_left, top - height + pad_bottom, width - pad_left - pad_right, height - pad_top - pad_bottom)
+    )
+
+
+def _draw_time_series(axes: Axes, panel: Mapping[str, Any], lines: Sequence[Line]) -> None:
+    defaults = panel["fieldConfig"]["defaults"]
+    if not lines:
+        return _draw_nothing(axes)
+    styles = [_style(panel, line.name, number) for number, line in enumerate(lines)]
+    stacked = defaults["custom"].get("stacking", {}).get("mode") == "normal"
+    right = axes.twinx() if any(style["right"] for style in styles) else None
+    handles: list[tuple[Any, str]] = []
+    base: list[float] = []
+    for line, style in zip(lines, styles, strict=True):
+        target = right if style["right"] and right is not None else axes
+        values = list(line.values)
+        if stacked and not style["dashed"]:
+            base = base or [0.0] * len(values)
+            below = base
+            base = [low + (0 if math.isnan(value) else value) for low, value in zip(base, values, strict=True)]
+            target.fill_between(line.times, below, base, color=style["color"], alpha=0.4, linewidth=0)
+            values = base
+        dots = "." if sum(not math.isnan(value) for value in values) <= 3 else ""
+        dashes = "--" if style["dashed"] else "-"
+        (handle,) = target.plot(line.times, values, dots + dashes, color=style["color"], linewidth=1.3)
+        handles.append((handle, f"{line.name}  {format_value(line.last, style['unit'])}"))
+    _value_axis(axes, defaults, defaults["unit"])
+    if right is not None:
+        _value_axis(right, {"min": defaults.get("min")}, next(style["unit"] for style in styles if style["right"]))
+        right.grid(visible=False)
+    _thresholds(axes, defaults)
+    _legend(axes, handles)
+
+
+def _draw_nothing(axes: Axes) -> None:
+    axes.axis("off")
+    axes.text(0.5, 0.5, NO_DATA, ha="center", va="center", color="#888", fontsize=10, transform=axes.transAxes)
+
+
+def _style(panel: Mapping[str, Any], name: str, number: int) -> dict[str, Any]:
+    """Returns how a series is drawn: colour, dashes, which axis, unit."""
+    style = {
+        "color": PALETTE[number % len(PALETTE)],
+        "dashed": False,
+        "right": False,
+        "unit": panel["fieldConfig"]["defaults"]["unit"],
+    }
+    for override in panel["fieldConfig"]["overrides"]:
+        if not re.fullmatch(override["matcher"]["options"], name):
+            continue
+        for setting in override["properties"]:
+            value = setting["value"]
+            if setting["id"] == "color":
+                style["color"] = COLORS[value["fixedColor"]]
+            elif setting["id"] == "custom.lineStyle":
+                style["dashed"] = value["fill"] == "dash"
+            elif setting["id"] == "custom.axisPlacement":
+                style["right"] = value == "right"
+            elif setting["id"] == "unit":
+                style["unit"] = value
+    return style
+
+
+def _value_axis(axes: Axes, defaults: Mapping[str, Any], unit: str) -> None:
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_value(float(value), unit)))
+    low, high = axes.get_ylim()
+    if high - low < 1e-9 * max(1.0, abs(high)):
+        low, high = low - 0.5, high + 0.5
+    axes.set_ylim(low if defaults.get("min") is None else defaults["min"], defaults.get("max") or high)
+    axes.grid(visible=True, color="#e5e5e5", linewidth=0.6)
+    axes.tick_params(length=0, colors="#555", labelsize=6.5)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _time_axis(axes: Axes, span: tuple[datetime, datetime]) -> None:
+    axes.set_xlim(*(dates.date2num(each) for each in span))
+    minutes = (span[1] - span[0]).total_seconds() / 60
+    axes.xaxis.set_major_locator(dates.AutoDateLocator(minticks=3, maxticks=6))
+    axes.xaxis.set_major_formatter(dates.DateFormatter("%H:%M:%S" if minutes < 10 else "%H:%M", tz=UTC))
+
+
+def _thresholds(axes: Axes, defaults: Mapping[str, Any]) -> None:
+    if defaults["custom"].get("thresholdsStyle", {}).get("mode") != "dashed":
+        return
+    low, high = axes.get_ylim()
+    for step in defaults["thresholds"]["steps"]:
+        if step.get("value") is not None and low <= step["value"] <= high:
+            axes.axhline(step["value"], color=COLORS[step["color"]], linestyle=(0, (4, 4)), linewidth=0.9)
+
+
+def _legend(axes: Axes, handles: Sequence[tuple[Any, str]]) -> None:
+    shown = handles[:LEGEND_ENTRIES]
+    texts = [text if len(text) < 60 else text[:57] + "..." for _, text in shown]
+    columns = 1 if len(shown) == 1 else max(1, min(4, int(axes.get_position().width * 260 / max(map(len, texts)))))
+    axes.legend(
+        [handle for handle, _ in shown], texts,
+        loc="upper left", bbox_to_anchor=(-0.06, -0.12), ncols=columns, frameon=False, fontsize=6.5, handlelength=1.2,
+        borderaxespad=0, columnspacing=1.2, labelspacing=0.3,
+    )  # fmt: skip
+
+
+def _draw_stat(axes: Axes, panel: Mapping[str, Any], lines: Sequence[Line]) -> None:
+    axes.axis("off")
+    defaults, options = panel["fieldConfig"]["defaults"], panel["options"]
+    if not lines:
+        axes.text(0.5, 0.3, defaults.get("noValue", NO_DATA), ha="center", va="center", fontsize=14, color="#888")
+        return
+    for number, line in enumerate(lines[:4]):
+        color = _threshold_color(defaults["thresholds"]["steps"], line.last)
+        color = _stat_override(panel, line.name) or color
+        text = line.name if options["textMode"] == "name" else format_value(line.last, defaults["unit"])
+        middle = (number + 0.5) / min(len(lines), 4)
+        size = 17 if len(lines) == 1 else 13
+        axes.text(middle, 0.35, text, ha="center", va="center", fontsize=size, weight="bold", color=COLORS[color])
+        if len(lines) > 1 and options["textMode"] != "name":
+            axes.text(middle, -0.35, line.name, ha="center", va="center", fontsize=7, color="#555")
+
+
+def _threshold_color(steps: Sequence[Mapping[str, Any]], value: float) -> str:
+    reached = [step["color"] for step in steps if step.get("value") is None or value >= step["value"]]
+    return str(reached[-1])
+
+
+def _stat_override(panel: Mapping[str, Any], name: str) -> str | None:
+    for override in panel["fieldConfig"]["overrides"]:
+        if re.fullmatch(override["matcher"]["options"], name):
+            return str(override["properties"][0]["value"]["fixedColor"])
+    return None
+
+
+def _draw_states(axes: Axes, panel: Mapping[str, Any], lines: Sequence[Line]) -> None:
+    if not lines:
+        return _draw_nothing(axes)
+    texts = panel["fieldConfig"]["defaults"]["mappings"][0]["options"]
+    for row, line in enumerate(lines):
+        width = dates.date2num(line.times[1]) - dates.date2num(line.times[0])
+        for time, value in zip(line.times, line.values, strict=True):
+            if not math.isnan(value):
+                color = COLORS[texts[f"{value:g}"]["color"]]
+                axes.barh(row, width, left=dates.date2num(time), height=0.7, color=color, linewidth=0)
+    axes.set_yticks(range(len(lines)), [line.name for line in lines], fontsize=6.5)
+    axes.set_ylim(len(lines) - 0.4, -0.6)
+    axes.xaxis_date(tz=UTC)
+    axes.tick_params(length=0, colors="#555", labelsize=6.5)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    handles = [(axes.barh(0, 0, color=COLORS[each["color"]]), each["text"]) for each in texts.values()]
+    _legend(axes, handles)
+
+
+def _draw_heatmap(axes: Axes, panel: Mapping[str, Any], lines: Sequence[Line]) -> None:
+    """Draws buckets, which Prometheus counts up to their bound, as Grafana does: each without those below it."""
+    ordered = sorted((line for line in lines if line.name != "+Inf"), key=lambda line: float(line.name))
+    if not ordered:
+        return _draw_nothing(axes)
+    below = [0.0] * len(ordered[0].times)
+    cells = []
+    for line in ordered:
+        cells.append([max(0.0, value - low) for value, low in zip(line.values, below, strict=True)])
+        below = list(line.values)
+    times = dates.date2num(ordered[0].times)
+    masked = [[value if value > 0 else math.nan for value in row] for row in cells]
+    axes.pcolormesh(times, range(len(ordered)), masked, cmap="Blues", shading="nearest", vmin=0)
+    every = max(1, len(ordered) // 9)
+    axes.set_yticks(range(0, len(ordered), every), [line.name for line in ordered][::every])
+    axes.xaxis_date(tz=UTC)
+    axes.tick_params(length=0, colors="#555", labelsize=6.5)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+DRAWERS = {
+    "timeseries": _draw_time_series,
+    "stat": _draw_stat,
+    "state-timeline": _draw_states,
+    "heatmap": _draw_heatmap,
+}
