@@ -71,6 +71,8 @@ def run_against(target: str, work: Coroutine[Any, Any, T]) -> T:
 def explain_absence(error: NotReadyError) -> str | None:
     """Returns why a service cannot be reached, in a few words; None if it answered, and the error has its own words."""
     message = str(error)
+    if "RLHF_TLS" in message:
+        return "closes connections: does one side alone have the RLHF_TLS variables?"
     if "refused" in message:
         return "refuses connections; is the service running?"
     if "resolving" in message:

@@ -69,9 +69,7 @@ def tls_files(environment: Mapping[str, str] = os.environ) -> TlsFiles | None:
         return None
     if missing:
         given = " and ".join(name for name, value in values.items() if value)
-        raise ConfigError(
-            f"{given} is set but {' and '.join(missing)} is not; set all three, or none to go without TLS"
-        )
+        raise ConfigError(f"{given} is set, but not {' and '.join(missing)}; set all three, or none to go without TLS")
     return TlsFiles(*map(Path, values.values()))
 
 

@@ -57,6 +57,8 @@ def test_absence_is_told_in_a_few_words_and_a_services_own_words_are_kept() -> N
     assert explain_absence(refused) == "refuses connections; is the service running?"
     late = NotReadyError("reward service at a:1: did not answer within the call's deadline")
     assert explain_absence(late) == "did not answer in time; is the service running?"
+    one_sided = NotReadyError("connections failing; last error: Socket closed; either both sides have ... RLHF_TLS ...")
+    assert explain_absence(one_sided) == "closes connections: does one side alone have the RLHF_TLS variables?"
     assert explain_absence(NotReadyError("the reward service is still loading")) is None
 
 

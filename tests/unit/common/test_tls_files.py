@@ -13,7 +13,9 @@ def test_it_is_off_while_no_variable_is_set():
 
 
 def test_a_missing_variable_is_named():
-    with pytest.raises(ConfigError, match=rf"{CERT_VARIABLE} and {CA_VARIABLE} is set but {KEY_VARIABLE} is not"):
+    with pytest.raises(
+        ConfigError, match=rf"{CERT_VARIABLE} and {CA_VARIABLE} is set, but not {KEY_VARIABLE}; set all three"
+    ):
         tls_files({CERT_VARIABLE: "a", CA_VARIABLE: "c"})
 
 
