@@ -29,6 +29,9 @@ def test_help_of_every_command_exits_0(capsys: Capture) -> None:
         ["logprobs"],
         ["status"],
         ["eval"],
+        ["submit"],
+        ["runs"],
+        ["runs", "resume"],
     ):
         assert main([*command, "--help"]) == 0
         assert "Usage: rlhf" in capsys.readouterr().out
