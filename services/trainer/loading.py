@@ -1,6 +1,6 @@
 """What an online run trains: models, optimizers and prompts, as configured or as a checkpoint left them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from rlhf_services.models.scalar_model import ScalarModel
 from rlhf_services.trainer.checkpoint import read_state, require_same_model
 from rlhf_services.trainer.data.chat import load_chat_examples
 from rlhf_services.trainer.data.chat_masks import ChatExample
-from rlhf_services.trainer.data.prompts import PromptSampler, load_prompts
+from rlhf_services.trainer.data.prompts import PromptItem, PromptSampler, load_prompts
 from rlhf_services.trainer.learning.catalog import make_updater
 from rlhf_services.trainer.learning.ranks import Ranks
 from rlhf_services.trainer.learning.trained_model import TrainedModel
@@ -45,6 +45,8 @@ class LoadedRun:
     """Steps completed."""
     policy_version: int = FIRST_POLICY_VERSION
     """Of the weights as they are, published or not."""
+    heldout: list[PromptItem] = field(default_factory=list)
+    """What the policy is evaluated on while it learns; may be empty."""
     notes: list[str] = field(default_factory=list)
     """What the user should know: prompts left out, values that are not the checkpoint's."""
 
@@ -97,6 +99,7 @@ def load_run(config: OnlineRunConfig, checkpoint: Path | None, *, resume: bool, 
         updater=_load_updater(config, demonstrations, device, ranks),
         device=device,
         resumed=resume,
+        heldout=_load_heldout(config, prompt_set.items, tokenizer, notes),
         notes=notes,
     )
     if checkpoint is not None:
@@ -156,6 +159,22 @@ def _load_demonstrations(
         loaded = load_chat_examples(config.ptx.path, tokenizer, max_tokens=config.ptx.max_tokens)
     notes += [f"{count} demonstrations of ptx.path were left out: {why}" for why, count in loaded.skipped.items()]
     return loaded.examples
+
+
+def _load_heldout(
+    config: OnlineRunConfig, trained_on: Sequence[PromptItem], tokenizer: PreTrainedTokenizerBase, notes: list[str]
+) -> list[PromptItem]:
+    if config.evaluation.prompts_path is None:
+        return []
+    with _naming("prompts.path", "evaluation.prompts_path"):
+        loaded = load_prompts(
+            config.evaluation.prompts_path, tokenizer, max_prompt_tokens=config.prompts.max_prompt_tokens
+        )
+    items = loaded.items[: config.evaluation.num_prompts]
+    known = {tuple(item.prompt_ids) for item in trained_on}
+    if num_shared := sum(tuple(item.prompt_ids) in known for item in items):
+        notes.append(f"{num_shared} of {len(items)} prompts of evaluation.prompts_path are in prompts.path: trained on")
+    return items
 
 
 def _restore(run: LoadedRun, config: OnlineRunConfig, checkpoint: Path) -> None:

@@ -7,6 +7,7 @@
     batch.py      the rollouts as tensors [B, T]
     update.py     old log-probabilities, the algorithm's advantages (ppo.py, grpo.py, ...), losses, optimizer steps
     metrics.py    the step is written down; checkpoint.py saves what the run needs to go on
+    in_run.py     now and then, held-out prompts show how good the policy is
 
 The loop is asynchronous so that services are called at once and the TrainerService (control.py) answers meanwhile;
 torch works in a thread of its own. On many ranks all of them run this loop, step by step together.
@@ -27,6 +28,7 @@ async def train(run: OnlineRun) -> None:
         after a NonFiniteError.
     """
     await run.peers.check()
+    await run.evaluate_if_due()
     while run.step < run.config.training.steps and await run.goes_on():
         started = time.monotonic()
         collected = await run.collect()
@@ -36,4 +38,5 @@ async def train(run: OnlineRun) -> None:
         await run.record(collected, update, seconds=time.monotonic() - started)
         if run.checkpoint_due:
             await run.save_checkpoint()
+        await run.evaluate_if_due()
     await run.publish()

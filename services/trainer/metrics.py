@@ -9,6 +9,7 @@ from statistics import fmean
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 
 from rlhf_services.trainer.correlation import spearman
+from rlhf_services.trainer.evaluation.gauges import EvaluationGauges
 from rlhf_services.trainer.rollouts.collect import Collected
 
 
@@ -64,6 +65,7 @@ class TrainerMetrics:
 
     def __init__(self, texts: Mapping[str, str], registry: CollectorRegistry = REGISTRY) -> None:
         """Args: texts: the metrics of the run with their meanings, as step_metrics() has them."""
+        self.evaluation = EvaluationGauges(registry)
         self._gauges = {name: Gauge(f"rlhf_trainer_{name}", text, registry=registry) for name, text in texts.items()}
         self._step = Gauge("rlhf_trainer_step", "Number of the last finished step.", registry=registry)
         self._trained_tokens = Counter("rlhf_trainer_trained_tokens_total", "Tokens trained on.", registry=registry)

@@ -12,6 +12,7 @@ from rlhf_services.models.loading import tokenizer_digest
 from rlhf_services.trainer.checkpoint import CheckpointFolder, write_directory
 from rlhf_services.trainer.control import RunControl
 from rlhf_services.trainer.errors import RunError
+from rlhf_services.trainer.evaluation.in_run import InRunEvaluation
 from rlhf_services.trainer.learning.ranks import Ranks
 from rlhf_services.trainer.learning.update import Update
 from rlhf_services.trainer.loading import LoadedRun
@@ -29,7 +30,7 @@ from rlhf_services.trainer.step_metrics import step_metrics
 log = get_logger(__name__)
 
 SAVE, GO, STOP = b"save", b"go", b"stop"
-"""What the ranks tell one another between two steps; the main one alone says SAVE."""
+"""What the ranks tell one another between two steps. The main one alone says SAVE."""
 
 
 class OnlineRun:
@@ -61,7 +62,7 @@ class OnlineRun:
         self._ranks = ranks
         self._metric_names = tuple(step_metrics(config))
         self._publish_seconds = 0.0
-        """Time of the push before the present step's sampling; 0 if nothing had to be sampled."""
+        """Time of the push since the last step; 0 if nothing had to be sampled."""
         self._loaded = loaded
         self._state = loaded.state(config)
         self._last_metrics: Mapping[str, float] = {}
@@ -74,6 +75,9 @@ class OnlineRun:
             self._metrics_file.truncate_after(loaded.step)
         if not loaded.resumed:
             self._journal.clear()
+        self._evaluation = InRunEvaluation(
+            config, loaded, self.peers, gauges=metrics.evaluation, say=progress.say, ranks=ranks
+        )
         control.step, control.policy_version = loaded.step, loaded.policy_version
         control.waiting_for = lambda: self.peers.waiting_for
 
@@ -111,10 +115,24 @@ class OnlineRun:
                 await self.save_checkpoint()
         return STOP not in told
 
+    async def evaluate_if_due(self) -> None:
+        """Evaluates the present policy on held-out prompts, if this is the step for it and nobody asked to stop.
+
+        All ranks call it. Raises: as publish() and collect().
+        """
+        if not self._evaluation.is_planned(self.step):
+            return
+        wanted = not self.control.stopping and not self._evaluation.is_done(self.step)
+        if set(await self._tell(GO if wanted else STOP)) != {GO}:
+            return
+        await self._publish_if_new()
+        await self._evaluation.evaluate(
+            self.step, policy_version=self.policy_version, bring_current=self.publisher.bring_current
+        )
+
     async def collect(self) -> Collected:
         """Returns the rollouts of the next step, all of them in the journal. Raises: as collect(); RunError."""
         training, groups = self.config.training, self.config.groups
-        self._publish_seconds = 0.0
         journal = self._journal.open_step(self.step + 1)
 
         async def collect_prompts(prompts: Sequence[Prompt]) -> Collected:
@@ -164,6 +182,7 @@ class OnlineRun:
             publish_pause_seconds=self.publisher.pause_seconds if self._publish_seconds else 0.0,
             seconds=seconds,
         )
+        self._publish_seconds = 0.0
         self._last_metrics = metrics
         if not self._ranks.is_main:
             return
@@ -196,9 +215,8 @@ class OnlineRun:
 
     async def _collect_prompts(self, prompts: Sequence[Prompt], journal: StepJournal) -> Collected:
         """Samples and scores some prompts; what the journal knows needs no service, and so no push."""
-        is_published = self.publisher.policy_version == self.policy_version
-        if not is_published and not journal.is_complete(prompts, self._sampling, self.policy_version):
-            self._publish_seconds = await self.publish()
+        if not journal.is_complete(prompts, self._sampling, self.policy_version):
+            await self._publish_if_new()
         return await collect(
             prompts,
             self._sampling,
@@ -208,6 +226,10 @@ class OnlineRun:
             journal=journal,
             ranks=self._ranks,
         )
+
+    async def _publish_if_new(self) -> None:
+        if self.publisher.policy_version != self.policy_version:
+            self._publish_seconds = await self.publish()
 
     async def _tell(self, message: bytes) -> list[bytes]:
         """Returns what every rank says, the main one first."""

@@ -110,10 +110,10 @@ async def world(tmp_path: Path, tiny_model_path: Path, tiny_reward_path: Path) -
         yield World(policy, reward, reference, tmp_path, tiny_model_path, tiny_reward_path)
 
 
-def rows(run_dir: Path) -> list[dict[str, float]]:
+def rows(run_dir: Path, file: str = "metrics") -> list[dict[str, float]]:
     return [
         {name: value for name, value in json.loads(line).items() if not name.endswith(("_seconds", "_per_second"))}
-        for line in (run_dir / "metrics.jsonl").read_text().splitlines()
+        for line in (run_dir / f"{file}.jsonl").read_text().splitlines()
     ]
 
 
@@ -128,9 +128,17 @@ def require_close(ours: Path, theirs: Path) -> None:
 
 
 async def test_two_ranks_learn_what_one_does(world: World) -> None:
-    one = await world.run("grpo", "one", 1, "--training.steps", str(NUM_STEPS))
-    two = await world.run("grpo", "two", 2, "--training.steps", str(NUM_STEPS))
+    heldout = world.folder / "heldout.jsonl"
+    heldout.write_text("".join(json.dumps({"prompt": word}) + "\n" for word in ("x", "yz", "www")))
+    flags = ["--training.steps", str(NUM_STEPS), "--evaluation.prompts_path", str(heldout)]
+    flags += ["--evaluation.every_steps", "2", "--evaluation.gold_target", world.reward.target]
+    one = await world.run("grpo", "one", 1, *flags)
+    two = await world.run("grpo", "two", 2, *flags)
     require_close(two, one)
+    assert [row["step"] for row in rows(one, "evaluations")] == [0, 2, 3]
+    assert [{**row, "seconds": 0} for row in rows(two, "evaluations")] == [
+        {**row, "seconds": 0} for row in rows(one, "evaluations")
+    ]
 
 
 async def test_a_run_of_two_ranks_goes_on_with_one(world: World) -> None:

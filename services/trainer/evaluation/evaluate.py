@@ -83,15 +83,26 @@ async def evaluate(
         completions_per_prompt=samples_per_prompt,
         stop_ids=stop_ids,
     )
+    collected = await collect(questions_of(prompts, seed), sampling, peers)
+    collected.require_enough(1.0)
+    rows = rows_of(collected.samples, prompts, decode)
+    return Evaluation(rows=rows, summary=summarise(rows), dropped=dict(collected.dropped))
+
+
+def questions_of(prompts: Sequence[PromptItem], seed: int) -> list[Prompt]:
+    """Returns the prompts as they are asked; the group_id of each is its number."""
     # Seeds of neighbours are far apart: completion i of a prompt is drawn with its seed + i.
-    questions = [
+    return [
         Prompt(group_id=str(index), prompt_ids=item.prompt_ids, seed=(seed * len(prompts) + index) * 1024)
         for index, item in enumerate(prompts)
     ]
-    collected = await collect(questions, sampling, peers)
-    collected.require_enough(1.0)
-    rows = [_row(sample, prompts, decode) for sample in collected.samples]
-    return Evaluation(rows=rows, summary=summarise(rows), dropped=dict(collected.dropped))
+
+
+def rows_of(
+    samples: Sequence[Sample], prompts: Sequence[PromptItem], decode: Callable[[list[int]], str]
+) -> list[EvaluationRow]:
+    """Returns what the answers to questions_of(prompts) come to, in their order."""
+    return [_row(sample, prompts, decode) for sample in samples]
 
 
 def summarise(rows: Sequence[EvaluationRow]) -> dict[str, MeanWithInterval]:

@@ -57,6 +57,12 @@ def test_the_smallest_run_names_models_prompts_and_a_directory(tmp_path: Path) -
         ),
         ("[kl]\ncoef = 0\ntarget = 6.0", r"kl.coef is 0, which no kl.target \(6.0\) can adapt"),
         ("[kl]\ntarget = 6.0\nhorizon = 12", r"kl.horizon is 12, too short for 64 rollouts a step"),
+        ("[evaluation]\nevery_steps = 0", r"evaluation.every_steps is 0; it should be greater than or equal to 1"),
+        (
+            "[evaluation]\ngold_target = 'gold:50052'",
+            r"evaluation.gold_target is 'gold:50052', but evaluation.prompts_path is absent: name a JSONL",
+        ),
+        ("[watch]\nkl_budget = 0", r"watch.kl_budget is 0; it should be greater than 0"),
         ("[groups]\ndrop_uniform = true", r"training.group_size is 1, but groups.drop_uniform is true"),
         (
             "[reward]\noverlong_buffer_tokens = 129",
