@@ -1,4 +1,8 @@
-"""A Kubernetes for the tests: the one of $KUBECONFIG, or a node started with the scripts in $PLATFORM."""
+"""A Kubernetes for the tests: the one of $KUBECONFIG, or a node of 1.20 started with the scripts in $PLATFORM.
+
+The cluster of $KUBECONFIG needs a default storage class, and the images: push them to a registry that it reaches and
+build with that RLHF_IMAGE_PREFIX, or load them into its nodes (`kind load docker-image`).
+"""
 
 import json
 import os
@@ -91,12 +95,16 @@ class Cluster:
 def a_cluster() -> Iterator[Cluster]:
     """Yields a cluster in which our services are ready, and takes away what it added."""
     if given := os.environ.get("KUBECONFIG"):
-        with _deployed(Cluster(Path(given)), HERE / "tiny") as cluster:
+        cluster, overlay = Cluster(Path(given)), HERE / "tiny"
+        cluster.kubectl("apply", f"--kustomize={overlay}")
+        try:
             yield cluster
+        finally:
+            cluster.kubectl("delete", f"--kustomize={overlay}", "--ignore-not-found", "--timeout=120s", check=False)
         return
     platform = os.environ.get("PLATFORM")
     if not platform:
-        raise RuntimeError("no cluster: set KUBECONFIG, or PLATFORM to the folder with kube-up.sh")
+        raise RuntimeError("no cluster: set KUBECONFIG, or PLATFORM to a folder with kube-up.sh and kube-down.sh")
     printed = subprocess.run([f"{platform}/kube-up.sh"], check=True, stdout=subprocess.PIPE, text=True).stdout
     try:
         cluster = Cluster(Path(printed.splitlines()[-1]))
@@ -104,21 +112,12 @@ def a_cluster() -> Iterator[Cluster]:
         for volume in ("models", "runs"):
             shutil.rmtree(VOLUMES / volume, ignore_errors=True)
             (VOLUMES / volume).mkdir(parents=True)
-            (VOLUMES / volume).chmod(0o777)  # the kubelet gives a hostPath to nobody: fsGroup does nothing there
-        with _deployed(cluster, HERE / "kube120"):
-            yield cluster
+            (VOLUMES / volume).chmod(0o777)  # the kubelet hands a folder of the node to nobody: fsGroup does nothing
+        cluster.kubectl("apply", f"--kustomize={HERE / 'kube120'}")
+        yield cluster
     finally:
         subprocess.run([f"{platform}/kube-down.sh"], check=False)
         shutil.rmtree(VOLUMES, ignore_errors=True)
-
-
-@contextmanager
-def _deployed(cluster: Cluster, overlay: Path) -> Iterator[Cluster]:
-    cluster.kubectl("apply", f"--kustomize={overlay}")
-    try:
-        yield cluster
-    finally:
-        cluster.kubectl("delete", f"--kustomize={overlay}", "--ignore-not-found", "--timeout=120s", check=False)
 
 
 def _load_images(socket: Path) -> None:

@@ -65,7 +65,7 @@ def test_a_submitted_run_completes_and_is_listed(cluster: Cluster, tmp_path: Pat
     assert run.succeeded(), followed
     assert run.steps_done() == [1, 2, 3]
     assert "three-steps" in cluster.rlhf("runs", "list")
-    assert "three-steps" in cluster.rlhf("runs", "status", "three-steps")
+    assert "three-steps: ppo, finished" in cluster.rlhf("runs", "status", "three-steps")
     assert cluster.rlhf("runs", "logs", "three-steps").strip()
 
 
@@ -176,7 +176,7 @@ def test_status_explains_a_trainer_that_ran_out_of_memory(cluster: Cluster, tmp_
     run = TinyRun(cluster, tmp_path, "no-memory", steps=3)
     with trainer_with(cluster, {"requests": {"memory": "64Mi"}, "limits": {"memory": "64Mi"}}):
         run.submit()
-    expect_explanation(run, "memory")
+    expect_explanation(run, "needed more memory than 64Mi")
 
 
 def test_a_pod_of_the_cluster_submits_runs_too(cluster: Cluster, tmp_path: Path) -> None:
@@ -187,6 +187,8 @@ def test_a_pod_of_the_cluster_submits_runs_too(cluster: Cluster, tmp_path: Path)
     cluster.inside("console", "rlhf", "submit", *arguments)
     run.wait_until_complete()
     assert "from-inside" in cluster.inside("console", "rlhf", "runs", "list")
+    assert "finished" in cluster.inside("console", "rlhf", "runs", "status", "from-inside")
+    assert cluster.inside("console", "rlhf", "runs", "logs", "from-inside").strip()
     assert run.steps_done() == [1, 2]
 
 
