@@ -1,10 +1,11 @@
 """What the manifests of deploy/k8s/base promise, read as they stand: rendering needs kubectl (tests/deploy)."""
 
 import json
+import re
 import tomllib
 
 import pytest
-from manifests import Pod, allowed_calls, base_documents, named, pods, references
+from manifests import K8S, Pod, allowed_calls, base_documents, named, parse, pods, references
 
 from rlhf_services.policy.config import PolicyServerConfig
 from rlhf_services.reference.config import ReferenceServerConfig
@@ -157,3 +158,14 @@ def test_serving_goes_before_training() -> None:
         **dict.fromkeys(SERVICES, "rlhf-serving"),
         "trainer": "rlhf-training",
     }
+
+
+@pytest.mark.parametrize("template", ["base/trainer.yaml", "overlays/gpu-multinode/trainer.yaml"])
+def test_certificates_name_every_host_that_a_run_calls(template: str) -> None:
+    certificates = named(parse((K8S / "components" / "mtls" / "certificates.yaml").read_text()), "Certificate")
+    names = {name for service in SERVICES for name in certificates[service]["spec"]["dnsNames"]}
+    (document,) = named(parse((K8S / template).read_text()), "PodTemplate").values()
+    variables = document["template"]["spec"]["containers"][0]["env"]
+    hosts = re.findall(r"([a-z0-9.-]+):\d+", " ".join(each.get("value") or "" for each in variables))
+    assert hosts
+    assert set(hosts) <= names
