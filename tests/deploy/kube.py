@@ -1,7 +1,6 @@
 """A Kubernetes for the tests: the one of $KUBECONFIG, or a node of 1.20 started with the scripts in $PLATFORM.
 
-The cluster of $KUBECONFIG needs a default storage class, and the images: push them to a registry that it reaches and
-build with that RLHF_IMAGE_PREFIX, or load them into its nodes (`kind load docker-image`).
+The cluster of $KUBECONFIG needs a default storage class, and the images on its nodes (`kind load docker-image`).
 """
 
 import json
@@ -20,10 +19,8 @@ HERE = Path(__file__).parent
 NAMESPACE = "rlhf"
 VOLUMES = Path("/var/tmp/rlhf-services-test")
 """Where kube120/volumes.yaml keeps what the pods of a started node write."""
-IMAGES = tuple(
-    f"{os.environ.get('RLHF_IMAGE_PREFIX', 'rlhf-services')}/{name}:{os.environ.get('RLHF_VERSION', '0.1.0')}-cpu"
-    for name in ("policy", "reward", "reference", "trainer", "cli")
-)
+IMAGES = tuple(f"rlhf-services/{name}:0.1.0-cpu" for name in ("policy", "reward", "reference", "trainer", "cli"))
+"""As the manifests name them."""
 STARTUP_SECONDS = 300
 """How long pods may take: images are there, but two cores start five Pythons with torch at once."""
 
