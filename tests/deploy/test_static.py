@@ -20,7 +20,7 @@ ROOT = K8S.parents[1]
 BIN = Path(sys.executable).parent
 CHECKOV = ROOT / "build" / "checkov" / "bin" / "checkov"
 OLDEST = "1.29"
-"""1.28 has all that the manifests use, but its schema asks every rule of a Job's podFailurePolicy for onPodConditions."""
+"""1.28 has all that the manifests use, but its schema asks every rule of a Job's failure policy for onPodConditions."""
 OVERLAYS = ("cpu-small", "gpu", "gpu-multinode")
 COMPONENTS = {
     "monitoring": ["monitoring"],
