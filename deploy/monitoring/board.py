@@ -45,6 +45,14 @@ def make_board(
     return built
 
 
+def only(name: str, label: str, query: str, default: str) -> dashboard.QueryVariable:
+    """Returns a variable of which exactly one can be chosen."""
+    chosen = models.VariableOption(text=default, value=default, selected=True)
+    variable = dashboard.QueryVariable(name).label(label).query(query).datasource(SOURCE)
+    variable = variable.refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED).sort(models.VariableSort.ALPHABETICAL_ASC)
+    return variable.multi(False).include_all(False).current(chosen)
+
+
 def choice(name: str, label: str, query: str, *, all_value: str | None = ".*") -> dashboard.QueryVariable:
     """Returns a variable of which any number can be chosen.
 

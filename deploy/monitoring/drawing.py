@@ -12,7 +12,7 @@ import matplotlib.dates as dates
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from units import format_value
+from units import SUFFIX, format_value, plain
 
 matplotlib.rcParams.update({"font.size": 7.5, "font.family": "DejaVu Sans"})
 
@@ -58,14 +58,14 @@ def draw_dashboard(
         grid = panel["gridPos"]
         left, width = grid["x"] / COLUMNS, grid["w"] / COLUMNS
         top = 1 - (HEAD_INCHES + grid["y"] * ROW_INCHES) / height
-        frame = _frame(figure, panel["title"], (left, top, width, grid["h"] * ROW_INCHES / height))
+        frame = _frame(figure, panel, (left, top, width, grid["h"] * ROW_INCHES / height))
         DRAWERS[panel["type"]](frame, panel, lines)
         if panel["type"] in ("timeseries", "heatmap", "state-timeline") and lines:
             _time_axis(frame, span)
     return figure
 
 
-def _frame(figure: Figure, title: str, box: tuple[float, float, float, float]) -> Axes:
+def _frame(figure: Figure, panel: Mapping[str, Any], box: tuple[float, float, float, float]) -> Axes:
     """Returns the axes of a panel, on a white card with a title."""
     left, top, width, height = box
     inches = figure.get_size_inches()
@@ -74,8 +74,16 @@ def _frame(figure: Figure, title: str, box: tuple[float, float, float, float]) -
     card.set(xticks=[], yticks=[], facecolor="white")
     for spine in card.spines.values():
         spine.set_color("#d8d9da")
-    card.text(0.08 / (width * inches[0]), 1 - 0.16 / (height * inches[1]), title, weight="bold", va="center")
-    pad_left, pad_right, pad_top, pad_bottom = 0.62 / inches[0], 0.5 / inches[0], 0.32 / inches[1], 0.62 / inches[1]
+    card.text(0.08 / (width * inches[0]), 1 - 0.16 / (height * inches[1]), panel["title"], weight="bold", va="center")
+    unit = panel["fieldConfig"]["defaults"]["unit"]
+    if unit.startswith(SUFFIX) and panel["type"] == "timeseries":
+        name = unit.removeprefix(SUFFIX).strip()
+        card.text(
+            1 - 0.08 / (width * inches[0]), 1 - 0.16 / (height * inches[1]), name, color="#777", va="center", ha="right"
+        )
+    pad_left = (1.5 if panel["type"] == "state-timeline" else 0.62) / inches[0]
+    pad_right, pad_top = 0.5 / inches[0], 0.32 / inches[1]
+    pad_bottom = (0.3 if panel["type"] == "stat" else 0.62) / inches[1]
     return figure.add_axes(
         (left + pad_left, top - height + pad_bottom, width - pad_left - pad_right, height - pad_top - pad_bottom)
     )
@@ -142,15 +150,26 @@ def _style(panel: Mapping[str, Any], name: str, number: int) -> dict[str, Any]:
 
 def _value_axis(axes: Axes, defaults: Mapping[str, Any], unit: str) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_value(float(value), unit)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(float(value), unit)))
     low, high = axes.get_ylim()
-    if high - low < 1e-9 * max(1.0, abs(high)):
-        low, high = low - 0.5, high + 0.5
+    limits = [
+        step["value"] for step in defaults.get("thresholds", {}).get("steps", ()) if step.get("value") is not None
+    ]
+    if (
+        max((abs(value) for line in axes.lines for value in line.get_ydata() if not math.isnan(value)), default=0)
+        < 1e-6
+    ):
+        low, high = -1.0, 1.2 * max(limits, default=1.0)
     axes.set_ylim(low if defaults.get("min") is None else defaults["min"], defaults.get("max") or high)
     axes.grid(visible=True, color="#e5e5e5", linewidth=0.6)
     axes.tick_params(length=0, colors="#555", labelsize=6.5)
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def _tick(value: float, unit: str) -> str:
+    """Returns a value at an axis; units that are words stand beside the title."""
+    return plain(value) if unit.startswith(SUFFIX) else format_value(value, unit)
 
 
 def _time_axis(axes: Axes, span: tuple[datetime, datetime]) -> None:
@@ -172,11 +191,12 @@ def _thresholds(axes: Axes, defaults: Mapping[str, Any]) -> None:
 def _legend(axes: Axes, handles: Sequence[tuple[Any, str]]) -> None:
     shown = handles[:LEGEND_ENTRIES]
     texts = [text if len(text) < 60 else text[:57] + "..." for _, text in shown]
-    columns = 1 if len(shown) == 1 else max(1, min(4, int(axes.get_position().width * 260 / max(map(len, texts)))))
+    inches = axes.get_position().width * WIDTH_INCHES + 0.9
+    columns = max(1, min(len(shown), int(inches / (max(map(len, texts)) / 17 + 0.4))))
     axes.legend(
         [handle for handle, _ in shown], texts,
-        loc="upper left", bbox_to_anchor=(-0.06, -0.12), ncols=columns, frameon=False, fontsize=6.5, handlelength=1.2,
-        borderaxespad=0, columnspacing=1.2, labelspacing=0.3,
+        loc="upper left", bbox_to_anchor=(-0.5 / inches, -0.13), ncols=columns, frameon=False, fontsize=6.5,
+        handlelength=1.2, borderaxespad=0, columnspacing=1.2, labelspacing=0.3,
     )  # fmt: skip
 
 
@@ -184,17 +204,17 @@ def _draw_stat(axes: Axes, panel: Mapping[str, Any], lines: Sequence[Line]) -> N
     axes.axis("off")
     defaults, options = panel["fieldConfig"]["defaults"], panel["options"]
     if not lines:
-        axes.text(0.5, 0.3, defaults.get("noValue", NO_DATA), ha="center", va="center", fontsize=14, color="#888")
+        axes.text(0.5, 0.5, defaults.get("noValue", NO_DATA), ha="center", va="center", fontsize=14, color="#888")
         return
     for number, line in enumerate(lines[:4]):
         color = _threshold_color(defaults["thresholds"]["steps"], line.last)
         color = _stat_override(panel, line.name) or color
         text = line.name if options["textMode"] == "name" else format_value(line.last, defaults["unit"])
         middle = (number + 0.5) / min(len(lines), 4)
-        size = 17 if len(lines) == 1 else 13
-        axes.text(middle, 0.35, text, ha="center", va="center", fontsize=size, weight="bold", color=COLORS[color])
+        size = min(17 if len(lines) == 1 else 13, 240 / len(text))
+        axes.text(middle, 0.5, text, ha="center", va="center", fontsize=size, weight="bold", color=COLORS[color])
         if len(lines) > 1 and options["textMode"] != "name":
-            axes.text(middle, -0.35, line.name, ha="center", va="center", fontsize=7, color="#555")
+            axes.text(middle, 0.0, line.name, ha="center", va="center", fontsize=7, color="#555")
 
 
 def _threshold_color(steps: Sequence[Mapping[str, Any]], value: float) -> str:

@@ -132,6 +132,7 @@ def heatmap_panel(title: str, description: str, unit: str, query: Query, *, widt
     color = heatmap.HeatmapColorOptions().mode(heatmap_models.HeatmapColorMode.SCHEME).scheme("Blues").steps(64)
     axis = heatmap.YAxisConfig().unit(unit).axis_placement(common.AxisPlacement.LEFT)
     panel = panel.datasource(SOURCE).targets([target]).calculate(False).color(color.exponent(0.5)).y_axis(axis)
+    panel = panel.scale_distribution(common_builders.ScaleDistributionConfig().type(common.ScaleDistribution.LINEAR))
     return panel.cell_gap(1).thresholds(_thresholds(PLAIN)).show_legend()
 
 

@@ -75,6 +75,7 @@ def substitute(
         variables: regular expressions for the dashboard's variables; the others choose everything.
     """
     values = {"__rate_interval": rate_interval, "__range": span, **(variables or {})}
+    expr = re.sub(r'="\$(\w+)"', r'=~"$\1"', expr)  # a variable with one choice stands for all of them as well
     return re.sub(r"\$(\w+)", lambda match: values.get(match[1], EVERYTHING), expr)
 
 

@@ -21,8 +21,8 @@ from queries import DEFAULT, PanelQuery, Prometheus, load_dashboard, panel_queri
 
 POINTS = 240
 """Points of time in a picture."""
-OURS = {"resources": {"job": "policy|reward.*|reference|trainer"}}
-"""Variables whose "All" is not everything that Prometheus has."""
+CHOSEN = {"resources": {"job": "policy|reward.*|reference|trainer"}, "reward": {"job": "reward"}}
+"""Variables that do not choose everything that Prometheus has."""
 
 
 def render(prometheus: Prometheus, name: str, path: Path, *, start: float, end: float, rate_interval: str) -> None:
@@ -32,7 +32,7 @@ def render(prometheus: Prometheus, name: str, path: Path, *, start: float, end: 
     lines: dict[int, list[Line]] = {panel["id"]: [] for panel in board["panels"]}
     for query in panel_queries([name]):
         span = f"{math.ceil((end - start) / 60)}m"
-        expr = substitute(query.expr, rate_interval=rate_interval, span=span, variables=OURS.get(name))
+        expr = substitute(query.expr, rate_interval=rate_interval, span=span, variables=CHOSEN.get(name))
         first = times[-1] if query.instant else start
         series = prometheus.query_range(expr, first, end, (end - start) / POINTS)
         lines[query.panel["id"]] += [_line(query, each, times) for each in series]

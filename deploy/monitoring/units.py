@@ -13,9 +13,7 @@ SUFFIX = "suffix:"
 
 def plain(value: float) -> str:
     """Returns three digits of a number, without an exponent where it needs none."""
-    if value == 0:
-        return "0"
-    return f"{value:.3g}" if 1e-3 <= abs(value) < 1e3 or abs(value) < 1e-3 else _stepped(value, SI_STEPS)
+    return _stepped(value, SI_STEPS) if abs(value) >= 1e3 else f"{value:.3g}"
 
 
 def _stepped(value: float, steps: tuple[tuple[float, str], ...]) -> str:

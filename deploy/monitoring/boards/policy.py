@@ -122,8 +122,8 @@ def _engine() -> Panels:
     return [
         time_series(
             "vLLM: requests",
-            "Requests that the engine works on, and that wait for room in a batch. Many waiting: add replicas, or "
-            "raise max_num_seqs.",
+            "With the vLLM engine only. Requests that the engine works on, and that wait for room in a batch. Many "
+            "waiting: add replicas, or raise max_num_seqs.",
             "short",
             (f"vllm:num_requests_running{{{HERE}}}", "{{instance}} running"),
             (f"vllm:num_requests_waiting{{{HERE}}}", "{{instance}} waiting"),
@@ -132,7 +132,8 @@ def _engine() -> Panels:
         ),
         time_series(
             "vLLM: cache of keys and values",
-            "Share of the cache in use. At 1 the engine throws requests out and computes them again.",
+            "With the vLLM engine only. Share of the cache in use. At 1 the engine throws requests out and computes "
+            "them again.",
             "percentunit",
             (f"vllm:kv_cache_usage_perc{{{HERE}}}", "{{instance}}"),
             width=12,

@@ -1,10 +1,10 @@
 """What rewards are given, how sure they are, and whether the policy has begun to hack them."""
 
-from board import RATE, Panels, by_run, choice, make_board, run_choice
+from board import RATE, Panels, by_run, make_board, only, run_choice
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from panels import heatmap_panel, stat_panel, time_series
 
-HERE = 'job=~"$job"'
+HERE = 'job="$job"'
 
 
 def build() -> Dashboard:
@@ -12,8 +12,8 @@ def build() -> Dashboard:
     return make_board(
         "reward",
         "Reward",
-        "Rewards by service: distribution and disagreement; and signs of reward hacking by run.",
-        [choice("job", "Reward service", "label_values(rlhf_reward_items_total, job)"), run_choice()],
+        "Rewards of one service: distribution and disagreement; and signs of reward hacking by run.",
+        [only("job", "Reward service", "label_values(rlhf_reward_items_total, job)", "reward"), run_choice()],
         [*_stats(), *_rewards(), *_hacking()],
     )
 
@@ -65,8 +65,8 @@ def _stats() -> Panels:
 
 
 def _rewards() -> Panels:
-    score = f"sum by (job, le) (rate(rlhf_reward_score_bucket{{{HERE}}}[{RATE}]))"
-    spread = f"sum by (job, le) (rate(rlhf_reward_spread_bucket{{{HERE}}}[{RATE}]))"
+    score = f"sum by (le) (rate(rlhf_reward_score_bucket{{{HERE}}}[{RATE}]))"
+    spread = f"sum by (le) (rate(rlhf_reward_spread_bucket{{{HERE}}}[{RATE}]))"
     return [
         heatmap_panel(
             "Rewards given",
@@ -79,7 +79,7 @@ def _rewards() -> Panels:
             "Half of the rewards lie below the median, a tenth below the lower and above the upper line.",
             "none",
             *[
-                (f"histogram_quantile({quantile}, {score})", f"{{{{job}}}} {name}")
+                (f"histogram_quantile({quantile}, {score}) > -Inf", name)
                 for quantile, name in ((0.9, "90 %"), (0.5, "median"), (0.1, "10 %"))
             ],
             width=12,
@@ -90,7 +90,7 @@ def _rewards() -> Panels:
             "models were trained on.",
             "none",
             *[
-                (f"histogram_quantile({quantile}, {spread})", f"{{{{job}}}} {name}")
+                (f"histogram_quantile({quantile}, {spread}) >= 0", name)
                 for quantile, name in ((0.9, "90 %"), (0.5, "median"))
             ],
             (by_run("rlhf_trainer_reward_spread_mean"), "{{run}} mean of a step"),
