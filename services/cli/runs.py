@@ -27,6 +27,7 @@ WaitOption = Annotated[
     float, typer.Option("--wait", min=0, metavar="SECONDS", help="How long it may take to save and end.")
 ]
 STYLES = {"running": "green", "finished": "green", "pending": "yellow", "stopping": "yellow", "failed": "red"}
+STARTING = ("ContainerCreating", "PodInitializing")
 STOP_SECONDS = 960.0
 """More than the PodTemplate of deploy/k8s gives a run to save itself."""
 
@@ -165,8 +166,9 @@ def _pod_rows(pods: Sequence["PodLook"]) -> list[list[str]]:
 
 
 def _why(look: "RunLook") -> str:
-    """Returns the words on a row: what the newest pod waits for, or how it ended."""
-    return look.pods[-1].reason if look.pods and look.state in ("pending", "failed") else ""
+    """Returns the words on a row: what the newest pod waits for, or how the last one ended."""
+    reasons = [pod.reason for pod in reversed(look.pods) if pod.reason not in ("", *STARTING)]
+    return reasons[0] if reasons and look.state in ("pending", "failed") else ""
 
 
 def _plain(look: "RunLook") -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from rlhf_services.cluster.errors import AbsentError, ClusterError, ExistsError, missing_extra
+from rlhf_services.cluster.errors import AbsentError, ClusterError, ExistsError, UnreachableError, missing_extra
 from rlhf_services.cluster.manifests import Manifest
 
 try:
@@ -127,7 +128,7 @@ class Cluster:
         try:
             answer = self._api.call_api(*parameters, _request_timeout=(CONNECT_SECONDS, answer_seconds))
         except (ApiException, urllib3.exceptions.HTTPError) as error:
-            raise ClusterError(
+            raise UnreachableError(
                 f"the cluster at {self._api.configuration.host} does not answer ({_cause(error)}); is it up, and is it "
                 "the right one? --context and --kubeconfig choose another"
             ) from None
@@ -158,6 +159,8 @@ def connect(place: Place) -> Cluster:
         raise ClusterError(
             f"no cluster to talk to: {error}; name one with --kubeconfig FILE or --context NAME"
         ) from None
+    if not settings.verify_ssl:  # the kubeconfig says so; kubectl does not warn on every request either
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
     return Cluster(client.ApiClient(settings), place.namespace or namespace or DEFAULT_NAMESPACE)
 
 
@@ -175,7 +178,7 @@ def _load_kubeconfig(place: Place, settings: "client.Configuration") -> str:
 def _cause(error: Exception) -> str:
     """Returns the innermost reason of a failed connection, without the addresses of objects."""
     reason = getattr(error, "reason", None) or error
-    return str(reason).rpartition(">: ")[2].strip() or type(reason).__name__
+    return re.sub(r"^\S+\(.*?\)>?: ", "", str(reason)).strip() or type(reason).__name__
 
 
 def _explained(status: int, body: bytes, namespace: str) -> ClusterError:

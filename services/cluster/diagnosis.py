@@ -12,6 +12,8 @@ PULL_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ImageIn
 STARTING = ("ContainerCreating", "PodInitializing")
 START_EVENTS = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "NetworkNotReady")
 CLAIM_EVENTS = ("FailedBinding", "ProvisioningFailed", "WaitForFirstConsumer", "ExternalProvisioning")
+TIMED_OUT = "timed out waiting for the condition"
+"""Ends the messages that say that something failed, but not why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,16 +127,18 @@ def _pod_problems(pod: Manifest, events: Sequence[Manifest]) -> Iterator[Problem
         problem
         for field in ("initContainerStatuses", "containerStatuses")
         for container, entry in _statuses(pod, field)
-        for problem in _container_problems(pod, container, entry, is_init=field.startswith("init"))
+        for problem in _container_problems(pod, container, entry, events, is_init=field.startswith("init"))
     ]
     yield from found
     waits = [state["waiting"].get("reason") for _, state in _states(pod) if "waiting" in state]
-    event = _last_event(events, "Pod", name, START_EVENTS) if not found and set(waits) & set(STARTING) else None
+    event = _last_event(events, "Pod", name, START_EVENTS) if not found and {*waits} & {*STARTING} else None
     if event is not None:
         yield Problem(pod=name, text=f"pod {name} does not start: {event['reason']}: {event['message']}")
 
 
-def _container_problems(pod: Manifest, container: str, entry: Manifest, *, is_init: bool) -> Iterator[Problem]:
+def _container_problems(
+    pod: Manifest, container: str, entry: Manifest, events: Sequence[Manifest], *, is_init: bool
+) -> Iterator[Problem]:
     """Yields why a container waits or how it ended; a container of one failed pod is one sentence."""
     name = pod["metadata"]["name"]
     who = f"{'init ' if is_init else ''}container {container} of pod {name}"
@@ -149,6 +153,8 @@ def _container_problems(pod: Manifest, container: str, entry: Manifest, *, is_in
         text = f"{who}: image {image} is not on the node, and imagePullPolicy is Never; load it there, or change one"
         yield Problem(pod=name, text=text)
     elif reason in PULL_REASONS:
+        event = _last_event(events, "Pod", name, ("Failed",), about="pull")
+        message = event["message"] if event else message
         remedy = "check its name, its tag and the pull secret"
         yield Problem(pod=name, text=f"{who}: image {image} cannot be pulled ({reason}: {message}); {remedy}")
     elif reason == "CrashLoopBackOff":
@@ -206,10 +212,19 @@ def _limit(pod: Manifest, container: str, resource: str) -> str:
     return ""
 
 
-def _last_event(events: Sequence[Manifest], kind: str, name: str, reasons: Sequence[str]) -> Manifest | None:
-    """Returns the newest event about an object, of those reasons."""
-    about = [each for each in events if each["involvedObject"].get("kind") == kind and each.get("reason") in reasons]
-    return max((each for each in about if each["involvedObject"].get("name") == name), key=_event_time, default=None)
+def _last_event(
+    events: Sequence[Manifest], kind: str, name: str, reasons: Sequence[str], about: str = ""
+) -> Manifest | None:
+    """Returns the newest event on an object, of those reasons and with that word; mere time-outs come last."""
+    found = [
+        each
+        for each in events
+        if each["involvedObject"].get("kind") == kind
+        and each["involvedObject"].get("name") == name
+        and each.get("reason") in reasons
+        and about in each.get("message", "")
+    ]
+    return max(found, key=lambda each: (TIMED_OUT not in each["message"], _event_time(each)), default=None)
 
 
 def _event_time(event: Manifest) -> str:

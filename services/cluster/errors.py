@@ -5,6 +5,10 @@ class ClusterError(RuntimeError):
     """The cluster cannot be reached, refuses, or does not have what is needed; the message says what to do."""
 
 
+class UnreachableError(ClusterError):
+    """The cluster does not answer; it may do so later."""
+
+
 class AbsentError(ClusterError):
     """The object does not exist."""
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -71,6 +72,15 @@ class World:
         return {kind for kind, name in self.api.objects if name == "run-first"}
 
 
+def unreachable(world: World) -> Path:
+    """A kubeconfig that leads nowhere."""
+    text = yaml.safe_load(world.kubeconfig.read_text())
+    text["clusters"][0]["cluster"]["server"] = f"http://127.0.0.1:{free_ports(1)[0]}"
+    path = world.folder / "unreachable"
+    path.write_text(yaml.safe_dump(text))
+    return path
+
+
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     with fake_kubernetes(tmp_path) as (api, kubeconfig):
@@ -127,12 +137,12 @@ def test_an_unreachable_cluster_a_missing_context_and_a_missing_file_are_sentenc
     assert "rlhf: no cluster to talk to: " in capsys.readouterr().err
     assert main(["runs", "list", "--kubeconfig", str(world.folder / "absent")]) == 1
     assert "name one with --kubeconfig FILE or --context NAME" in capsys.readouterr().err
-    nowhere = f"http://127.0.0.1:{free_ports(1)[0]}"
-    text = yaml.safe_load(world.kubeconfig.read_text())
-    text["clusters"][0]["cluster"]["server"] = nowhere
-    world.kubeconfig.write_text(yaml.safe_dump(text))
-    assert world.rlhf("runs", "list") == 1
-    assert f"rlhf: the cluster at {nowhere} does not answer (" in capsys.readouterr().err
+    assert main(["runs", "list", "--kubeconfig", str(unreachable(world))]) == 1
+    message = capsys.readouterr().err
+    assert re.match(
+        r"rlhf: the cluster at http://127\.0\.0\.1:\d+ does not answer \(Failed to establish a new", message
+    )
+    assert message.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -345,6 +355,19 @@ def test_following_goes_on_with_the_pod_that_takes_a_failed_ones_place(world: Wo
         "the Job failed: backoff limit",
         "container trainer of pod run-first-y ended with exit code 1",
     ]
+
+
+def test_following_waits_for_a_cluster_that_is_away_and_gives_up_in_the_end(world: World) -> None:
+    world.submit()
+    notes: list[str] = []
+    cluster = connect(Place(kubeconfig=world.kubeconfig))
+    options = {"show_line": notes.append, "note": notes.append, "poll_seconds": 0.05}
+    away = connect(Place(kubeconfig=unreachable(world)))
+    with pytest.raises(ClusterError, match="does not answer"):
+        Follower(away, "first", **options, patience_seconds=0.2).follow()
+    assert [note.rpartition("; ")[2] for note in notes] == ["trying again"]
+    world.end("Complete")
+    assert Follower(cluster, "first", **options, patience_seconds=0.2).follow() == "finished"
 
 
 def test_following_shows_the_log_of_an_init_container_that_fails(world: World) -> None:

@@ -96,6 +96,15 @@ def test_an_image_that_cannot_be_pulled_is_named(reason: str) -> None:
     ]
 
 
+def test_an_image_is_told_with_the_events_words_if_there_are_any() -> None:
+    events = (
+        event("Pod", "run-a-1", "Failed", 'Failed to pull image "trainer:1": no basic auth credentials', "10:00:01"),
+        event("Pod", "run-a-1", "Failed", "Error: ImagePullBackOff", "10:00:02"),
+    )
+    said = texts(pod(containerStatuses=waiting("ImagePullBackOff", "Back-off pulling image")), events=events)
+    assert '(ImagePullBackOff: Failed to pull image "trainer:1": no basic auth credentials)' in said[0]
+
+
 def test_an_image_that_must_be_on_the_node_is_named() -> None:
     assert texts(pod(containerStatuses=waiting("ErrImageNeverPull"))) == [
         "container trainer of pod run-a-1: image trainer:1 is not on the node, and imagePullPolicy is Never; load it "
@@ -133,8 +142,9 @@ def test_a_missing_secret_is_told_in_the_kubelets_words() -> None:
 
 def test_a_volume_that_cannot_be_mounted_is_told_from_the_newest_event() -> None:
     events = (
-        event("Pod", "run-a-1", "FailedMount", "timed out", "10:01:00"),
+        event("Pod", "run-a-1", "FailedMount", "older", "10:01:00"),
         event("Pod", "run-a-1", "FailedMount", 'configmap "x" not found', "10:02:00"),
+        event("Pod", "run-a-1", "FailedMount", "volumes=[s]: timed out waiting for the condition", "10:05:00"),
         event("Pod", "run-a-2", "FailedMount", "another pod's", "10:03:00"),
         event("Pod", "run-a-1", "Pulled", "no failure", "10:04:00"),
     )
