@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any
 
 import matplotlib
@@ -26,7 +27,8 @@ COLORS = {
 PALETTE = ("#56a64b", "#f2cc0c", "#3274d9", "#ff780a", "#e02f44", "#8f3bb8", "#37872d", "#1f78c1", "#ba43a9", "#705da0")
 COLUMNS = 24
 WIDTH_INCHES, ROW_INCHES, HEAD_INCHES = 15.0, 0.33, 0.45
-LEGEND_ENTRIES = 8
+LEGEND_ENTRIES = 12
+STAT_VALUES = 6
 NO_DATA = "No data"
 
 
@@ -175,7 +177,7 @@ def _tick(value: float, unit: str) -> str:
 def _time_axis(axes: Axes, span: tuple[datetime, datetime]) -> None:
     axes.set_xlim(*(dates.date2num(each) for each in span))
     minutes = (span[1] - span[0]).total_seconds() / 60
-    axes.xaxis.set_major_locator(dates.AutoDateLocator(minticks=3, maxticks=6))
+    axes.xaxis.set_major_locator(dates.AutoDateLocator(minticks=3, maxticks=8))
     axes.xaxis.set_major_formatter(dates.DateFormatter("%H:%M:%S" if minutes < 10 else "%H:%M", tz=UTC))
 
 
@@ -190,9 +192,9 @@ def _thresholds(axes: Axes, defaults: Mapping[str, Any]) -> None:
 
 def _legend(axes: Axes, handles: Sequence[tuple[Any, str]]) -> None:
     shown = handles[:LEGEND_ENTRIES]
-    texts = [text if len(text) < 60 else text[:57] + "..." for _, text in shown]
+    texts = [text.split("  ")[0] if len(shown) > 4 else text for _, text in shown]  # many: the names alone
     inches = axes.get_position().width * WIDTH_INCHES + 0.9
-    columns = max(1, min(len(shown), int(inches / (max(map(len, texts)) / 17 + 0.4))))
+    columns = max(1, min(len(shown), int(inches / (max(map(len, texts)) / 19 + 0.42))))
     axes.legend(
         [handle for handle, _ in shown], texts,
         loc="upper left", bbox_to_anchor=(-0.5 / inches, -0.13), ncols=columns, frameon=False, fontsize=6.5,
@@ -206,11 +208,11 @@ def _draw_stat(axes: Axes, panel: Mapping[str, Any], lines: Sequence[Line]) -> N
     if not lines:
         axes.text(0.5, 0.5, defaults.get("noValue", NO_DATA), ha="center", va="center", fontsize=14, color="#888")
         return
-    for number, line in enumerate(lines[:4]):
+    for number, line in enumerate(lines[:STAT_VALUES]):
         color = _threshold_color(defaults["thresholds"]["steps"], line.last)
         color = _stat_override(panel, line.name) or color
         text = line.name if options["textMode"] == "name" else format_value(line.last, defaults["unit"])
-        middle = (number + 0.5) / min(len(lines), 4)
+        middle = (number + 0.5) / min(len(lines), STAT_VALUES)
         size = min(17 if len(lines) == 1 else 13, 240 / len(text))
         axes.text(middle, 0.5, text, ha="center", va="center", fontsize=size, weight="bold", color=COLORS[color])
         if len(lines) > 1 and options["textMode"] != "name":
@@ -235,10 +237,12 @@ def _draw_states(axes: Axes, panel: Mapping[str, Any], lines: Sequence[Line]) ->
     texts = panel["fieldConfig"]["defaults"]["mappings"][0]["options"]
     for row, line in enumerate(lines):
         width = dates.date2num(line.times[1]) - dates.date2num(line.times[0])
-        for time, value in zip(line.times, line.values, strict=True):
-            if not math.isnan(value):
-                color = COLORS[texts[f"{value:g}"]["color"]]
-                axes.barh(row, width, left=dates.date2num(time), height=0.7, color=color, linewidth=0)
+        states = zip(line.times, line.values, strict=True)
+        for value, period in groupby(states, key=lambda state: str(state[1])):
+            first, *others = [dates.date2num(time) for time, _ in period]
+            if value != "nan":
+                color = COLORS[texts[f"{float(value):g}"]["color"]]
+                axes.barh(row, width * (1 + len(others)), left=first, height=0.7, color=color, linewidth=0)
     axes.set_yticks(range(len(lines)), [line.name for line in lines], fontsize=6.5)
     axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.xaxis_date(tz=UTC)

@@ -5,6 +5,8 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from panels import stat_panel, state_panel, time_series
 
 HERE = 'job=~"$job", instance=~"$instance"'
+WORK = f'{HERE}, method!="GetModel"'
+"""Calls that work: GetModel only asks which weights are served."""
 SERVER_ERRORS = 'code=~"INTERNAL|UNKNOWN|UNAVAILABLE|DEADLINE_EXCEEDED|DATA_LOSS"'
 """Codes that are the service's fault, not the caller's."""
 BATCHED = ("reward", "reference")
@@ -69,13 +71,13 @@ def _stats() -> Panels:
 
 
 def _calls() -> Panels:
-    buckets = f"sum by (job, method, le) (rate(rlhf_rpc_seconds_bucket{{{HERE}}}[{RATE}]))"
+    buckets = f"sum by (job, method, le) (rate(rlhf_rpc_seconds_bucket{{{WORK}}}[{RATE}]))"
     return [
         time_series(
             "Calls",
-            "Calls that ended, for each second.",
+            "Calls that ended, for each second; GetModel, which only asks, is left out.",
             "reqps",
-            (f"sum by (job, method) (rate(rlhf_rpc_requests_total{{{HERE}}}[{RATE}]))", "{{job}} {{method}}"),
+            (f"sum by (job, method) (rate(rlhf_rpc_requests_total{{{WORK}}}[{RATE}]))", "{{job}} {{method}}"),
             low=0,
         ),
         time_series(
@@ -99,7 +101,7 @@ def _calls() -> Panels:
             "Calls in flight",
             "Calls being served at the moment.",
             "short",
-            (f"sum by (job, method) (rlhf_rpc_in_flight{{{HERE}}})", "{{job}} {{method}}"),
+            (f"sum by (job, method) (rlhf_rpc_in_flight{{{WORK}}})", "{{job}} {{method}}"),
             low=0,
         ),
     ]

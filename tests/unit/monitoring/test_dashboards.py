@@ -22,8 +22,7 @@ from rlhf_services.reward.metrics import RewardMetrics
 from rlhf_services.trainer.control import RunControl
 from rlhf_services.trainer.evaluation.gauges import EVALUATION_METRICS
 from rlhf_services.trainer.metrics import TrainerMetrics
-from rlhf_services.trainer.online_config import GrpoRunConfig
-from rlhf_services.trainer.run_gauges import register_run_gauges
+from rlhf_services.trainer.run_gauges import register_kl_budget, register_run_gauges
 from rlhf_services.trainer.step_metrics import STEP_METRICS
 
 MONITORING = FOLDER.parent
@@ -41,8 +40,8 @@ def names_of_series(tmp_path: Path) -> set[str]:
     for make in (RpcMetrics, PolicyMetrics, RewardMetrics, ReferenceMetrics):
         make(registry)
     TrainerMetrics(STEP_METRICS, registry).evaluation.set(dict.fromkeys(EVALUATION_METRICS, 0.0))
-    values = {"run_dir": tmp_path, "models": {"policy_path": "m"}, "prompts": {"path": "p"}}
-    register_run_gauges(RunControl("r", "grpo", 1), GrpoRunConfig.model_validate(values), registry)
+    register_run_gauges(RunControl("r", "grpo", 1), tmp_path, registry)
+    register_kl_budget(20.0, registry)
     suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}
     return {family.name + suffix for family in registry.collect() for suffix in suffixes.get(family.type, ("",))}
 
