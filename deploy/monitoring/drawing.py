@@ -85,7 +85,7 @@ def _frame(figure: Figure, panel: Mapping[str, Any], box: tuple[float, float, fl
         )
     pad_left = (1.5 if panel["type"] == "state-timeline" else 0.62) / inches[0]
     pad_right, pad_top = 0.5 / inches[0], 0.32 / inches[1]
-    pad_bottom = (0.3 if panel["type"] == "stat" else 0.62) / inches[1]
+    pad_bottom = (0.3 if panel["type"] == "stat" else 0.66) / inches[1]
     return figure.add_axes(
         (left + pad_left, top - height + pad_bottom, width - pad_left - pad_right, height - pad_top - pad_bottom)
     )
