@@ -27,10 +27,14 @@ def reward_model(
 
     from transformers.utils.logging import disable_progress_bar
 
+    from rlhf_services.trainer.errors import StoppedError
     from rlhf_services.trainer.offline.reward_model import run_reward_model
 
     disable_progress_bar()  # every model that is loaded or written would show one
-    run_reward_model(run_config, resume=resume, console=stderr)
+    try:
+        run_reward_model(run_config, resume=resume, console=stderr)
+    except StoppedError as stopped:
+        raise typer.Exit(stopped.exit_code) from None
 
 
 @app.command("sft", context_settings=FIELDS, epilog=EPILOG.format(example="--training.epochs 2"))

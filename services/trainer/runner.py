@@ -23,7 +23,7 @@ from rlhf_services.trainer.online_config import OnlineRunConfig
 from rlhf_services.trainer.progress import Progress
 from rlhf_services.trainer.run import OnlineRun
 from rlhf_services.trainer.run_dir import locked, require_wanted
-from rlhf_services.trainer.run_gauges import register_run_gauges
+from rlhf_services.trainer.run_gauges import register_kl_budget, register_run_gauges
 from rlhf_services.trainer.servicer import FULL_NAME, TrainerServicer
 from rlhf_services.trainer.signals import RunSignals
 from rlhf_services.trainer.step_metrics import step_metrics
@@ -79,7 +79,8 @@ async def _serve_run(start: Start, console: Console) -> int:
     # A registry of its own, so that one process can run one run after another.
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    register_run_gauges(control, config, registry)
+    register_run_gauges(control, config.run_dir, registry)
+    register_kl_budget(config.watch.kl_budget, registry)
     register = TrainerServicer(control).register
     server = ServiceServer("trainer", FULL_NAME, config.server, register, _NoBackend(), registry=registry)
     await server.start()

@@ -8,12 +8,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 import torch
 from real_services import serving
 from rich.console import Console
 from safetensors.torch import load_file
+from trainer_world import free_port
 from transformers import AutoModelForCausalLM
 
 from rlhf_services.common.errors import ConfigError
@@ -98,6 +100,25 @@ def test_sft_that_is_killed_resumes_to_the_bits_of_a_run_that_was_not(
     losses = [[json.loads(row)["loss"] for row in each] for each in rows]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 60
+
+
+def test_sigterm_leaves_a_checkpoint_and_a_code_that_says_the_work_is_not_done(
+    tmp_path: Path, tiny_model_path: Path
+) -> None:
+    command = [*sft_arguments(tmp_path, tiny_model_path, "evicted"), "--resume"]  # as a Job always does
+    run_dir, environment = tmp_path / "evicted", {**os.environ, "OMP_NUM_THREADS": "1"}
+    port = free_port()
+    endless = [*command, "--training.epochs", "100000", "--server.metrics_port", str(port)]
+    with subprocess.Popen(endless, stderr=subprocess.DEVNULL, env=environment) as process:
+        wait_for(run_dir / "checkpoints/step-000005", process)
+        page = urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
+        process.send_signal(signal.SIGTERM)
+    assert 'rlhf_trainer_run_info{algorithm="SFT",run="evicted"} 1.0' in page
+    assert "rlhf_trainer_perplexity " in page
+    assert process.returncode == 128 + signal.SIGTERM
+    newest = max(path.name for path in (run_dir / "checkpoints").iterdir())
+    assert newest == f"step-{len((run_dir / 'metrics.jsonl').read_text().splitlines()):06d}"
+    assert not (run_dir / "final").exists()
 
 
 def test_two_ranks_learn_what_one_does_and_resume_on_one(

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,20 @@ def finish(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 def read_report(run_dir: Path) -> dict[str, Any]:
     return json.loads((run_dir / "reward_model_report.json").read_text())
+
+
+def test_sigterm_ends_a_reward_models_training_with_its_code(tmp_path: Path, tiny_model_path: Path) -> None:
+    words = [*arguments(tmp_path, tiny_model_path, "run", members=1), "--training.epochs", "100000", "--resume"]
+    words += ["--checkpoint.every_steps", "4"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([sys.executable, *words], stderr=subprocess.DEVNULL, env=environment) as process:
+        while not (tmp_path / "run/checkpoints/step-000004").exists():
+            assert process.poll() is None, "the run ended too early"
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+    assert process.returncode == 128 + signal.SIGTERM
+    num_steps = len((tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    assert max(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == f"step-{num_steps:06d}"
 
 
 def test_an_ensemble_is_trained_shown_and_not_trained_again(tmp_path: Path, tiny_model_path: Path) -> None:

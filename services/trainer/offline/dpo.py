@@ -35,7 +35,8 @@ LogpsOf = Callable[[Sequence[PromptedCompletion]], list[float]]
 
 
 def run_dpo(config: DpoRunConfig, *, resume: bool, console: Console) -> int:
-    """Trains to the end; returns the exit code: 0 finished or stopped as asked. The policy is then in RUN_DIR/final.
+    """Trains to the end; returns the exit code: 0 finished, with the policy in RUN_DIR/final; 128 + the number of the
+    signal that stopped it before, with a checkpoint.
 
     Raises: ConfigError for a model, data or directory that cannot be used; NotReadyError if the reference service is
         needed and stays away; RunError for a run that cannot go on.

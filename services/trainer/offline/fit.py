@@ -22,6 +22,7 @@ from rlhf_services.trainer.learning.optimizer import OptimizerStep
 from rlhf_services.trainer.learning.ranks import Ranks
 from rlhf_services.trainer.metrics import MetricsFile
 from rlhf_services.trainer.offline.fit_config import FitConfig
+from rlhf_services.trainer.offline.fit_metrics import FitMetrics, served
 from rlhf_services.trainer.offline.fit_progress import FitProgress
 from rlhf_services.trainer.offline.order import (
     batch_indices,
@@ -33,6 +34,7 @@ from rlhf_services.trainer.offline.order import (
 from rlhf_services.trainer.offline.stopping import StopSignal
 from rlhf_services.trainer.offline.train_step import measure, train_step
 from rlhf_services.trainer.run_dir import changed_settings, require_wanted
+from rlhf_services.trainer.signals import EXIT_CODE_BASE, NUMBERS
 
 Example = TypeVar("Example")
 ExampleIn = TypeVar("ExampleIn", contravariant=True)
@@ -89,6 +91,8 @@ class FitRun:
     resume: bool = False
     """Go on from the newest whole checkpoint; from the start if there is none."""
     ranks: Ranks = field(default_factory=Ranks)
+    metrics_port: int | None = None
+    """Where Prometheus reads the newest step while it trains; None: nowhere."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The configuration, as JSON: what of it is not the checkpoint's is said on the terminal; the new values count."""
 
@@ -103,6 +107,8 @@ class FitResult:
     """False if a signal stopped it; a checkpoint was then written."""
     metrics: dict[str, float]
     """Of the last step that this process took; empty if it took none."""
+    exit_code: int = 0
+    """What the process ends with: 128 + the signal's number if one stopped it."""
 
 
 def fit(
@@ -142,6 +148,7 @@ class _Fit(Generic[Example]):
         }
         self._changes: list[str] = []
         self._step = self._restore()
+        self._metrics = FitMetrics(run.run_dir.name, run.title, self._total)
         self._metrics_file = MetricsFile(run.run_dir / "metrics.jsonl")
         if run.ranks.is_main:
             self._metrics_file.truncate_after(self._step)
@@ -151,6 +158,7 @@ class _Fit(Generic[Example]):
         with (
             StopSignal(announce=run.ranks.is_main) as stop,
             FitProgress(run.console, title=run.title, total=self._total, done=self._step) as progress,
+            served(self._metrics, run.run_dir, run.metrics_port if run.ranks.is_main else None),
         ):
             if self._step > 0:
                 progress.say(f"resuming after step {self._step}")
@@ -161,12 +169,13 @@ class _Fit(Generic[Example]):
                 metrics = self._one_step()
                 progress.show(self._step, metrics)
                 # A signal reaches the ranks at different moments: they stop together, after the same step.
-                stopping = run.ranks.sum_values({"stop": float(stop.requested)})["stop"] > 0
+                asked = run.ranks.sum_values({str(each): float(stop.number == each) for each in NUMBERS})
+                stopping = max(each if asked[str(each)] else 0 for each in NUMBERS)
                 if stopping or self._checkpoint_due():
                     self._save(metrics)
                 if stopping and self._step < self._total:
                     progress.say(f"stopped after step {self._step}; --resume goes on")
-                    return FitResult(self._step, False, metrics)
+                    return FitResult(self._step, False, metrics, EXIT_CODE_BASE + stopping)
         return FitResult(self._step, True, metrics)
 
     def _one_step(self) -> dict[str, float]:
@@ -201,6 +210,7 @@ class _Fit(Generic[Example]):
     def _record(self, metrics: Mapping[str, float]) -> None:
         if not self._run.ranks.is_main:
             return
+        self._metrics.observe(self._step, metrics)
         try:
             self._metrics_file.append(self._step, metrics)
         except OSError as error:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from rlhf_services.common.config import Section
+from rlhf_services.common.config import Port, Section
 from rlhf_services.trainer.config import CheckpointConfig, LoraConfig, OptimizerConfig
 
 
@@ -49,6 +49,13 @@ class OfflineOptimizerConfig(OptimizerConfig):
     """The learning rate falls linearly from its peak to this fraction of it at the last step; 1 keeps it constant."""
 
 
+class OfflineServerConfig(Section):
+    """Where an offline training can be watched."""
+
+    metrics_port: Port | None = None
+    """HTTP port of Prometheus' /metrics while it trains, on the first rank; absent: none."""
+
+
 class PolicyRunConfig(Section):
     """What all trainings of a policy on data have."""
 
@@ -60,3 +67,4 @@ class PolicyRunConfig(Section):
     lora: LoraConfig | None = None
     """Train low-rank adapters instead of all weights; final/ has them merged. Absent trains all weights."""
     checkpoint: CheckpointConfig = CheckpointConfig(every_steps=100)
+    server: OfflineServerConfig = OfflineServerConfig()

@@ -48,7 +48,7 @@ def train_policy(
     resume: bool,
     console: Console,
 ) -> int:
-    """Trains to the end and writes RUN_DIR/final; returns the exit code: 0 finished, or stopped by a signal as asked.
+    """Trains to the end and writes RUN_DIR/final; returns the exit code: 0 finished, 128 + a signal's number stopped.
 
     Under torchrun every rank calls it; the first one alone talks and writes.
 
@@ -89,11 +89,13 @@ def _train(
         console=console,
         resume=resume,
         ranks=ranks,
-        settings=config.model_dump(mode="json", exclude={"run_dir", "reference"}),
+        settings=config.model_dump(mode="json", exclude={"run_dir", "reference", "server"}),
+        metrics_port=config.server.metrics_port,
     )
     task = make_task(policy, ranks)
-    if not fit(task, trained, data.train, data.heldout, run).finished:
-        return 0
+    result = fit(task, trained, data.train, data.heldout, run)
+    if not result.finished:
+        return result.exit_code
     write_directory(final, lambda path: trained.save_weights(path, tokenizer), ranks)
     _say(console, f"saved {final}")
     return 0

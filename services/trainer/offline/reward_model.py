@@ -56,16 +56,15 @@ class _Data:
     max_tokens: int
 
 
-def run_reward_model(
-    config: RewardModelRunConfig, *, console: Console, resume: bool = False
-) -> RewardModelReport | None:
+def run_reward_model(config: RewardModelRunConfig, *, console: Console, resume: bool = False) -> RewardModelReport:
     """Trains, measures, normalises and saves a reward model or an ensemble; every rank of torchrun calls it.
 
     Args:
         resume: go on where the run in this directory stopped; members that are finished are not trained again.
-    Returns: the report that is also written to the run; None if a signal stopped the training before its end.
+    Returns: the report that is also written to the run.
     Raises: ConfigError for a model, data or directory that cannot be used; RunError, naming the step, for a loss or
-        gradient that is not finite, or a disk that is full.
+        gradient that is not finite, or a disk that is full; StoppedError if a signal stopped the training before its
+        end.
     """
     started = time.monotonic()
     require_model_folder(config.model.path)
@@ -79,7 +78,7 @@ def run_reward_model(
 
 def _run(
     config: RewardModelRunConfig, console: Console, resume: bool, ranks: Ranks, started: float
-) -> RewardModelReport | None:
+) -> RewardModelReport:
     members = [Member(index, config) for index in range(config.ensemble.members)]
     finished = [member for member in members if member.model_path.exists()]
     if finished and not resume:
@@ -96,8 +95,8 @@ def _run(
         if facts is not None:
             member.require_same(facts, data.train)
             _say(console, f"{member.title}: finished already")
-        elif not train_member(member, data.train, data.heldout, tokenizer, console=console, resume=resume, ranks=ranks):
-            return None
+        else:
+            train_member(member, data.train, data.heldout, tokenizer, console=console, resume=resume, ranks=ranks)
     report = _measure(members, data, ranks, started)
     if ranks.is_main:
         _write(config, report)

@@ -7,7 +7,12 @@ from pydantic import Field
 
 from rlhf_services.common.config import Section
 from rlhf_services.trainer.config import CheckpointConfig, LoraConfig
-from rlhf_services.trainer.offline.fit_config import FitConfig, OfflineModelConfig, OfflineOptimizerConfig
+from rlhf_services.trainer.offline.fit_config import (
+    FitConfig,
+    OfflineModelConfig,
+    OfflineOptimizerConfig,
+    OfflineServerConfig,
+)
 
 
 class RewardModelBaseConfig(OfflineModelConfig):
@@ -80,3 +85,4 @@ class RewardModelRunConfig(Section):
     lora: LoraConfig | None = None
     """Train adapters instead of all weights; they are merged into the saved model. Absent: all weights are trained."""
     checkpoint: RewardModelCheckpointConfig = RewardModelCheckpointConfig()
+    server: OfflineServerConfig = OfflineServerConfig()

@@ -17,6 +17,7 @@ from rlhf_services.models.devices import resolve_device
 from rlhf_services.models.scalar_model import ScalarModel
 from rlhf_services.trainer.checkpoint import write_directory
 from rlhf_services.trainer.data.preferences import PreferenceGroup
+from rlhf_services.trainer.errors import StoppedError
 from rlhf_services.trainer.learning.ranks import Ranks
 from rlhf_services.trainer.learning.trained_model import TrainedModel
 from rlhf_services.trainer.metrics import MetricsFile
@@ -122,18 +123,18 @@ def train_member(
     console: Console,
     resume: bool,
     ranks: Ranks,
-) -> bool:
-    """Trains a member and saves it normalised; returns False if a signal stopped it before its end.
+) -> None:
+    """Trains a member and saves it normalised.
 
     It goes through a folder, whatever it was trained as (shards, adapters), so that what is normalised is what is
     served, rounding included.
 
-    Raises: ConfigError, RunError as fit() does; RunError if the trained model tells nothing apart.
+    Raises: ConfigError, RunError as fit() does; RunError if the trained model tells nothing apart; StoppedError if a
+        signal stopped it before its end.
     """
     examples = member.examples(train)
     staging = member.run_dir / ".unnormalised"
-    if not _fit(member, examples, heldout, tokenizer, staging, console=console, resume=resume, ranks=ranks):
-        return False
+    _fit(member, examples, heldout, tokenizer, staging, console=console, resume=resume, ranks=ranks)
     model = _load(staging, member.config)
     mean, std = normalize(model, examples, max_tokens=member.config.training.micro_batch_tokens, ranks=ranks)
 
@@ -146,7 +147,6 @@ def train_member(
     write_directory(member.model_path, write, ranks)
     if ranks.is_main:
         shutil.rmtree(staging, ignore_errors=True)
-    return True
 
 
 def load_member(member: Member) -> ScalarModel:
@@ -164,11 +164,8 @@ def _fit(
     console: Console,
     resume: bool,
     ranks: Ranks,
-) -> bool:
-    """Trains a member and writes it to `staging`, not normalised; returns whether it came to its end.
-
-    Model and optimizer are freed when it returns.
-    """
+) -> None:
+    """Trains a member and writes it to `staging`, not normalised. Model and optimizer are freed when it returns."""
     config = member.config
     member.run_dir.mkdir(parents=True, exist_ok=True)
     model = ScalarModel.from_policy(config.model.path, config.model.dtype, member.seed)
@@ -191,11 +188,12 @@ def _fit(
         console=console,
         resume=resume,
         ranks=ranks,
+        metrics_port=config.server.metrics_port,
     )
-    if not fit(RewardModelTask(model, config.training.center_coef), trained, examples, heldout, run).finished:
-        return False
+    result = fit(RewardModelTask(model, config.training.center_coef), trained, examples, heldout, run)
+    if not result.finished:
+        raise StoppedError(result.exit_code)
     write_directory(staging, lambda path: trained.save_weights(path, tokenizer), ranks)
-    return True
 
 
 def _load(path: Path, config: RewardModelRunConfig) -> ScalarModel:

@@ -62,7 +62,8 @@ class SftTask:
 
 
 def run_sft(config: SftRunConfig, *, resume: bool, console: Console) -> int:
-    """Trains to the end; returns the exit code: 0 finished or stopped as asked. The policy is then in RUN_DIR/final.
+    """Trains to the end; returns the exit code: 0 finished, with the policy in RUN_DIR/final; 128 + the number of the
+    signal that stopped it before, with a checkpoint.
 
     Raises: ConfigError for a model, data or directory that cannot be used; RunError for a run that cannot go on.
     """

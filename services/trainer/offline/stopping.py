@@ -6,7 +6,7 @@ import threading
 from types import FrameType
 from typing import Any, Self
 
-NUMBERS = (signal.SIGTERM, signal.SIGINT)
+from rlhf_services.trainer.signals import NUMBERS
 
 
 class StopSignal:
@@ -15,8 +15,8 @@ class StopSignal:
     def __init__(self, *, announce: bool = False) -> None:
         """Args: announce: say on stderr what the signal leads to."""
         self._announce = announce
-        self.requested = False
-        """Whether the training was asked to end."""
+        self.number = 0
+        """Of the signal that asked the training to end; 0 if none did."""
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -29,8 +29,8 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _note(self, _number: int, _frame: FrameType | None) -> None:
-        self.requested = True
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.number = number
         if self._announce:
             # print() and rich take locks that the interrupted code may hold.
             os.write(2, b"stopping after this step; once more ends at once, with the last checkpoint kept\n")

@@ -170,11 +170,11 @@ def test_sigterm_ends_the_run_after_its_step_with_a_checkpoint(
 
     whole, weight = run_fit(tmp_path / "whole", every_steps=0)
     stopped, _ = run_fit(tmp_path / "run", every_steps=0, before_loss=send_signal)
-    assert (stopped.step, stopped.finished) == (1, False)
+    assert (stopped.step, stopped.finished, stopped.exit_code) == (1, False, 143)
     assert capfd.readouterr().err.startswith("stopping after this step; once more ends at once")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     resumed, resumed_weight = run_fit(tmp_path / "run", every_steps=0, resume=True)
-    assert (resumed.step, resumed_weight) == (whole.step, weight)
+    assert (resumed.step, resumed_weight, resumed.exit_code) == (whole.step, weight, 0)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_names_the_step_and_keeps_the_checkpoint(tmp_path: Path) -> None:

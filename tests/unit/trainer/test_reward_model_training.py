@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from rlhf_services.reward.factory import build_scorer
 from rlhf_services.reward.scorer import TextPair, TokenPair
 from rlhf_services.trainer.config import LoraConfig
 from rlhf_services.trainer.data.preferences import Choice, PreferenceGroup
-from rlhf_services.trainer.errors import RunError
+from rlhf_services.trainer.errors import RunError, StoppedError
 from rlhf_services.trainer.learning.ranks import Ranks
 from rlhf_services.trainer.learning.trained_model import TrainedModel
 from rlhf_services.trainer.offline import fit as fit_module
@@ -39,6 +40,7 @@ from rlhf_services.trainer.offline.reward_model_report import read_report
 from rlhf_services.trainer.offline.reward_model_scores import normalize, score_groups
 from rlhf_services.trainer.offline.reward_model_task import RewardModelTask, group_scores
 from rlhf_services.trainer.offline.train_step import train_step
+from rlhf_services.trainer.signals import NUMBERS
 
 QUIET = Console(quiet=True)
 OPTIMIZER = RewardModelOptimizerConfig(learning_rate=3e-3, warmup_steps=0)
@@ -264,17 +266,19 @@ def test_a_stopped_ensemble_goes_on_to_the_same_bits_and_trains_no_member_twice(
         asked = 0
 
         @property
-        def requested(self) -> bool:
+        def number(self) -> int:
             StopAtStep19.asked += 1
-            return StopAtStep19.asked >= 19
+            return signal.SIGINT if StopAtStep19.asked > 18 * len(NUMBERS) else 0
 
-        @requested.setter
-        def requested(self, value: bool) -> None:
+        @number.setter
+        def number(self, value: int) -> None:
             pass
 
     with monkeypatch.context() as patch:
         patch.setattr(fit_module, "StopSignal", StopAtStep19)
-        assert run_reward_model(config, console=QUIET) is None
+        with pytest.raises(StoppedError) as stopped:
+            run_reward_model(config, console=QUIET)
+    assert stopped.value.exit_code == 128 + signal.SIGINT
     assert (config.run_dir / "model-0").exists()
     assert not (config.run_dir / "model-1").exists()
     written = (config.run_dir / "model-0/model.safetensors").stat().st_mtime_ns

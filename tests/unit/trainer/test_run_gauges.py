@@ -8,8 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from rlhf_services.trainer.control import RunControl
-from rlhf_services.trainer.online_config import GrpoRunConfig
-from rlhf_services.trainer.run_gauges import register_run_gauges
+from rlhf_services.trainer.run_gauges import register_kl_budget, register_run_gauges
 
 STATES = ("starting", "running", "paused", "waiting", "finished", "failed")
 
@@ -23,16 +22,9 @@ def registry() -> CollectorRegistry:
 def control(tmp_path: Path, registry: CollectorRegistry) -> RunControl:
     run_dir = tmp_path / "night"
     run_dir.mkdir()
-    config = GrpoRunConfig.model_validate(
-        {
-            "run_dir": run_dir,
-            "models": {"policy_path": "m"},
-            "prompts": {"path": "p"},
-            "watch": {"kl_budget": 7.5},
-        }
-    )
-    control = RunControl(run_dir.name, config.algorithm, 30)
-    register_run_gauges(control, config, registry)
+    control = RunControl(run_dir.name, "grpo", 30)
+    register_run_gauges(control, run_dir, registry)
+    register_kl_budget(7.5, registry)
     return control
 
 
