@@ -5,86 +5,25 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from fake_kubernetes import FakeKubernetes, fake_kubernetes
+from cluster_world import CONFIG, World, cluster_world, unreachable
 
 from rlhf_services.cli.main import main
 from rlhf_services.cluster.connection import Place, connect
 from rlhf_services.cluster.errors import ClusterError
-from rlhf_services.cluster.follow import Follower
-from rlhf_services.local.supervisor import free_ports
 
 Capture = pytest.CaptureFixture[str]
 TRAINER_YAML = Path(__file__).parents[3] / "deploy" / "k8s" / "base" / "trainer.yaml"
-CONFIG = '[models]\npolicy_path = "/models/policy"\n[prompts]\npath = "prompts.jsonl"\n[critic]\nkind = "head"\n'
-TEMPLATE: dict[str, Any] = {
-    "kind": "PodTemplate",
-    "metadata": {"name": "trainer"},
-    "template": {"spec": {"containers": [{"name": "trainer", "image": "trainer:1"}]}},
-}
-
-
-class World:
-    """A cluster with the PodTemplate, and a run's files."""
-
-    def __init__(self, api: FakeKubernetes, kubeconfig: Path) -> None:
-        self.api, self.kubeconfig, self.folder = api, kubeconfig, kubeconfig.parent
-        (self.folder / "first.toml").write_text(CONFIG)
-        (self.folder / "prompts.jsonl").write_text('{"prompt": "Hello"}\n')
-        api.add(copy.deepcopy(TEMPLATE))
-
-    def rlhf(self, *arguments: str) -> int:
-        """Runs a command against the cluster; returns its exit code."""
-        return main([*arguments, "--kubeconfig", str(self.kubeconfig)])
-
-    def submit(self, *arguments: str) -> int:
-        """Submits the run."""
-        files = ("--config", f"{self.folder}/first.toml", "--file", f"{self.folder}/prompts.jsonl")
-        return self.rlhf("submit", "ppo", *files, *arguments)
-
-    def pod(self, name: str, state: dict[str, Any], phase: str = "Running", **status: Any) -> None:
-        """Puts a pod of the run there, with the trainer in a state."""
-        self.api.add(
-            {
-                "kind": "Pod",
-                "metadata": {"name": name, "labels": {"rlhf-services/run": "first"}},
-                "spec": {"containers": [{"name": "trainer"}], "nodeName": "node-7"},
-                "status": {
-                    "phase": phase,
-                    "containerStatuses": [{"name": "trainer", "image": "trainer:1", "state": state, **status}],
-                },
-            }
-        )
-
-    def end(self, condition: str, message: str = "") -> None:
-        """Lets the Job end."""
-        self.api.objects["jobs", "run-first"]["status"] = {
-            "conditions": [{"type": condition, "status": "True", "message": message}]
-        }
-
-    def kinds(self) -> set[str]:
-        """What of the run is there."""
-        return {kind for kind, name in self.api.objects if name == "run-first"}
-
-
-def unreachable(world: World) -> Path:
-    """A kubeconfig that leads nowhere."""
-    text = yaml.safe_load(world.kubeconfig.read_text())
-    text["clusters"][0]["cluster"]["server"] = f"http://127.0.0.1:{free_ports(1)[0]}"
-    path = world.folder / "unreachable"
-    path.write_text(yaml.safe_dump(text))
-    return path
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    with fake_kubernetes(tmp_path) as (api, kubeconfig):
-        yield World(api, kubeconfig)
+    with cluster_world(tmp_path) as world:
+        yield world
 
 
 def test_submit_creates_the_objects_of_a_run(world: World, capsys: Capture) -> None:
@@ -289,99 +228,6 @@ def test_delete_removes_all_of_a_run(world: World) -> None:
     world.submit("--nodes", "2")
     assert world.rlhf("runs", "delete", "first") == 0
     assert world.kinds() == set()
-
-
-def follow(world: World, *meanwhile: Callable[[], None]) -> tuple[str, list[str], list[str]]:
-    """How a run ended, its log and what was noted, with what happens before each look."""
-    lines: list[str] = []
-    notes: list[str] = []
-    world.api.on_look = list(meanwhile)
-    cluster = connect(Place(kubeconfig=world.kubeconfig))
-    follower = Follower(cluster, "first", show_line=lines.append, note=notes.append, poll_seconds=0)
-    return follower.follow(), lines, notes
-
-
-def stamped(*seconds: int) -> list[str]:
-    """Log lines, one a second."""
-    return [f"2026-05-01T10:00:{second:02}.123456789Z step {second}" for second in seconds]
-
-
-def test_following_shows_reasons_then_each_log_line_once_then_the_end(world: World) -> None:
-    world.submit()
-    log = world.api.logs
-
-    def starts() -> None:
-        world.pod("run-first-x", {"running": {}})
-        log["run-first-x", "trainer"] = stamped(1, 2)
-
-    def ends() -> None:
-        world.pod("run-first-x", {"terminated": {"exitCode": 0}}, "Succeeded")
-        log["run-first-x", "trainer"] = stamped(1, 2, 3)
-        world.end("Complete")
-
-    state, lines, notes = follow(
-        world,
-        lambda: world.pod("run-first-x", {"waiting": {"reason": "ErrImageNeverPull"}}, "Pending"),
-        lambda: None,
-        starts,
-        ends,
-    )
-    assert state == "finished"
-    assert lines == ["step 1", "step 2", "step 3"]
-    assert [note.split(":")[0] for note in notes] == [
-        "run first is pending",
-        "container trainer of pod run-first-x",
-        "run first is running",
-        "run first is finished",
-    ]
-    assert any("sinceTime=2026-05-01T10%3A00%3A01Z" in request for request in world.api.requests)
-
-
-def test_following_goes_on_with_the_pod_that_takes_a_failed_ones_place(world: World) -> None:
-    world.submit()
-
-    def fails() -> None:
-        world.pod("run-first-x", {"terminated": {"exitCode": 1}}, "Failed")
-        world.api.logs["run-first-x", "trainer"] = stamped(1)
-
-    def again() -> None:
-        world.pod("run-first-y", {"terminated": {"exitCode": 1}}, "Failed")
-        world.api.logs["run-first-y", "trainer"] = stamped(2)
-        world.end("Failed", "backoff limit")
-
-    state, lines, notes = follow(world, fails, again)
-    assert (state, lines) == ("failed", ["step 1", "step 2"])
-    assert notes[-2:] == [
-        "the Job failed: backoff limit",
-        "container trainer of pod run-first-y ended with exit code 1",
-    ]
-
-
-def test_following_waits_for_a_cluster_that_is_away_and_gives_up_in_the_end(world: World) -> None:
-    world.submit()
-    notes: list[str] = []
-    cluster = connect(Place(kubeconfig=world.kubeconfig))
-    options = {"show_line": notes.append, "note": notes.append, "poll_seconds": 0.05}
-    away = connect(Place(kubeconfig=unreachable(world)))
-    with pytest.raises(ClusterError, match="does not answer"):
-        Follower(away, "first", **options, patience_seconds=0.2).follow()
-    assert [note.rpartition("; ")[2] for note in notes] == ["trying again"]
-    world.end("Complete")
-    assert Follower(cluster, "first", **options, patience_seconds=0.2).follow() == "finished"
-
-
-def test_following_shows_the_log_of_an_init_container_that_fails(world: World) -> None:
-    world.submit()
-
-    def fails() -> None:
-        world.pod("run-first-x", {"waiting": {"reason": "PodInitializing"}}, "Failed")
-        status = world.api.objects["pods", "run-first-x"]["status"]
-        status["initContainerStatuses"] = [{"name": "fetch", "state": {"terminated": {"exitCode": 1}}}]
-        world.api.logs["run-first-x", "fetch"] = ["no such model"]
-        world.end("Failed")
-
-    _, _, notes = follow(world, fails)
-    assert notes[-1] == "init container fetch of pod run-first-x ended with exit code 1\n  no such model"
 
 
 def test_submit_that_follows_exits_as_the_run_does(world: World, capsys: Capture) -> None:
