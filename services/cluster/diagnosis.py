@@ -168,7 +168,7 @@ def _container_problems(
 def _ending(pod: Manifest, container: str, ended: Manifest) -> str:
     if ended.get("reason") == "OOMKilled":
         limit = _limit(pod, container, "memory")
-        have = f"its limit of {limit}" if limit else "the node's"
+        have = f"{limit}, its limit" if limit else "the node had"
         return f"was killed: it needed more memory than {have}; raise resources.limits.memory of the PodTemplate"
     code = ended.get("exitCode", "unknown")
     message = f": {ended['message'].strip()}" if ended.get("message") else ""

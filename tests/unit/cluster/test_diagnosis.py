@@ -156,10 +156,10 @@ def test_a_volume_that_cannot_be_mounted_is_told_from_the_newest_event() -> None
 def test_memory_that_ran_out_is_told_with_its_limit() -> None:
     killed = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
     assert texts(pod("Failed", containerStatuses=container(killed))) == [
-        "container trainer of pod run-a-1 was killed: it needed more memory than its limit of 4Gi; raise "
+        "container trainer of pod run-a-1 was killed: it needed more memory than 4Gi, its limit; raise "
         "resources.limits.memory of the PodTemplate"
     ]
-    assert "limit of 1Gi" in texts(pod(initContainerStatuses=container(killed, name="fetch-model")))[0]
+    assert "than 1Gi, its limit" in texts(pod(initContainerStatuses=container(killed, name="fetch-model")))[0]
 
 
 def test_an_init_container_that_fails_points_to_its_log() -> None:
