@@ -9,7 +9,8 @@ from statistics import fmean
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 
 from rlhf_services.trainer.correlation import spearman
-from rlhf_services.trainer.evaluation.gauges import EvaluationGauges
+from rlhf_services.trainer.evaluation.gauges import evaluation_gauges
+from rlhf_services.trainer.late_gauges import LateGauges
 from rlhf_services.trainer.rollouts.collect import Collected
 
 
@@ -65,19 +66,22 @@ class TrainerMetrics:
 
     def __init__(self, texts: Mapping[str, str], registry: CollectorRegistry = REGISTRY) -> None:
         """Args: texts: the metrics of the run with their meanings, as step_metrics() has them."""
-        self.evaluation = EvaluationGauges(registry)
-        self._gauges = {name: Gauge(f"rlhf_trainer_{name}", text, registry=registry) for name, text in texts.items()}
+        self.evaluation = evaluation_gauges(registry)
+        self._gauges = LateGauges("rlhf_trainer_", texts, registry)
         self._step = Gauge("rlhf_trainer_step", "Number of the last finished step.", registry=registry)
         self._trained_tokens = Counter("rlhf_trainer_trained_tokens_total", "Tokens trained on.", registry=registry)
         self._dropped = Counter(
             "rlhf_trainer_rollouts_dropped_total", "Rollouts not trained on, by reason.", ["reason"], registry=registry
         )
 
+    def show(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Takes over a step that an earlier process finished, so that a resumed run begins where that one ended."""
+        self._gauges.set(metrics)
+        self._step.set(step)
+
     def observe(self, step: int, metrics: Mapping[str, float], dropped: Mapping[str, int]) -> None:
         """Takes over a finished step: its metrics, and its dropped rollouts by reason."""
-        for name, gauge in self._gauges.items():
-            gauge.set(metrics[name])
-        self._step.set(step)
+        self.show(step, metrics)
         self._trained_tokens.inc(metrics["tokens"])
         for reason, count in dropped.items():
             self._dropped.labels(reason).inc(count)

@@ -73,6 +73,8 @@ class OnlineRun:
         self._journal = Journal(config.run_dir, ranks, settings=loaded.settings(config), report=progress.say)
         if ranks.is_main:
             self._metrics_file.truncate_after(loaded.step)
+            if rows := self._metrics_file.read():
+                metrics.show(loaded.step, rows[-1])
         if not loaded.resumed:
             self._journal.clear()
         self._evaluation = InRunEvaluation(

@@ -1,11 +1,11 @@
 """The newest evaluation of a run on Prometheus."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
+
+from rlhf_services.trainer.late_gauges import LateGauges
 
 EVALUATION_METRICS: Mapping[str, str] = MappingProxyType(
     {
@@ -19,25 +19,6 @@ EVALUATION_METRICS: Mapping[str, str] = MappingProxyType(
 """What an evaluation tells, with meaning and unit. On Prometheus each is rlhf_trainer_evaluation_<name>."""
 
 
-class EvaluationGauges(Collector):
-    """Has a sample for what the newest evaluation knew, and none for the rest: a gauge of 0 would be a reward of 0."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._values: Mapping[str, float] = {}
-        registry.register(self)
-
-    def set(self, values: Mapping[str, float]) -> None:
-        """Takes over an evaluation; names that are no metric are passed over."""
-        self._values = dict(values)
-
-    def describe(self) -> Iterator[GaugeMetricFamily]:
-        """Yields the metrics without samples."""
-        for name, text in EVALUATION_METRICS.items():
-            yield GaugeMetricFamily(f"rlhf_trainer_evaluation_{name}", text)
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Yields the metrics of which something is known."""
-        values = self._values
-        for name, text in EVALUATION_METRICS.items():
-            if name in values:
-                yield GaugeMetricFamily(f"rlhf_trainer_evaluation_{name}", text, value=values[name])
+def evaluation_gauges(registry: CollectorRegistry) -> LateGauges:
+    """Returns the gauges; what the newest evaluation did not know has no sample."""
+    return LateGauges("rlhf_trainer_evaluation_", EVALUATION_METRICS, registry)

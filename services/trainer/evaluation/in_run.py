@@ -17,8 +17,8 @@ from rlhf_services.clients.reward import Reward, RewardClient, ScoreItem
 from rlhf_services.common.errors import ServiceError
 from rlhf_services.common.rollout import Sampling
 from rlhf_services.trainer.evaluation.evaluate import questions_of, rows_of, summarise
-from rlhf_services.trainer.evaluation.gauges import EvaluationGauges
 from rlhf_services.trainer.evaluation.intervals import MeanWithInterval
+from rlhf_services.trainer.late_gauges import LateGauges
 from rlhf_services.trainer.learning.ranks import Ranks
 from rlhf_services.trainer.loading import LoadedRun
 from rlhf_services.trainer.metrics import MetricsFile
@@ -52,7 +52,7 @@ class InRunEvaluation:
         loaded: LoadedRun,
         peers: Peers,
         *,
-        gauges: EvaluationGauges,
+        gauges: LateGauges,
         say: Callable[[str], None],
         ranks: Ranks,
     ) -> None:

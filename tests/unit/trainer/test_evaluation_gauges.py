@@ -2,12 +2,12 @@
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from rlhf_services.trainer.evaluation.gauges import EVALUATION_METRICS, EvaluationGauges
+from rlhf_services.trainer.evaluation.gauges import EVALUATION_METRICS, evaluation_gauges
 
 
 def test_what_an_evaluation_does_not_know_has_no_sample() -> None:
     registry = CollectorRegistry()
-    gauges = EvaluationGauges(registry)
+    gauges = evaluation_gauges(registry)
     assert b"rlhf_trainer_evaluation" not in generate_latest(registry)
     gauges.set({"step": 10, "reward_mean": 0.5, "gold_reward_mean": 0.25, "seconds": 3.0})
     names = ("step", "reward_mean", "gold_reward_mean", "kl", "seconds")

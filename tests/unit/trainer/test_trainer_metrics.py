@@ -100,6 +100,17 @@ def test_prometheus_has_the_newest_step_and_totals() -> None:
     assert registry.get_sample_value("rlhf_trainer_rollouts_dropped_total", {"reason": "score_too_long"}) == 2
 
 
+def test_before_the_first_step_there_is_no_reward_of_0_and_a_resumed_run_has_its_last_step() -> None:
+    registry = CollectorRegistry()
+    metrics = TrainerMetrics(STEP_METRICS, registry)
+    assert registry.get_sample_value("rlhf_trainer_step") == 0
+    assert registry.get_sample_value("rlhf_trainer_reward_mean") is None
+    metrics.show(7, {"step": 7, "reward_mean": 0.5})
+    assert registry.get_sample_value("rlhf_trainer_step") == 7
+    assert registry.get_sample_value("rlhf_trainer_reward_mean") == 0.5
+    assert registry.get_sample_value("rlhf_trainer_trained_tokens_total") == 0
+
+
 def test_without_a_terminal_each_step_is_one_plain_line() -> None:
     output = io.StringIO()
     with Progress(Console(file=output, width=40), title="run", num_steps=9) as progress:
