@@ -72,8 +72,9 @@ class Cluster:
         self._json("POST", manifest["kind"], body=manifest)
 
     def delete(self, kind: str, name: str) -> bool:
-        """Begins to delete an object, which is gone when all that it owns is; returns whether it was there."""
-        options = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Foreground"}
+        """Deletes an object, a Job only when its pods are gone; returns whether it was there."""
+        policy = "Foreground" if kind == "Job" else "Background"
+        options = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": policy}
         try:
             self._json("DELETE", kind, f"/{name}", body=options)
         except AbsentError:
