@@ -23,7 +23,7 @@ kind = "head"
 path = "prompts.jsonl"
 
 [sampling]
-max_new_tokens = 16
+max_new_tokens = 64
 
 [training]
 steps = {{steps}}

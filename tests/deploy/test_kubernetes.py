@@ -86,7 +86,7 @@ def test_a_stopped_run_goes_on_where_it_was(cluster: Cluster, tmp_path: Path) ->
 
 
 def test_a_deleted_policy_pod_costs_no_prompt_and_none_is_trained_on_twice(cluster: Cluster, tmp_path: Path) -> None:
-    run = TinyRun(cluster, tmp_path, "bereft", steps=40)
+    run = TinyRun(cluster, tmp_path, "bereft", steps=100)  # long enough to be in it when the pod stops serving
     run.submit()
     run.wait_for_step(3)
     trainer = pod_of(cluster, "rlhf-services/run=bereft")
@@ -96,6 +96,7 @@ def test_a_deleted_policy_pod_costs_no_prompt_and_none_is_trained_on_twice(clust
     run.wait_until_complete()
     assert not before & ready_uids(cluster, "policy")
     assert pod_of(cluster, "rlhf-services/run=bereft") == trainer  # the trainer waited; it was not started anew
+    assert "policy service at policy:50051 is back" in cluster.rlhf("runs", "logs", "bereft")
     rows = run.rows()
     assert [row["step"] for row in rows] == list(range(1, run.steps + 1))
     assert {row["rollouts"] for row in rows} == {PROMPTS_PER_STEP}
@@ -192,14 +193,23 @@ def test_a_pod_of_the_cluster_submits_runs_too(cluster: Cluster, tmp_path: Path)
     assert run.steps_done() == [1, 2]
 
 
-@pytest.mark.parametrize("what", ["create jobs", "delete jobs", "create configmaps", "get pods/log", "list events"])
+@pytest.mark.parametrize(
+    "what", ["create jobs", "delete jobs", "create configmaps", "get pods --subresource=log", "list events"]
+)
 def test_who_submits_may_do_what_runs_need(cluster: Cluster, what: str) -> None:
     assert cluster.kubectl("auth", "can-i", *what.split(), SUBMITTER).strip() == "yes"
 
 
 @pytest.mark.parametrize(
     "what",
-    ["get secrets", "create pods", "create pods/exec", "delete pods", "patch deployments", "create rolebindings"],
+    [
+        "get secrets",
+        "create pods",
+        "create pods --subresource=exec",
+        "delete pods",
+        "patch deployments",
+        "create rolebindings",
+    ],
 )
 def test_who_submits_may_do_nothing_else(cluster: Cluster, what: str) -> None:
     assert cluster.kubectl("auth", "can-i", *what.split(), SUBMITTER, check=False).strip() == "no"
