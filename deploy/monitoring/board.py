@@ -40,8 +40,8 @@ def make_board(
     for panel in panels:
         board = board.with_panel(panel)
     built = board.build()
-    for number, panel in enumerate(built.panels or (), start=1):
-        panel.id_val = number
+    for number, made in enumerate(built.panels or (), start=1):
+        made.id_val = number
     return built
 
 

@@ -8,27 +8,25 @@ from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
 
-import matplotlib
 import matplotlib.dates as dates
+from canvas import (
+    COLORS,
+    COLUMNS,
+    HEAD_INCHES,
+    PALETTE,
+    ROW_INCHES,
+    STAT_VALUES,
+    WIDTH_INCHES,
+    frame,
+    legend,
+    thresholds,
+    time_axis,
+    value_axis,
+)
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
-from units import SUFFIX, format_value, plain
+from units import format_value
 
-matplotlib.rcParams.update({"font.size": 7.5, "font.family": "DejaVu Sans"})
-
-COLORS = {
-    "green": "#56a64b",
-    "orange": "#ff9830",
-    "red": "#e02f44",
-    "blue": "#3274d9",
-    "text": "#24292e",
-}
-PALETTE = ("#56a64b", "#f2cc0c", "#3274d9", "#ff780a", "#e02f44", "#8f3bb8", "#37872d", "#1f78c1", "#ba43a9", "#705da0")
-COLUMNS = 24
-WIDTH_INCHES, ROW_INCHES, HEAD_INCHES = 15.0, 0.33, 0.45
-LEGEND_ENTRIES = 12
-STAT_VALUES = 6
 NO_DATA = "No data"
 
 
@@ -60,35 +58,11 @@ def draw_dashboard(
         grid = panel["gridPos"]
         left, width = grid["x"] / COLUMNS, grid["w"] / COLUMNS
         top = 1 - (HEAD_INCHES + grid["y"] * ROW_INCHES) / height
-        frame = _frame(figure, panel, (left, top, width, grid["h"] * ROW_INCHES / height))
-        DRAWERS[panel["type"]](frame, panel, lines)
+        axes = frame(figure, panel, (left, top, width, grid["h"] * ROW_INCHES / height))
+        DRAWERS[panel["type"]](axes, panel, lines)
         if panel["type"] in ("timeseries", "heatmap", "state-timeline") and lines:
-            _time_axis(frame, span)
+            time_axis(axes, span)
     return figure
-
-
-def _frame(figure: Figure, panel: Mapping[str, Any], box: tuple[float, float, float, float]) -> Axes:
-    """Returns the axes of a panel, on a white card with a title."""
-    left, top, width, height = box
-    inches = figure.get_size_inches()
-    gap_x, gap_y = 0.05 / inches[0], 0.05 / inches[1]
-    card = figure.add_axes((left + gap_x, top - height + gap_y, width - 2 * gap_x, height - 2 * gap_y))
-    card.set(xticks=[], yticks=[], facecolor="white")
-    for spine in card.spines.values():
-        spine.set_color("#d8d9da")
-    card.text(0.08 / (width * inches[0]), 1 - 0.16 / (height * inches[1]), panel["title"], weight="bold", va="center")
-    unit = panel["fieldConfig"]["defaults"]["unit"]
-    if unit.startswith(SUFFIX) and panel["type"] == "timeseries":
-        name = unit.removeprefix(SUFFIX).strip()
-        card.text(
-            1 - 0.08 / (width * inches[0]), 1 - 0.16 / (height * inches[1]), name, color="#777", va="center", ha="right"
-        )
-    pad_left = (1.5 if panel["type"] == "state-timeline" else 0.62) / inches[0]
-    pad_right, pad_top = 0.5 / inches[0], 0.32 / inches[1]
-    pad_bottom = (0.3 if panel["type"] == "stat" else 0.66) / inches[1]
-    return figure.add_axes(
-        (left + pad_left, top - height + pad_bottom, width - pad_left - pad_right, height - pad_top - pad_bottom)
-    )
 
 
 def _draw_time_series(axes: Axes, panel: Mapping[str, Any], lines: Sequence[Line]) -> None:
@@ -107,18 +81,21 @@ def _draw_time_series(axes: Axes, panel: Mapping[str, Any], lines: Sequence[Line
             base = base or [0.0] * len(values)
             below = base
             base = [low + (0 if math.isnan(value) else value) for low, value in zip(base, values, strict=True)]
-            target.fill_between(line.times, below, base, color=style["color"], alpha=0.4, linewidth=0)
+            target.fill_between(dates.date2num(line.times), below, base, color=style["color"], alpha=0.4, linewidth=0)
             values = base
         dots = "." if sum(not math.isnan(value) for value in values) <= 3 else ""
         dashes = "--" if style["dashed"] else "-"
-        (handle,) = target.plot(line.times, values, dots + dashes, color=style["color"], linewidth=1.3)
+        (handle,) = target.plot(dates.date2num(line.times), values, dots + dashes, color=style["color"], linewidth=1.3)
         handles.append((handle, f"{line.name}  {format_value(line.last, style['unit'])}"))
-    _value_axis(axes, defaults, defaults["unit"])
+    value_axis(
+        axes, defaults, defaults["unit"], flat=not any(abs(value) > 1e-6 for line in lines for value in line.values)
+    )
     if right is not None:
-        _value_axis(right, {"min": defaults.get("min")}, next(style["unit"] for style in styles if style["right"]))
+        right_unit = next(style["unit"] for style in styles if style["right"])
+        value_axis(right, {"min": defaults.get("min")}, right_unit, flat=False)
         right.grid(visible=False)
-    _thresholds(axes, defaults)
-    _legend(axes, handles)
+    thresholds(axes, defaults)
+    legend(axes, handles)
 
 
 def _draw_nothing(axes: Axes) -> None:
@@ -148,58 +125,6 @@ def _style(panel: Mapping[str, Any], name: str, number: int) -> dict[str, Any]:
             elif setting["id"] == "unit":
                 style["unit"] = value
     return style
-
-
-def _value_axis(axes: Axes, defaults: Mapping[str, Any], unit: str) -> None:
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(float(value), unit)))
-    low, high = axes.get_ylim()
-    limits = [
-        step["value"] for step in defaults.get("thresholds", {}).get("steps", ()) if step.get("value") is not None
-    ]
-    if (
-        max((abs(value) for line in axes.lines for value in line.get_ydata() if not math.isnan(value)), default=0)
-        < 1e-6
-    ):
-        low, high = -1.0, 1.2 * max(limits, default=1.0)
-    axes.set_ylim(low if defaults.get("min") is None else defaults["min"], defaults.get("max") or high)
-    axes.grid(visible=True, color="#e5e5e5", linewidth=0.6)
-    axes.tick_params(length=0, colors="#555", labelsize=6.5)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
-def _tick(value: float, unit: str) -> str:
-    """Returns a value at an axis; units that are words stand beside the title."""
-    return plain(value) if unit.startswith(SUFFIX) else format_value(value, unit)
-
-
-def _time_axis(axes: Axes, span: tuple[datetime, datetime]) -> None:
-    axes.set_xlim(*(dates.date2num(each) for each in span))
-    minutes = (span[1] - span[0]).total_seconds() / 60
-    axes.xaxis.set_major_locator(dates.AutoDateLocator(minticks=3, maxticks=8))
-    axes.xaxis.set_major_formatter(dates.DateFormatter("%H:%M:%S" if minutes < 10 else "%H:%M", tz=UTC))
-
-
-def _thresholds(axes: Axes, defaults: Mapping[str, Any]) -> None:
-    if defaults["custom"].get("thresholdsStyle", {}).get("mode") != "dashed":
-        return
-    low, high = axes.get_ylim()
-    for step in defaults["thresholds"]["steps"]:
-        if step.get("value") is not None and low <= step["value"] <= high:
-            axes.axhline(step["value"], color=COLORS[step["color"]], linestyle=(0, (4, 4)), linewidth=0.9)
-
-
-def _legend(axes: Axes, handles: Sequence[tuple[Any, str]]) -> None:
-    shown = handles[:LEGEND_ENTRIES]
-    texts = [text.split("  ")[0] if len(shown) > 4 else text for _, text in shown]  # many: the names alone
-    inches = axes.get_position().width * WIDTH_INCHES + 0.9
-    columns = max(1, min(len(shown), int(inches / (max(map(len, texts)) / 19 + 0.42))))
-    axes.legend(
-        [handle for handle, _ in shown], texts,
-        loc="upper left", bbox_to_anchor=(-0.5 / inches, -0.13), ncols=columns, frameon=False, fontsize=6.5,
-        handlelength=1.2, borderaxespad=0, columnspacing=1.2, labelspacing=0.3,
-    )  # fmt: skip
 
 
 def _draw_stat(axes: Axes, panel: Mapping[str, Any], lines: Sequence[Line]) -> None:
@@ -250,7 +175,7 @@ def _draw_states(axes: Axes, panel: Mapping[str, Any], lines: Sequence[Line]) ->
     for spine in axes.spines.values():
         spine.set_visible(False)
     handles = [(axes.barh(0, 0, color=COLORS[each["color"]]), each["text"]) for each in texts.values()]
-    _legend(axes, handles)
+    legend(axes, handles)
 
 
 def _draw_heatmap(axes: Axes, panel: Mapping[str, Any], lines: Sequence[Line]) -> None:

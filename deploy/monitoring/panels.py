@@ -12,6 +12,8 @@ from grafana_foundation_sdk.builders import (
     statetimeline,
     timeseries,
 )
+from grafana_foundation_sdk.cog.builder import Builder
+from grafana_foundation_sdk.cog.variants import Dataquery
 from grafana_foundation_sdk.models import common
 from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models import heatmap as heatmap_models
@@ -136,7 +138,7 @@ def heatmap_panel(title: str, description: str, unit: str, query: Query, *, widt
     return panel.cell_gap(1).thresholds(_thresholds(PLAIN)).show_legend()
 
 
-def _targets(queries: Iterable[Query], *, instant: bool) -> list[prometheus.Dataquery]:
+def _targets(queries: Iterable[Query], *, instant: bool) -> list[Builder[Dataquery]]:
     return [_target(number, query, instant=instant) for number, query in enumerate(queries)]
 
 

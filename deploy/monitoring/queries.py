@@ -2,8 +2,8 @@
 
     python deploy/monitoring/queries.py --prometheus http://localhost:9090
 
-Exit code 0 if all do, 1 if not; those without data are named. Needs nothing but Python. The GPU dashboard is left out
-unless it is named, and with --without-vllm so are the panels of the engine that the transformers engine does not have.
+Exit code 0 if all do, 1 if not (those are named), 2 if Prometheus cannot be asked. Needs nothing but Python. The GPU
+dashboard is left out unless it is named, and with --without-vllm so are the panels that only the vLLM engine has.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import math
 import re
 import sys
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -79,6 +80,10 @@ def substitute(
     return re.sub(r"\$(\w+)", lambda match: values.get(match[1], EVERYTHING), expr)
 
 
+class QueryError(Exception):
+    """A Prometheus that cannot be asked, or does not take a query."""
+
+
 class Prometheus:
     """The HTTP API of a Prometheus."""
 
@@ -87,13 +92,17 @@ class Prometheus:
         self._url = url.rstrip("/")
 
     def query_range(self, expr: str, start: float, end: float, step: float) -> list[dict[str, Any]]:
-        """Returns series: {"metric": labels, "values": [[time, text], ...]}. Raises: OSError, or ValueError."""
+        """Returns series: {"metric": labels, "values": [[time, text], ...]}. Raises: QueryError."""
         parameters = {"query": expr, "start": start, "end": end, "step": step}
         body = urllib.parse.urlencode(parameters).encode()
-        with urllib.request.urlopen(f"{self._url}/api/v1/query_range", body, timeout=QUERY_SECONDS) as answer:
-            reply = json.load(answer)
-        if reply["status"] != "success":
-            raise ValueError(f"{self._url} answered {reply} to {expr}")
+        try:
+            with urllib.request.urlopen(f"{self._url}/api/v1/query_range", body, timeout=QUERY_SECONDS) as answer:
+                reply = json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise QueryError(f"{self._url} does not take the query {expr}: {error.read().decode()}") from None
+        except (OSError, ValueError) as error:
+            why = getattr(error, "reason", error)
+            raise QueryError(f"no Prometheus answers at {self._url} ({why}); name it with --prometheus URL") from None
         series: list[dict[str, Any]] = reply["data"]["result"]
         return series
 
@@ -123,9 +132,13 @@ def main() -> int:
     parser.add_argument("--without-vllm", action="store_true", help="leave out the panels of vLLM's own metrics")
     options = parser.parse_args()
     queries = [each for each in panel_queries(options.dashboards) if not (options.without_vllm and each.needs_vllm)]
-    empty = without_data(
-        Prometheus(options.prometheus), queries, minutes=options.minutes, rate_interval=options.rate_interval
-    )
+    try:
+        empty = without_data(
+            Prometheus(options.prometheus), queries, minutes=options.minutes, rate_interval=options.rate_interval
+        )
+    except QueryError as error:
+        print(error, file=sys.stderr)
+        return 2
     for query in empty:
         print(f"no data: {query.name}: {query.expr}")
     print(f"{len(queries) - len(empty)} of {len(queries)} queries returned data")

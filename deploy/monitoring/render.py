@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from drawing import Line, draw_dashboard
-from queries import DEFAULT, PanelQuery, Prometheus, load_dashboard, panel_queries, substitute
+from queries import DEFAULT, PanelQuery, Prometheus, QueryError, load_dashboard, panel_queries, substitute
 
 POINTS = 240
 """Points of time in a picture."""
@@ -65,17 +65,15 @@ def main() -> int:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     end = time.time() if options.end is None else options.end
-    for name in options.dashboards:
-        path = options.out / f"dashboard-{name}.png"
-        render(
-            Prometheus(options.prometheus),
-            name,
-            path,
-            start=end - 60 * options.minutes,
-            end=end,
-            rate_interval=options.rate_interval,
-        )
-        print(path)
+    span = {"start": end - 60 * options.minutes, "end": end}
+    try:
+        for name in options.dashboards:
+            path = options.out / f"dashboard-{name}.png"
+            render(Prometheus(options.prometheus), name, path, **span, rate_interval=options.rate_interval)
+            print(path)
+    except QueryError as error:
+        print(error, file=sys.stderr)
+        return 2
     return 0
 
 

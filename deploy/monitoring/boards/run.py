@@ -10,6 +10,8 @@ STATE_COLORS = {
     ".*: (running|starting)": "green",
     ".*: finished": "blue",
 }
+STEP_SECONDS = by_run("avg_over_time(rlhf_trainer_step_seconds[30m])")
+"""A step's usual time."""
 PARTS = {
     "publish_seconds": "push",
     "generate_seconds": "sampling",
@@ -27,16 +29,12 @@ def build() -> Dashboard:
         "Run",
         "One or several training runs: state, reward, KL, length, evaluation, losses and time.",
         [run_choice()],
-        [*_stats(), *_goals(), *_learning(), *_health(), *_time()],
+        [*_progress(), *_warnings(), *_goals(), *_learning(), *_health(), *_time()],
     )
 
 
-def _stats() -> Panels:
-    step, planned, seconds = (
-        by_run("rlhf_trainer_step"),
-        by_run("rlhf_trainer_steps_planned"),
-        by_run("avg_over_time(rlhf_trainer_step_seconds[30m])"),
-    )
+def _progress() -> Panels:
+    step, planned = by_run("rlhf_trainer_step"), by_run("rlhf_trainer_steps_planned")
     return [
         stat_panel(
             "State",
@@ -55,9 +53,14 @@ def _stats() -> Panels:
             "Time left",
             "Steps that are left, times the mean time of a step in the last half hour.",
             "s",
-            (f"({planned} - {step}) * {seconds}", "{{run}}"),
+            (f"({planned} - {step}) * {STEP_SECONDS}", "{{run}}"),
             decimals=0,
         ),
+    ]
+
+
+def _warnings() -> Panels:
+    return [
         stat_panel(
             "KL of its budget",
             "KL to the reference as a share of watch.kl_budget. Above 1 an alert fires.",
@@ -70,7 +73,7 @@ def _stats() -> Panels:
             "Since the last step",
             "Time since a step ended, in units of a step's usual time. Above 10 something hangs.",
             "suffix: steps",
-            (f"(time() - {by_run('rlhf_trainer_last_step_timestamp_seconds')}) / {seconds}", "{{run}}"),
+            (f"(time() - {by_run('rlhf_trainer_last_step_timestamp_seconds')}) / {STEP_SECONDS}", "{{run}}"),
             steps=((None, "green"), (5, "orange"), (10, "red")),
             decimals=1,
         ),

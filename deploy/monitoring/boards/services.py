@@ -23,7 +23,7 @@ def build() -> Dashboard:
             choice("job", "Service", "label_values(rlhf_ready, job)"),
             choice("instance", "Instance", 'label_values(rlhf_ready{job=~"$job"}, instance)'),
         ],
-        [*_stats(), *_calls(), *_batches()],
+        [*_stats(), *_calls(), *_batches(), *_model()],
     )
 
 
@@ -141,6 +141,11 @@ def _batches() -> Panels:
             low=0,
             right=(".* busy", "percentunit"),
         ),
+    ]
+
+
+def _model() -> Panels:
+    return [
         time_series(
             "Tokens scored",
             "Tokens put through the model for each second, padding not counted.",

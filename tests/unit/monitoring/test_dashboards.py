@@ -39,7 +39,9 @@ def names_of_series(tmp_path: Path) -> set[str]:
     registry = CollectorRegistry()
     for make in (RpcMetrics, PolicyMetrics, RewardMetrics, ReferenceMetrics):
         make(registry)
-    TrainerMetrics(STEP_METRICS, registry).evaluation.set(dict.fromkeys(EVALUATION_METRICS, 0.0))
+    trainer = TrainerMetrics(STEP_METRICS, registry)
+    trainer.show(1, dict.fromkeys(STEP_METRICS, 0.0))
+    trainer.evaluation.set(dict.fromkeys(EVALUATION_METRICS, 0.0))
     register_run_gauges(RunControl("r", "grpo", 1), tmp_path, registry)
     register_kl_budget(20.0, registry)
     suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from drawing import Line, draw_dashboard
-from queries import DEFAULT, Prometheus, load_dashboard, panel_queries, substitute, without_data
+from queries import DEFAULT, Prometheus, QueryError, load_dashboard, panel_queries, substitute, without_data
 from render import render
 from units import format_value
 
@@ -58,6 +58,11 @@ def test_queries_without_a_number_are_found(prometheus: Prometheus) -> None:
     queries = list(panel_queries(["run", "reward"]))
     empty = without_data(prometheus, queries, minutes=1)
     assert empty == [each for each in queries if "rlhf_trainer_kl" in each.expr or "rlhf_reward_" in each.expr]
+
+
+def test_a_prometheus_that_is_not_there_is_named() -> None:
+    with pytest.raises(QueryError, match=r"no Prometheus answers at http://127\.0\.0\.1:1 "):
+        Prometheus("http://127.0.0.1:1").query_range("up", 0, 1, 1)
 
 
 def test_queries_of_vllm_are_told_apart() -> None:
