@@ -47,6 +47,7 @@ k8s-jobs: setup ## Write the runs in deploy/k8s/jobs anew, as rlhf submit makes 
 
 test-k8s: export PLATFORM := $(PLATFORM)
 test-k8s: setup ## Build the images, deploy to a real Kubernetes (of KUBECONFIG, else a node started here), train in it, break it.
+	@[ -n "$$KUBECONFIG$$PLATFORM" ] || { echo "test-k8s: set KUBECONFIG to that of a cluster for tests" >&2; exit 2; }
 	scripts/with-engine $(MAKE) images
 	[ -n "$$KUBECONFIG" ] || "$$PLATFORM/mkkube.sh"
 	scripts/with-engine $(BIN)/pytest -m kubernetes tests/deploy $(ARGS)

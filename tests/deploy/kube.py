@@ -93,6 +93,8 @@ def a_cluster() -> Iterator[Cluster]:
     """Yields a cluster in which our services are ready, and takes away what it added."""
     if given := os.environ.get("KUBECONFIG"):
         cluster, overlay = Cluster(Path(given)), HERE / "tiny"
+        if cluster.kubectl("get", "namespace", NAMESPACE, "--ignore-not-found").strip():
+            raise RuntimeError(f"the cluster of KUBECONFIG has a namespace {NAMESPACE}, which the tests would delete")
         cluster.kubectl("apply", f"--kustomize={overlay}")
         try:
             yield cluster
@@ -118,8 +120,18 @@ def a_cluster() -> Iterator[Cluster]:
 
 
 def _load_images(socket: Path) -> None:
-    """Copies the images from the engine that built them to the node's; in one go, so that layers travel once."""
-    save = subprocess.Popen(["docker", "save", *IMAGES], stdout=subprocess.PIPE)
-    subprocess.run(["docker", "-H", f"unix://{socket}", "load", "--quiet"], check=True, stdin=save.stdout)
+    """Copies what the node's engine lacks from the one that built it; in one go, so that shared layers travel once."""
+    here, node = ["docker"], ["docker", "-H", f"unix://{socket}"]
+    missing = [image for image in IMAGES if not (there := _image_id(node, image)) or there != _image_id(here, image)]
+    if not missing:
+        return
+    save = subprocess.Popen([*here, "save", *missing], stdout=subprocess.PIPE)
+    subprocess.run([*node, "load", "--quiet"], check=True, stdin=save.stdout)
     if save.wait() != 0:
-        raise RuntimeError(f"docker save failed: build the images first, with make images ({', '.join(IMAGES)})")
+        raise RuntimeError(f"docker save failed: build the images first, with make images ({', '.join(missing)})")
+
+
+def _image_id(docker: list[str], image: str) -> str:
+    """Returns an image's digest; empty if the engine does not have it."""
+    command = [*docker, "image", "inspect", "--format={{.Id}}", image]
+    return subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout.strip()
