@@ -33,7 +33,7 @@ policy_targets = ["policy:50051"]
 reward_target = "reward:50052"
 reference_target = "reference:50053"
 [sampling]
-max_new_tokens = 64
+max_new_tokens = 128
 [training]
 steps = {steps}
 prompts_per_step = 8
@@ -66,7 +66,13 @@ class Training:
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposeStack]:
     """The stack with tiny models, up and healthy; nothing of it is left afterwards."""
     committed = yaml.safe_load(run(["docker", "compose", "--file", str(FILES[0]), "config"]))["services"]
-    stack = ComposeStack({"COMPOSE_PROFILES": "cpu,gold", "RLHF_RUN_DIR": str(tmp_path_factory.mktemp("run"))})
+    stack = ComposeStack(
+        {
+            "COMPOSE_PROFILES": "cpu,gold",
+            "RLHF_RUN_DIR": str(tmp_path_factory.mktemp("run")),
+            "TEST_PROMETHEUS_CONFIG": str(reading_every_second(tmp_path_factory.mktemp("config"))),
+        }
+    )
     if not can_have(committed["prometheus"]["image"]):
         stack.variables["RLHF_PROMETHEUS_IMAGE"] = build_local_prometheus(tmp_path_factory.mktemp("prometheus"))
     services = [*SERVICES, "prometheus"]
@@ -96,6 +102,16 @@ def three_steps(stack: ComposeStack) -> Training:
     start = time.time()
     start_trainer(stack, "three", steps=3)
     return finish(stack, "three", start)
+
+
+def reading_every_second(folder: Path) -> Path:
+    """Returns a copy of the committed prometheus.yml for steps that take a second or two."""
+    config = folder / "prometheus.yml"
+    config.write_text(
+        (FILES[0].parent / "prometheus" / "prometheus.yml").read_text().replace("interval: 5s", "interval: 1s")
+    )
+    config.chmod(0o644)
+    return config
 
 
 def start_trainer(stack: ComposeStack, name: str, steps: int) -> None:
