@@ -7,7 +7,8 @@ import ssl
 import sys
 
 import pytest
-from certificates import Authority
+import trustme
+from certificates import issue
 from test_serving import ITEM, Toy
 
 from rlhf_services.clients.reward import Reward, RewardClient
@@ -17,14 +18,14 @@ from rlhf_services.local.supervisor import is_serving
 
 
 @pytest.fixture
-def authority(tmp_path) -> Authority:
-    return Authority.make(tmp_path / "authority")
+def authority() -> trustme.CA:
+    return trustme.CA()
 
 
 @pytest.fixture
 def variables(authority, tmp_path, monkeypatch) -> dict[str, str]:
     """A certificate for this machine, in the environment of server and clients."""
-    variables = authority.issue(tmp_path / "tls", "DNS:localhost", "IP:127.0.0.1")
+    variables = issue(authority, tmp_path / "tls", "localhost", "127.0.0.1")
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     return variables
@@ -54,7 +55,7 @@ async def test_a_client_without_a_certificate_is_refused_and_told_what_may_be_wr
 async def test_a_client_with_tls_is_told_so_by_a_server_without(authority, tmp_path, monkeypatch):
     async with Toy() as toy:
         await toy.server.wait_ready()
-        for name, value in authority.issue(tmp_path / "tls", "DNS:localhost").items():
+        for name, value in issue(authority, tmp_path / "tls", "localhost").items():
             monkeypatch.setenv(name, value)
         async with RewardClient(toy.target) as client:
             with pytest.raises(NotReadyError, match=rf"reward service at {toy.target}: .*RLHF_TLS"):
@@ -64,7 +65,7 @@ async def test_a_client_with_tls_is_told_so_by_a_server_without(authority, tmp_p
 async def test_a_client_of_another_authority_is_refused(variables, tmp_path, monkeypatch):
     async with Toy() as toy:
         await toy.server.wait_ready()
-        other = Authority.make(tmp_path / "other").issue(tmp_path / "others", "DNS:localhost")
+        other = issue(trustme.CA(), tmp_path / "others", "localhost")
         for name, value in (other | {CA_VARIABLE: variables[CA_VARIABLE]}).items():
             monkeypatch.setenv(name, value)
         async with RewardClient(toy.target) as client:
@@ -75,7 +76,7 @@ async def test_a_client_of_another_authority_is_refused(variables, tmp_path, mon
 async def test_a_server_whose_certificate_names_another_host_is_refused(authority, tmp_path, variables):
     async with Toy() as toy:
         await toy.server.wait_ready()
-        authority.issue(tmp_path / "tls", "DNS:policy")
+        issue(authority, tmp_path / "tls", "policy")
         async with RewardClient(toy.target) as client:
             with pytest.raises(NotReadyError, match=r"Hostname Verification Check failed"):
                 await client.score([ITEM])
@@ -90,11 +91,11 @@ async def test_a_renewed_certificate_is_shown_without_a_restart(authority, tmp_p
         await toy.server.wait_ready()
         first = certificate.read_text()
         assert await asyncio.to_thread(shown_certificate, toy.server.port, context) == first
-        authority.issue(tmp_path / "tls", "DNS:localhost", "IP:127.0.0.1")
+        issue(authority, tmp_path / "tls", "localhost", "127.0.0.1")
         second = certificate.read_text()
         assert await asyncio.to_thread(shown_certificate, toy.server.port, context) == second != first
         # Files that do not fit one another, as in the middle of a renewal, change nothing yet.
-        authority.issue(tmp_path / "third", "DNS:localhost")
+        issue(authority, tmp_path / "third", "localhost")
         certificate.write_bytes((tmp_path / "third/tls.crt").read_bytes())
         assert await asyncio.to_thread(shown_certificate, toy.server.port, context) == second
         (tmp_path / "tls/tls.key").write_bytes((tmp_path / "third/tls.key").read_bytes())

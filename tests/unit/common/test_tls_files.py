@@ -1,7 +1,8 @@
 """Which settings of mutual TLS are refused, and how that is said."""
 
 import pytest
-from certificates import Authority
+import trustme
+from certificates import issue
 
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.common.tls import CA_VARIABLE, CERT_VARIABLE, KEY_VARIABLE, TlsFiles, tls_files
@@ -21,7 +22,7 @@ def test_a_missing_variable_is_named():
 
 @pytest.fixture
 def files(tmp_path) -> TlsFiles:
-    found = tls_files(Authority.make(tmp_path / "authority").issue(tmp_path / "tls", "DNS:localhost"))
+    found = tls_files(issue(trustme.CA(), tmp_path / "tls", "localhost"))
     assert found is not None
     return found
 
@@ -39,7 +40,7 @@ def test_a_file_that_is_not_there_is_named_with_its_variable(files, field, varia
 
 
 def test_a_key_of_another_certificate_is_refused(files, tmp_path):
-    Authority.make(tmp_path / "other").issue(tmp_path / "others", "DNS:localhost")
+    issue(trustme.CA(), tmp_path / "others", "localhost")
     files.key.write_bytes((tmp_path / "others/tls.key").read_bytes())
     with pytest.raises(ConfigError, match=r"are not a certificate and its key, .*KEY_VALUES_MISMATCH"):
         files.read()
