@@ -163,7 +163,7 @@ def test_equal_rewards_normalise_to_0() -> None:
 def test_an_update_reports_what_the_run_s_metrics_are(make: Maker) -> None:
     given_by_the_loop = {
         *("rollouts", "dropped_rollouts", "uniform_groups", "uniform_rollouts", "tokens", "policy_version"),
-        *("completion_tokens_mean", "stopped_fraction"),
+        *("completion_tokens_mean", "stopped_fraction", "reward_length_correlation", "reward_spread_mean"),
         *("tokens_per_second", "generate_tokens_per_second", "generate_seconds", "score_wait_seconds"),
         *("reference_wait_seconds", "publish_seconds", "publish_pause_seconds", "step_seconds"),
     }
