@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rlhf_services.algorithms.preference import bradley_terry_loss
+from rlhf_services.common.threads import end_rank
 from rlhf_services.models.activation_checkpointing import enable_activation_checkpointing
 from rlhf_services.models.loading import load_policy, load_tokenizer
 from rlhf_services.models.policy_model import PolicyModel
@@ -168,6 +169,7 @@ def main() -> None:
         train(kind, (policy_path, reward_path), ranks, out)
     use_collectives(ranks, out)
     save_checkpoints((policy_path, reward_path), ranks, out)
+    end_rank(0)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from rlhf_services.cli.status import status
 from rlhf_services.cli.submit import submit
 from rlhf_services.cluster.errors import ClusterError
 from rlhf_services.common.errors import ConfigError, ServiceError
-from rlhf_services.common.threads import sleep_at_barriers
+from rlhf_services.common.threads import end_rank, sleep_at_barriers
 from rlhf_services.demo.errors import DemoError
 from rlhf_services.local.errors import LocalServiceError
 from rlhf_services.trainer.errors import RunError
@@ -49,6 +49,10 @@ app.add_typer(runs.app, name="runs")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted."""
     sleep_at_barriers()
+    return end_rank(_run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         result = app(args=None if argv is None else list(argv), prog_name="rlhf", standalone_mode=True)
     except SystemExit as end:

@@ -9,7 +9,7 @@ from rlhf_services.common.config import exit_on_config_error, load_config, sugge
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.common.logs import configure_logging
 from rlhf_services.common.memory import keep_freed_memory
-from rlhf_services.common.threads import sleep_at_barriers
+from rlhf_services.common.threads import end_rank, sleep_at_barriers
 from rlhf_services.trainer.online_config import RUN_CONFIGS, OnlineRunConfig, PpoRunConfig
 
 RESUME_FLAG = "--resume"
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if algorithm not in RUN_CONFIGS:
             raise ConfigError(f"unknown algorithm '{algorithm}'{suggestion(algorithm, RUN_CONFIGS)}")
         config = load_config(RUN_CONFIGS[algorithm], prog="rlhf-trainer", argv=arguments, env_prefix=ENV_PREFIX)
-        return run_online(config, resume=resume, console=Console())
+        return end_rank(run_online(config, resume=resume, console=Console()))
     raise AssertionError("unreachable: the context manager exits")
 
 
