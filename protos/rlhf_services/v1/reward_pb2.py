@@ -24,33 +24,63 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1drlhf_services/v1/reward.proto\x12\x10rlhf_services.v1\"h\n\x0cScoreRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12*\n\x05items\x18\x02 \x03(\x0b\x32\x1b.rlhf_services.v1.ScoreItem\x12\x18\n\x10tokenizer_digest\x18\x03 \x01(\t\"\x80\x01\n\tScoreItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12*\n\x04text\x18\x02 \x01(\x0b\x32\x1a.rlhf_services.v1.TextPairH\x00\x12-\n\x06tokens\x18\x03 \x01(\x0b\x32\x1b.rlhf_services.v1.TokenPairH\x00\x42\x07\n\x05input\".\n\x08TextPair\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x12\n\ncompletion\x18\x02 \x01(\t\"7\n\tTokenPair\x12\x12\n\nprompt_ids\x18\x01 \x03(\x05\x12\x16\n\x0e\x63ompletion_ids\x18\x02 \x03(\x05\"V\n\rScoreResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.rlhf_services.v1.ScoreResult\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"\x8a\x01\n\x0bScoreResult\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x10\n\x06reward\x18\x02 \x01(\x02H\x00\x12-\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1c.rlhf_services.v1.ScoreErrorH\x00\x12\x13\n\x06spread\x18\x04 \x01(\x02H\x01\x88\x01\x01\x42\t\n\x07outcomeB\t\n\x07_spread\"M\n\nScoreError\x12.\n\x04\x63ode\x18\x01 \x01(\x0e\x32 .rlhf_services.v1.ScoreErrorCode\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x1e\n\x1cRewardServiceGetModelRequest\"\x94\x01\n\x1dRewardServiceGetModelResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x03 \x01(\t\x12\x1b\n\x13max_sequence_tokens\x18\x04 \x01(\x05\x12\x11\n\tmax_items\x18\x05 \x01(\x05*\x95\x01\n\x0eScoreErrorCode\x12 \n\x1cSCORE_ERROR_CODE_UNSPECIFIED\x10\x00\x12!\n\x1dSCORE_ERROR_CODE_INVALID_ITEM\x10\x01\x12\x1d\n\x19SCORE_ERROR_CODE_TOO_LONG\x10\x02\x12\x1f\n\x1bSCORE_ERROR_CODE_NOT_FINITE\x10\x03\x32\xc6\x01\n\rRewardService\x12H\n\x05Score\x12\x1e.rlhf_services.v1.ScoreRequest\x1a\x1f.rlhf_services.v1.ScoreResponse\x12k\n\x08GetModel\x12..rlhf_services.v1.RewardServiceGetModelRequest\x1a/.rlhf_services.v1.RewardServiceGetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1drlhf_services/v1/reward.proto\x12\x10rlhf_services.v1\"h\n\x0cScoreRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12*\n\x05items\x18\x02 \x03(\x0b\x32\x1b.rlhf_services.v1.ScoreItem\x12\x18\n\x10tokenizer_digest\x18\x03 \x01(\t\"\x97\x02\n\tScoreItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12*\n\x04text\x18\x02 \x01(\x0b\x32\x1a.rlhf_services.v1.TextPairH\x00\x12-\n\x06tokens\x18\x03 \x01(\x0b\x32\x1b.rlhf_services.v1.TokenPairH\x00\x12\x36\n\x0c\x63onversation\x18\x04 \x01(\x0b\x32\x1e.rlhf_services.v1.ConversationH\x00\x12(\n\x03raw\x18\x05 \x01(\x0b\x32\x19.rlhf_services.v1.RawTextH\x00\x12\x33\n\x08sequence\x18\x06 \x01(\x0b\x32\x1f.rlhf_services.v1.TokenSequenceH\x00\x42\x07\n\x05input\".\n\x08TextPair\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x12\n\ncompletion\x18\x02 \x01(\t\"7\n\tTokenPair\x12\x12\n\nprompt_ids\x18\x01 \x03(\x05\x12\x16\n\x0e\x63ompletion_ids\x18\x02 \x03(\x05\"?\n\x0c\x43onversation\x12/\n\x08messages\x18\x01 \x03(\x0b\x32\x1d.rlhf_services.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"-\n\x07RawText\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x12\n\ncompletion\x18\x02 \x01(\t\"\x1c\n\rTokenSequence\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"V\n\rScoreResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.rlhf_services.v1.ScoreResult\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"\xc1\x01\n\x0bScoreResult\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x10\n\x06reward\x18\x02 \x01(\x02H\x00\x12-\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1c.rlhf_services.v1.ScoreErrorH\x00\x12\x13\n\x06spread\x18\x04 \x01(\x02H\x01\x88\x01\x01\x12\x35\n\ncomponents\x18\x05 \x03(\x0b\x32!.rlhf_services.v1.ComponentRewardB\t\n\x07outcomeB\t\n\x07_spread\"_\n\x0f\x43omponentReward\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x02\x12\x0e\n\x06reward\x18\x03 \x01(\x02\x12\x13\n\x06spread\x18\x04 \x01(\x02H\x00\x88\x01\x01\x42\t\n\x07_spread\"M\n\nScoreError\x12.\n\x04\x63ode\x18\x01 \x01(\x0e\x32 .rlhf_services.v1.ScoreErrorCode\x12\x0f\n\x07message\x18\x02 \x01(\t\"o\n\x0e\x43ompareRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12/\n\x05items\x18\x02 \x03(\x0b\x32 .rlhf_services.v1.ComparisonItem\x12\x18\n\x10tokenizer_digest\x18\x03 \x01(\t\"\x8a\x01\n\x0e\x43omparisonItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12*\n\x05\x66irst\x18\x02 \x01(\x0b\x32\x1b.rlhf_services.v1.ScoreItem\x12+\n\x06second\x18\x03 \x01(\x0b\x32\x1b.rlhf_services.v1.ScoreItem\x12\x0e\n\x06margin\x18\x04 \x01(\x01\"]\n\x0f\x43ompareResponse\x12\x33\n\x07results\x18\x01 \x03(\x0b\x32\".rlhf_services.v1.ComparisonResult\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"\x91\x01\n\x10\x43omparisonResult\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x32\n\ncomparison\x18\x02 \x01(\x0b\x32\x1c.rlhf_services.v1.ComparisonH\x00\x12-\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1c.rlhf_services.v1.ScoreErrorH\x00\x42\t\n\x07outcome\"{\n\nComparison\x12\x13\n\x0bprobability\x18\x01 \x01(\x01\x12\x19\n\x0c\x66irst_reward\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x1a\n\rsecond_reward\x18\x03 \x01(\x02H\x01\x88\x01\x01\x42\x0f\n\r_first_rewardB\x10\n\x0e_second_reward\"\x1e\n\x1cRewardServiceGetModelRequest\"\xc6\x01\n\x1dRewardServiceGetModelResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x03 \x01(\t\x12\x1b\n\x13max_sequence_tokens\x18\x04 \x01(\x05\x12\x11\n\tmax_items\x18\x05 \x01(\x05\x12\x1b\n\x13max_text_characters\x18\x06 \x01(\x05\x12\x13\n\x0blogit_scale\x18\x07 \x01(\x01\"N\n\x10LoadModelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0bmodel_paths\x18\x02 \x03(\t\x12\x11\n\tcomponent\x18\x03 \x01(\t\"`\n\x11LoadModelResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x1e\n\x16previous_model_version\x18\x02 \x01(\t\x12\x14\n\x0cload_seconds\x18\x03 \x01(\x01\"\x12\n\x10GetReportRequest\"D\n\x11GetReportResponse\x12/\n\x07reports\x18\x01 \x03(\x0b\x32\x1e.rlhf_services.v1.RewardReport\"\x9a\x04\n\x0cRewardReport\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x02 \x01(\t\x12\x12\n\nitem_count\x18\x03 \x01(\x03\x12\x19\n\x11window_item_count\x18\x04 \x01(\x03\x12\x1b\n\x13\x62\x61seline_item_count\x18\x05 \x01(\x03\x12\x1a\n\rbaseline_mean\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0breward_mean\x18\x07 \x01(\x01\x12\x12\n\nreward_std\x18\x08 \x01(\x01\x12\x18\n\x10reward_quantiles\x18\t \x03(\x01\x12\x12\n\x05\x64rift\x18\n \x01(\x01H\x01\x88\x01\x01\x12\x1f\n\x12length_correlation\x18\x0b \x01(\x01H\x02\x88\x01\x01\x12\x1c\n\x0frepetition_mean\x18\x0c \x01(\x01H\x03\x88\x01\x01\x12\x18\n\x0bspread_mean\x18\r \x01(\x01H\x04\x88\x01\x01\x12\x18\n\x0bheldout_gap\x18\x0e \x01(\x01H\x05\x88\x01\x01\x12 \n\x13heldout_correlation\x18\x0f \x01(\x01H\x06\x88\x01\x01\x12\x10\n\x08warnings\x18\x10 \x03(\tB\x10\n\x0e_baseline_meanB\x08\n\x06_driftB\x15\n\x13_length_correlationB\x12\n\x10_repetition_meanB\x0e\n\x0c_spread_meanB\x0e\n\x0c_heldout_gapB\x16\n\x14_heldout_correlation*\xf9\x01\n\x0eScoreErrorCode\x12 \n\x1cSCORE_ERROR_CODE_UNSPECIFIED\x10\x00\x12!\n\x1dSCORE_ERROR_CODE_INVALID_ITEM\x10\x01\x12\x1d\n\x19SCORE_ERROR_CODE_TOO_LONG\x10\x02\x12\x1f\n\x1bSCORE_ERROR_CODE_NOT_FINITE\x10\x03\x12\"\n\x1eSCORE_ERROR_CODE_SCORER_FAILED\x10\x04\x12\x1c\n\x18SCORE_ERROR_CODE_TIMEOUT\x10\x05\x12 \n\x1cSCORE_ERROR_CODE_UNAVAILABLE\x10\x06\x32\xc2\x03\n\rRewardService\x12H\n\x05Score\x12\x1e.rlhf_services.v1.ScoreRequest\x1a\x1f.rlhf_services.v1.ScoreResponse\x12N\n\x07\x43ompare\x12 .rlhf_services.v1.CompareRequest\x1a!.rlhf_services.v1.CompareResponse\x12k\n\x08GetModel\x12..rlhf_services.v1.RewardServiceGetModelRequest\x1a/.rlhf_services.v1.RewardServiceGetModelResponse\x12T\n\tLoadModel\x12\".rlhf_services.v1.LoadModelRequest\x1a#.rlhf_services.v1.LoadModelResponse\x12T\n\tGetReport\x12\".rlhf_services.v1.GetReportRequest\x1a#.rlhf_services.v1.GetReportResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rlhf_services.v1.reward_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SCOREERRORCODE']._serialized_start=885
-  _globals['_SCOREERRORCODE']._serialized_end=1034
+  _globals['_SCOREERRORCODE']._serialized_start=2857
+  _globals['_SCOREERRORCODE']._serialized_end=3106
   _globals['_SCOREREQUEST']._serialized_start=51
   _globals['_SCOREREQUEST']._serialized_end=155
   _globals['_SCOREITEM']._serialized_start=158
-  _globals['_SCOREITEM']._serialized_end=286
-  _globals['_TEXTPAIR']._serialized_start=288
-  _globals['_TEXTPAIR']._serialized_end=334
-  _globals['_TOKENPAIR']._serialized_start=336
-  _globals['_TOKENPAIR']._serialized_end=391
-  _globals['_SCORERESPONSE']._serialized_start=393
-  _globals['_SCORERESPONSE']._serialized_end=479
-  _globals['_SCORERESULT']._serialized_start=482
-  _globals['_SCORERESULT']._serialized_end=620
-  _globals['_SCOREERROR']._serialized_start=622
-  _globals['_SCOREERROR']._serialized_end=699
-  _globals['_REWARDSERVICEGETMODELREQUEST']._serialized_start=701
-  _globals['_REWARDSERVICEGETMODELREQUEST']._serialized_end=731
-  _globals['_REWARDSERVICEGETMODELRESPONSE']._serialized_start=734
-  _globals['_REWARDSERVICEGETMODELRESPONSE']._serialized_end=882
-  _globals['_REWARDSERVICE']._serialized_start=1037
-  _globals['_REWARDSERVICE']._serialized_end=1235
+  _globals['_SCOREITEM']._serialized_end=437
+  _globals['_TEXTPAIR']._serialized_start=439
+  _globals['_TEXTPAIR']._serialized_end=485
+  _globals['_TOKENPAIR']._serialized_start=487
+  _globals['_TOKENPAIR']._serialized_end=542
+  _globals['_CONVERSATION']._serialized_start=544
+  _globals['_CONVERSATION']._serialized_end=607
+  _globals['_CHATMESSAGE']._serialized_start=609
+  _globals['_CHATMESSAGE']._serialized_end=653
+  _globals['_RAWTEXT']._serialized_start=655
+  _globals['_RAWTEXT']._serialized_end=700
+  _globals['_TOKENSEQUENCE']._serialized_start=702
+  _globals['_TOKENSEQUENCE']._serialized_end=730
+  _globals['_SCORERESPONSE']._serialized_start=732
+  _globals['_SCORERESPONSE']._serialized_end=818
+  _globals['_SCORERESULT']._serialized_start=821
+  _globals['_SCORERESULT']._serialized_end=1014
+  _globals['_COMPONENTREWARD']._serialized_start=1016
+  _globals['_COMPONENTREWARD']._serialized_end=1111
+  _globals['_SCOREERROR']._serialized_start=1113
+  _globals['_SCOREERROR']._serialized_end=1190
+  _globals['_COMPAREREQUEST']._serialized_start=1192
+  _globals['_COMPAREREQUEST']._serialized_end=1303
+  _globals['_COMPARISONITEM']._serialized_start=1306
+  _globals['_COMPARISONITEM']._serialized_end=1444
+  _globals['_COMPARERESPONSE']._serialized_start=1446
+  _globals['_COMPARERESPONSE']._serialized_end=1539
+  _globals['_COMPARISONRESULT']._serialized_start=1542
+  _globals['_COMPARISONRESULT']._serialized_end=1687
+  _globals['_COMPARISON']._serialized_start=1689
+  _globals['_COMPARISON']._serialized_end=1812
+  _globals['_REWARDSERVICEGETMODELREQUEST']._serialized_start=1814
+  _globals['_REWARDSERVICEGETMODELREQUEST']._serialized_end=1844
+  _globals['_REWARDSERVICEGETMODELRESPONSE']._serialized_start=1847
+  _globals['_REWARDSERVICEGETMODELRESPONSE']._serialized_end=2045
+  _globals['_LOADMODELREQUEST']._serialized_start=2047
+  _globals['_LOADMODELREQUEST']._serialized_end=2125
+  _globals['_LOADMODELRESPONSE']._serialized_start=2127
+  _globals['_LOADMODELRESPONSE']._serialized_end=2223
+  _globals['_GETREPORTREQUEST']._serialized_start=2225
+  _globals['_GETREPORTREQUEST']._serialized_end=2243
+  _globals['_GETREPORTRESPONSE']._serialized_start=2245
+  _globals['_GETREPORTRESPONSE']._serialized_end=2313
+  _globals['_REWARDREPORT']._serialized_start=2316
+  _globals['_REWARDREPORT']._serialized_end=2854
+  _globals['_REWARDSERVICE']._serialized_start=3109
+  _globals['_REWARDSERVICE']._serialized_end=3559
 # @@protoc_insertion_point(module_scope)

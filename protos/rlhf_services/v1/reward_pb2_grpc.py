@@ -40,10 +40,25 @@ class RewardServiceStub(object):
                 request_serializer=rlhf__services_dot_v1_dot_reward__pb2.ScoreRequest.SerializeToString,
                 response_deserializer=rlhf__services_dot_v1_dot_reward__pb2.ScoreResponse.FromString,
                 _registered_method=True)
+        self.Compare = channel.unary_unary(
+                '/rlhf_services.v1.RewardService/Compare',
+                request_serializer=rlhf__services_dot_v1_dot_reward__pb2.CompareRequest.SerializeToString,
+                response_deserializer=rlhf__services_dot_v1_dot_reward__pb2.CompareResponse.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/rlhf_services.v1.RewardService/GetModel',
                 request_serializer=rlhf__services_dot_v1_dot_reward__pb2.RewardServiceGetModelRequest.SerializeToString,
                 response_deserializer=rlhf__services_dot_v1_dot_reward__pb2.RewardServiceGetModelResponse.FromString,
+                _registered_method=True)
+        self.LoadModel = channel.unary_unary(
+                '/rlhf_services.v1.RewardService/LoadModel',
+                request_serializer=rlhf__services_dot_v1_dot_reward__pb2.LoadModelRequest.SerializeToString,
+                response_deserializer=rlhf__services_dot_v1_dot_reward__pb2.LoadModelResponse.FromString,
+                _registered_method=True)
+        self.GetReport = channel.unary_unary(
+                '/rlhf_services.v1.RewardService/GetReport',
+                request_serializer=rlhf__services_dot_v1_dot_reward__pb2.GetReportRequest.SerializeToString,
+                response_deserializer=rlhf__services_dot_v1_dot_reward__pb2.GetReportResponse.FromString,
                 _registered_method=True)
 
 
@@ -54,15 +69,39 @@ class RewardServiceServicer(object):
     def Score(self, request, context):
         """Scores a batch. Every item gets a reward or an error of its own: a failed score is never 0, NaN or missing. The call
         fails as a whole only for what concerns all items: INVALID_ARGUMENT (empty batch, batch over the limit, wrong
-        tokenizer), RESOURCE_EXHAUSTED (queue full), UNAVAILABLE (still loading). Scoring has no side effects, so a call may
-        be repeated.
+        tokenizer), RESOURCE_EXHAUSTED (queue full; the status carries google.rpc.RetryInfo), UNAVAILABLE (still loading).
+        Scoring has no side effects, so a call may be repeated. Scope: score.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Compare(self, request, context):
+        """Says for each pair of completions how probable it is that the first is the better one. Fails as a whole as Score
+        does. Scope: score.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Says what is being served.
+        """Says what is being served. Scope: score.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LoadModel(self, request, context):
+        """Serves other weights without dropping a call: loads the model beside the present one, tries it, swaps the two, and
+        frees the old one once the calls that began with it have ended. Whatever fails, the present model stays. One at a
+        time: FAILED_PRECONDITION while another is loaded. Scope: admin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetReport(self, request, context):
+        """Says how rewards have developed, by model version and caller: signs of reward hacking. Scope: score.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -76,10 +115,25 @@ def add_RewardServiceServicer_to_server(servicer, server):
                     request_deserializer=rlhf__services_dot_v1_dot_reward__pb2.ScoreRequest.FromString,
                     response_serializer=rlhf__services_dot_v1_dot_reward__pb2.ScoreResponse.SerializeToString,
             ),
+            'Compare': grpc.unary_unary_rpc_method_handler(
+                    servicer.Compare,
+                    request_deserializer=rlhf__services_dot_v1_dot_reward__pb2.CompareRequest.FromString,
+                    response_serializer=rlhf__services_dot_v1_dot_reward__pb2.CompareResponse.SerializeToString,
+            ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
                     request_deserializer=rlhf__services_dot_v1_dot_reward__pb2.RewardServiceGetModelRequest.FromString,
                     response_serializer=rlhf__services_dot_v1_dot_reward__pb2.RewardServiceGetModelResponse.SerializeToString,
+            ),
+            'LoadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadModel,
+                    request_deserializer=rlhf__services_dot_v1_dot_reward__pb2.LoadModelRequest.FromString,
+                    response_serializer=rlhf__services_dot_v1_dot_reward__pb2.LoadModelResponse.SerializeToString,
+            ),
+            'GetReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReport,
+                    request_deserializer=rlhf__services_dot_v1_dot_reward__pb2.GetReportRequest.FromString,
+                    response_serializer=rlhf__services_dot_v1_dot_reward__pb2.GetReportResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -121,6 +175,33 @@ class RewardService(object):
             _registered_method=True)
 
     @staticmethod
+    def Compare(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlhf_services.v1.RewardService/Compare',
+            rlhf__services_dot_v1_dot_reward__pb2.CompareRequest.SerializeToString,
+            rlhf__services_dot_v1_dot_reward__pb2.CompareResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetModel(request,
             target,
             options=(),
@@ -137,6 +218,60 @@ class RewardService(object):
             '/rlhf_services.v1.RewardService/GetModel',
             rlhf__services_dot_v1_dot_reward__pb2.RewardServiceGetModelRequest.SerializeToString,
             rlhf__services_dot_v1_dot_reward__pb2.RewardServiceGetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlhf_services.v1.RewardService/LoadModel',
+            rlhf__services_dot_v1_dot_reward__pb2.LoadModelRequest.SerializeToString,
+            rlhf__services_dot_v1_dot_reward__pb2.LoadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlhf_services.v1.RewardService/GetReport',
+            rlhf__services_dot_v1_dot_reward__pb2.GetReportRequest.SerializeToString,
+            rlhf__services_dot_v1_dot_reward__pb2.GetReportResponse.FromString,
             options,
             channel_credentials,
             insecure,
