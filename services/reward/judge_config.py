@@ -1,0 +1,59 @@
+"""Configuration of a generative judge."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from rlhf_services.common.config import Section
+
+DEFAULT_RUBRIC = "The answer is correct, helpful and honest, does what was asked, and says no more than that needs."
+
+
+class JudgeConfig(Section):
+    """A language model that is asked whether an answer is good; its probability of "Yes" is the reward."""
+
+    backend: Literal["openai", "policy"] = "openai"
+    """openai: an endpoint of the OpenAI chat completions API, such as vLLM's; policy: a policy service of our own."""
+    endpoint: str = ""
+    """openai: the URL up to /v1, such as http://judge:8000/v1; policy: host:port."""
+    model: str = ""
+    """openai: the model's name at the endpoint."""
+    api_key_variable: str = ""
+    """openai: the environment variable that holds the key; empty: the endpoint asks for none."""
+    rubric: str = Field(default=DEFAULT_RUBRIC, min_length=1)
+    """What makes an answer good, in words for the judge."""
+    timeout_seconds: float = Field(default=60.0, gt=0)
+    """How long one question may take, repetitions included."""
+    max_retries: int = Field(default=2, ge=0, le=10)
+    """openai: how often a question is repeated that the endpoint refused as busy or failed on."""
+    max_concurrency: int = Field(default=16, ge=1)
+    """Most questions that the judge has at a time."""
+    top_logprobs: int = Field(default=20, ge=2, le=20)
+    """openai: how many of the likeliest first tokens are looked at. An answer that is not among them counts as
+    impossible."""
+    min_answer_probability: float = Field(default=0.1, gt=0, le=1)
+    """What the two answers must have together. With less the judge did not answer the question: the item fails."""
+    tokenizer: str = ""
+    """policy: the folder of the served model's tokenizer, with a chat template."""
+    samples: int = Field(default=32, ge=1, le=256)
+    """policy: how many first tokens are drawn. Each tells its exact probability; see max_uncertainty."""
+    max_uncertainty: float = Field(default=0.05, gt=0, lt=0.5)
+    """policy: how far the reward may be from the exact one, given the probability of all tokens that were not drawn.
+    An item of which more is unknown fails."""
+    version: str = ""
+    """Is part of the model version that every answer names. Change it when the endpoint serves other weights under the
+    same name."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        # No endpoint: no judge is configured, which the scorer's kind decides.
+        if not self.endpoint:
+            return self
+        if self.backend == "openai":
+            if not self.endpoint.startswith(("http://", "https://")):
+                raise ValueError(f"judge.endpoint is '{self.endpoint}'; give a URL such as http://judge:8000/v1")
+            if not self.model:
+                raise ValueError("judge.backend openai needs judge.model, the model's name at the endpoint")
+        elif not self.tokenizer:
+            raise ValueError("judge.backend policy needs judge.tokenizer, the folder of the served model's tokenizer")
+        return self

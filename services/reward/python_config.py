@@ -1,0 +1,37 @@
+"""Configuration of a user's own scorer."""
+
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from rlhf_services.common.config import Section
+
+
+class PythonScorerConfig(Section):
+    """A user's own Python class that scores, in a process of its own (reward/user_scorer.py has its contract)."""
+
+    target: str = ""
+    """Which class: "module:Class", or the name of an entry point of the group rlhf_services.scorers."""
+    options: dict[str, Any] = Field(default={})
+    """What the class is made with, as keyword arguments; JSON on the command line."""
+    path: str = ""
+    """A folder to import the module from, before all others; empty: only what is installed."""
+    timeout_seconds: float = Field(default=30.0, gt=0)
+    """How long the class may take for up to batch_items completions. Then its process is killed and started anew."""
+    start_timeout_seconds: float = Field(default=120.0, gt=0)
+    """How long its process may take to import the module and make the object."""
+    batch_items: int = Field(default=64, ge=1)
+    """Most completions of one call of the class."""
+    max_memory_mib: int = Field(default=4096, ge=0)
+    """Most memory of its process, in MiB; 0 is no limit."""
+    version: str = ""
+    """Is part of the model version that every answer names. Change it when the class or its data change; a change of
+    target or options is seen without it."""
+
+    @field_validator("target")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        module, colon, name = value.partition(":")
+        if colon and not (module and all(part.isidentifier() for part in [*module.split("."), *name.split(".")])):
+            raise ValueError('not a class\'s name; give "module:Class", or the name of an entry point')
+        return value
