@@ -1,12 +1,21 @@
 """Configuration of the reward service."""
 
-import re
-from typing import Literal
-
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, field_validator
 
 from rlhf_services.common.config import Port, Section, ServerConfig
 from rlhf_services.common.limits import BatchLimitsConfig
+from rlhf_services.reward.scorer_config import ScorerConfig
+from rlhf_services.reward.watch_config import WatchConfig
+
+__all__ = [
+    "HttpConfig",
+    "LimitsConfig",
+    "ModelsConfig",
+    "RewardConfig",
+    "RewardServerConfig",
+    "ScorerConfig",
+    "WatchConfig",
+]
 
 
 class RewardServerConfig(ServerConfig):
@@ -18,66 +27,6 @@ class RewardServerConfig(ServerConfig):
     """HTTP port of Prometheus' /metrics; 0 takes a free one."""
 
 
-class ScorerConfig(Section):
-    """What gives the rewards: a model, several models, or a rule."""
-
-    kind: Literal["model", "ensemble", "sentiment", "length", "pattern"]
-    """model: a reward model; ensemble: several, combined (reward/ensemble_scorer.py); sentiment, length, pattern: rules
-    over the completion's text (reward/rule_scorer.py)."""
-    path: str = ""
-    """model: directory of a transformers sequence-classification checkpoint with one label."""
-    paths: list[str] = Field(default=[])
-    """ensemble: directories of its members, at least two, as `path`; all of one tokenizer."""
-    combine: Literal["mean", "worst", "mean_minus_std"] = "mean"
-    """ensemble: mean of the members' rewards; worst: the lowest; mean_minus_std: mean - std_coef * their standard
-    deviation, which pays less for what the members disagree on (Coste et al. 2023, arXiv:2310.02743)."""
-    std_coef: float = Field(default=1.0, ge=0)
-    """ensemble, mean_minus_std: what a standard deviation of disagreement costs; 0 is the mean."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """model, ensemble: element type of the weights."""
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    """model, ensemble: auto (cuda if there is one), cpu, cuda or cuda:N."""
-    tokenizer: str = ""
-    """Rules: directory of the tokenizer that turns token ids into text; without it they take text alone."""
-    target_length: int = Field(default=200, ge=1)
-    """length: the length that earns most."""
-    length_unit: Literal["characters", "words"] = "characters"
-    """length: what is counted."""
-    pattern: str = ""
-    """pattern: a Python regular expression, searched in the completion."""
-    pattern_mode: Literal["match", "count"] = "match"
-    """pattern: match is 1 if it is found and 0 if not; count is the number of matches, up to 100."""
-
-    @field_validator("path")
-    @classmethod
-    def _require_path(cls, value: str, info: ValidationInfo) -> str:
-        if info.data.get("kind") == "model" and not value:
-            raise ValueError("scorer.kind model needs the directory of a reward model: --scorer.path DIR")
-        return value
-
-    @field_validator("paths")
-    @classmethod
-    def _require_members(cls, value: list[str], info: ValidationInfo) -> list[str]:
-        if info.data.get("kind") == "ensemble" and len(value) < 2:
-            raise ValueError("scorer.kind ensemble needs the directories of two reward models or more: --scorer.paths")
-        if len(set(value)) < len(value):
-            raise ValueError("a directory is there twice; name each member once")
-        return value
-
-    @field_validator("pattern")
-    @classmethod
-    def _require_pattern(cls, value: str, info: ValidationInfo) -> str:
-        if info.data.get("kind") != "pattern":
-            return value
-        if not value:
-            raise ValueError("scorer.kind pattern needs a regular expression: --scorer.pattern REGEX")
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}; mend it, or escape what is meant literally") from None
-        return value
-
-
 class LimitsConfig(BatchLimitsConfig):
     """How much is accepted, as texts too, and how it is batched."""
 
@@ -85,9 +34,40 @@ class LimitsConfig(BatchLimitsConfig):
     """Longest prompt and completion together that is accepted as text."""
 
 
+class HttpConfig(Section):
+    """Where the same service is found over HTTP and JSON (docs/reward_http.md)."""
+
+    enabled: bool = True
+    """Whether HTTP is served beside gRPC."""
+    host: str = ""
+    """Address to bind; empty is server.host."""
+    port: Port = 8052
+    """HTTP port; 0 takes a free one."""
+    max_body_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
+    """Largest body of a request."""
+
+
+class ModelsConfig(Section):
+    """What LoadModel may load."""
+
+    allowed_roots: list[str] = Field(default=[])
+    """Folders below which a checkpoint may lie; without one every LoadModel is refused."""
+
+    @field_validator("allowed_roots")
+    @classmethod
+    def _require_absolute(cls, value: list[str]) -> list[str]:
+        for root in value:
+            if not root.startswith("/"):
+                raise ValueError(f"'{root}' is not an absolute path; write it from the root folder on")
+        return value
+
+
 class RewardConfig(Section):
-    """Serves rewards over gRPC."""
+    """Serves rewards over gRPC and HTTP."""
 
     server: RewardServerConfig = RewardServerConfig()
     scorer: ScorerConfig
     limits: LimitsConfig = LimitsConfig()
+    http: HttpConfig = HttpConfig()
+    models: ModelsConfig = ModelsConfig()
+    watch: WatchConfig = WatchConfig()

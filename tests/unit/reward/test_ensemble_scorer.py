@@ -119,8 +119,8 @@ def test_a_member_of_another_tokenizer_or_the_same_model_twice_is_refused(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "scorer.paths is .*; scorer.kind ensemble needs the directories of two"),
-        (["--scorer.paths", "one"], "scorer.kind ensemble needs the directories of two reward models or more"),
+        ([], "scorer.paths is .*; kind ensemble needs the directories of two"),
+        (["--scorer.paths", "one"], "kind ensemble needs the directories of two reward models or more"),
         (["--scorer.paths", "a,a"], "a directory is there twice; name each member once"),
         (["--scorer.paths", "a,b", "--scorer.combine", "median"], "scorer.combine is 'median'"),
         (["--scorer.paths", "a,b", "--scorer.std_coef", "-1"], "scorer.std_coef is '?-1"),

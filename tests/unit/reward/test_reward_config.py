@@ -25,8 +25,8 @@ def test_ports_keep_their_defaults_when_another_is_given():
     ("argv", "message"),
     [
         ([], "scorer.kind is required"),
-        (["--scorer.kind", "model"], "scorer.path is ''; scorer.kind model needs the directory of a reward model"),
-        (["--scorer.kind", "pattern"], "scorer.pattern is ''; scorer.kind pattern needs a regular expression"),
+        (["--scorer.kind", "model"], "scorer.path is ''; kind model needs the directory of a reward model"),
+        (["--scorer.kind", "pattern"], "scorer.pattern is ''; kind pattern needs a regular expression"),
         (["--scorer.kind", "pattern", "--scorer.pattern", "("], r"scorer.pattern is '\('; not a regular expression"),
         (["--scorer.kind", "length", "--limits.max_items", "9000"], "limits.max_queue_items is 8192; .* 9000"),
         (["--scorer.kind", "lenght"], "scorer.kind is 'lenght'; it should be 'model'"),

@@ -1,0 +1,129 @@
+"""Configuration of what gives the rewards: a model, several, a rule, a judge, a scorer of one's own, or a sum of them."""
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from rlhf_services.common.config import Section
+from rlhf_services.reward.judge_config import JudgeConfig
+from rlhf_services.reward.python_config import PythonScorerConfig
+
+
+class PartConfig(Section):
+    """What gives one reward; `kind` says which of the other keys are read."""
+
+    kind: Literal["model", "ensemble", "sentiment", "length", "pattern", "judge", "python", "sum"]
+    """model: a reward model; ensemble: several, combined (reward/ensemble_scorer.py); sentiment, length, pattern: rules
+    over the completion's text (reward/rule_scorer.py); judge: a language model that is asked (reward/judge_scorer.py);
+    python: a class of one's own (reward/python_scorer.py); sum: a weighted sum of others (reward/sum_scorer.py)."""
+    path: str = ""
+    """model: directory of a transformers sequence-classification checkpoint with one label, safetensors only."""
+    paths: list[str] = Field(default=[])
+    """ensemble: directories of its members, at least two, as `path`; all of one tokenizer."""
+    combine: Literal["mean", "worst", "mean_minus_std"] = "mean"
+    """ensemble: mean of the members' rewards; worst: the lowest; mean_minus_std: mean - std_coef * their standard
+    deviation, which pays less for what the members disagree on (Coste et al. 2023, arXiv:2310.02743)."""
+    std_coef: float = Field(default=1.0, ge=0)
+    """ensemble, mean_minus_std: what a standard deviation of disagreement costs; 0 is the mean."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """model, ensemble: element type of the weights."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """model, ensemble: auto (cuda if there is one), cpu, cuda or cuda:N."""
+    tokenizer: str = ""
+    """Rules, judge, python: directory of the tokenizer that turns token ids into text; without it they take text
+    alone."""
+    target_length: int = Field(default=200, ge=1)
+    """length: the length that earns most."""
+    length_unit: Literal["characters", "words"] = "characters"
+    """length: what is counted."""
+    pattern: str = ""
+    """pattern: a Python regular expression, searched in the completion."""
+    pattern_mode: Literal["match", "count"] = "match"
+    """pattern: match is 1 if it is found and 0 if not; count is the number of matches, up to 100."""
+    judge: JudgeConfig = JudgeConfig()
+    """judge: which language model is asked, and how."""
+    python: PythonScorerConfig = PythonScorerConfig()
+    """python: which class, and what it may use."""
+
+    @field_validator("path")
+    @classmethod
+    def _require_path(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("kind") == "model" and not value:
+            raise ValueError("kind model needs the directory of a reward model: --scorer.path DIR")
+        return value
+
+    @field_validator("paths")
+    @classmethod
+    def _require_members(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        if info.data.get("kind") == "ensemble" and len(value) < 2:
+            raise ValueError("kind ensemble needs the directories of two reward models or more: --scorer.paths")
+        if len(set(value)) < len(value):
+            raise ValueError("a directory is there twice; name each member once")
+        return value
+
+    @field_validator("pattern")
+    @classmethod
+    def _require_pattern(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("kind") != "pattern":
+            return value
+        if not value:
+            raise ValueError("kind pattern needs a regular expression: --scorer.pattern REGEX")
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}; mend it, or escape what is meant literally") from None
+        return value
+
+    @field_validator("judge")
+    @classmethod
+    def _require_judge(cls, value: JudgeConfig, info: ValidationInfo) -> JudgeConfig:
+        if info.data.get("kind") == "judge":
+            value.require_complete()
+        return value
+
+    @field_validator("python")
+    @classmethod
+    def _require_python(cls, value: PythonScorerConfig, info: ValidationInfo) -> PythonScorerConfig:
+        if info.data.get("kind") == "python":
+            value.require_complete()
+        return value
+
+
+class ComponentConfig(PartConfig):
+    """A named part of a weighted sum: any scorer but another sum."""
+
+    kind: Literal["model", "ensemble", "sentiment", "length", "pattern", "judge", "python"]
+    """As scorer.kind."""
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    """Names this part in answers, and in LoadModel."""
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+    """What its reward is multiplied by; below 0 it is a penalty, 0 only shows it."""
+
+
+class ScorerConfig(PartConfig):
+    """What gives the rewards."""
+
+    components: list[ComponentConfig] = Field(default=[])
+    """sum: its parts, at least one, each with a name and a weight; their names differ, and one weight is not 0."""
+
+    @field_validator("components")
+    @classmethod
+    def _require_components(cls, value: list[ComponentConfig], info: ValidationInfo) -> list[ComponentConfig]:
+        if info.data.get("kind") != "sum":
+            if value:
+                raise ValueError("only kind sum has components; set scorer.kind to sum, or leave them out")
+            return value
+        if not value:
+            raise ValueError("kind sum needs a component: [[scorer.components]] with name, weight and kind")
+        twice = _first_twice([component.name for component in value])
+        if twice is not None:
+            raise ValueError(f"the name '{twice}' is there twice; give each component a name of its own")
+        if all(component.weight == 0 for component in value):
+            raise ValueError("every weight is 0, so every reward would be; give one of the components a weight")
+        return value
+
+
+def _first_twice(names: Sequence[str]) -> str | None:
+    return next((name for index, name in enumerate(names) if name in names[:index]), None)
