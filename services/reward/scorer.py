@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 Prepared = TypeVar("Prepared")
 
@@ -29,6 +29,54 @@ class TokenPair:
         return len(self.prompt_ids) + len(self.completion_ids)
 
 
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One message of a conversation."""
+
+    role: str
+    """system, user, assistant, or another that the model's chat template knows."""
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages of which the last, the assistant's, is scored. At least two."""
+
+    messages: tuple[ChatMessage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RawPair:
+    """A prompt and its completion after the chat template, special tokens written out. The prompt may be empty."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequence:
+    """Prompt and completion as the token ids of one sequence, without padding. At least two."""
+
+    ids: list[int]
+
+
+Item = TextPair | TokenPair | Conversation | RawPair | TokenSequence
+"""What a caller sends; a scorer says of the forms that it cannot read that they are invalid."""
+
+
+def completion_of(item: Item) -> str | Sequence[int]:
+    """Returns the completion as the caller sent it, text or token ids; of a TokenSequence the whole of it."""
+    match item:
+        case TextPair() | RawPair():
+            return item.completion
+        case TokenPair():
+            return item.completion_ids
+        case Conversation():
+            return item.messages[-1].content if item.messages else ""
+        case TokenSequence():
+            return item.ids
+
+
 class ErrorCode(Enum):
     """Kinds of failure of a single item."""
 
@@ -38,6 +86,12 @@ class ErrorCode(Enum):
     """Longer than the scorer takes; nothing is ever cut silently."""
     NOT_FINITE = auto()
     """The scorer answered with NaN or infinity."""
+    SCORER_FAILED = auto()
+    """The scorer raised, or answered what is no reward."""
+    TIMEOUT = auto()
+    """The scorer took longer than it may; it may be repeated."""
+    UNAVAILABLE = auto()
+    """What the scorer itself depends on is away; it may be repeated later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +102,63 @@ class ScoreError:
     message: str
 
 
+class ScorerError(Exception):
+    """Raised by a scorer for a whole batch. Its items are then scored one by one, to find the culprit.
+
+    UNAVAILABLE is believed at once, for all items: what is away for one is away for the others.
+    """
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 @dataclass(frozen=True, slots=True)
-class EnsembleScore:
-    """A reward that several models gave together."""
+class ComponentReward:
+    """What one part of a weighted sum gave."""
+
+    name: str
+    """As configured."""
+    weight: float
+    """What the reward is multiplied by in the sum."""
+    reward: float
+    """Before it is multiplied."""
+    spread: float | None = None
+    """As Score.spread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A reward, and what it is made of."""
 
     reward: float
-    """What they were combined to."""
-    spread: float
-    """How far they disagree: the standard deviation of their rewards, over the members."""
+    spread: float | None = None
+    """How far the models of an ensemble disagree: the standard deviation of their rewards. None: one scorer."""
+    components: tuple[ComponentReward, ...] = ()
+    """The parts of a weighted sum, in the configuration's order; empty for every other scorer."""
 
 
-Outcome = float | EnsembleScore | ScoreError
-"""What becomes of one item; a scorer that is no ensemble answers plain numbers."""
+EnsembleScore = Score
+
+Outcome = float | Score | ScoreError
+"""What becomes of one item; a scorer that has only a number to say answers plain numbers."""
+
+
+def reward_of(outcome: float | Score) -> float:
+    """Returns the reward alone."""
+    return outcome.reward if isinstance(outcome, Score) else outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """An item that has got a reward, as the watch over reward hacking sees it."""
+
+    reward: float
+    spread: float | None
+    completion: str | Sequence[int]
+    """As completion_of says."""
+    item: Item
+    """What a held-out scorer is asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,20 +173,38 @@ class ScorerInfo:
     """Empty if it has no tokenizer."""
     max_sequence_tokens: int
     """Most tokens of prompt and completion together; 0: no limit."""
+    logit_scale: float = 1.0
+    """What a difference of two rewards is multiplied by to be one of the model's logits."""
+    pads: bool = False
+    """Whether a batch is padded to its longest item, so that like lengths belong together."""
 
 
 class Scorer(Protocol[Prepared]):
-    """Gives rewards: higher is better. Its methods are called in threads, each by one thread at a time."""
+    """Gives rewards: higher is better. `prepare` is called by one thread at a time, and `score` by one of its own."""
 
     @property
     def info(self) -> ScorerInfo:
         """The scorer's name, version and limits; they never change."""
 
-    def prepare(self, pair: TextPair | TokenPair) -> Prepared | ScoreError:
-        """Returns the pair in the form that `score` takes, or what is wrong with it."""
+    def prepare(self, item: Item) -> Prepared | ScoreError:
+        """Returns the item in the form that `score` takes, or what is wrong with it. Texts come checked: not empty."""
 
     def size_of(self, prepared: Prepared) -> int:
-        """Returns the length that batches are padded to, in tokens; 1 for a scorer that pads nothing."""
+        """Returns the item's length in tokens, or about; at least 1."""
 
     def score(self, batch: list[Prepared]) -> Sequence[Outcome]:
-        """Returns what becomes of each, in order. NaN and infinity are the caller's to turn into errors."""
+        """Returns what becomes of each, in order. NaN and infinity are the caller's to turn into errors.
+
+        Raises: ScorerError, or anything else; the batch is then run again in parts, to find whose fault it is.
+        """
+
+    def close(self) -> None:
+        """Frees what the scorer holds: memory, processes, connections. Nothing is asked of it afterwards."""
+
+
+@runtime_checkable
+class PairScorer(Scorer[Prepared], Protocol[Prepared]):
+    """A Scorer that is asked for two completions together, rather than for their difference: a judge."""
+
+    def compare(self, batch: list[tuple[Prepared, Prepared]]) -> Sequence[float | ScoreError]:
+        """Returns for each pair the probability that the first is the better one. Raises as `score` does."""
