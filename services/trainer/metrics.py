@@ -8,7 +8,7 @@ from statistics import fmean
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 
-from rlhf_services.trainer.correlation import spearman
+from rlhf_services.common.correlation import spearman
 from rlhf_services.trainer.evaluation.gauges import evaluation_gauges
 from rlhf_services.trainer.late_gauges import LateGauges
 from rlhf_services.trainer.rollouts.collect import Collected

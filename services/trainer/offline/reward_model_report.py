@@ -8,7 +8,7 @@ from statistics import fmean, pstdev
 
 from pydantic import TypeAdapter
 
-from rlhf_services.trainer.correlation import pearson, spearman
+from rlhf_services.common.correlation import pearson, spearman
 from rlhf_services.trainer.data.preferences import Choice, PreferenceGroup
 from rlhf_services.trainer.offline.pair_statistics import (
     AccuracyBin,

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rlhf_services.trainer.correlation import mean_ranks, pearson, spearman
+from rlhf_services.common.correlation import mean_ranks, pearson, spearman
 from rlhf_services.trainer.data.preferences import Choice, PreferenceGroup
 from rlhf_services.trainer.offline.pair_statistics import (
     accuracy_bins,
