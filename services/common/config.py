@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, EnvSettingsSource, SettingsConfigDict, SettingsError
@@ -46,6 +46,8 @@ class ServerConfig(Section):
     on, however long they are. 0 is never."""
     max_message_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
     """Largest message sent or received."""
+    slow_call_seconds: float = Field(default=5.0, ge=0)
+    """A call that takes longer is logged with its method, caller and number of items; 0 logs none."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severity that is logged."""
 
@@ -139,10 +141,23 @@ def _refuse_unknown_variables(cls: type[BaseModel], prefix: str) -> None:
             section = _section_of(section, part)
 
 
-def _section_of(cls: type[BaseModel], field: str) -> type[BaseModel] | None:
-    """Returns the class of a field that is itself a section, else None."""
+def _section_of(cls: type[BaseModel], field: str, *, in_list: bool = False) -> type[BaseModel] | None:
+    """Returns the class of a field that is itself a section, or may be one, or (in_list) is a list of them; else None."""
     annotation = cls.model_fields[field].annotation
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    for each in (annotation, *get_args(annotation)):
+        if isinstance(each, type) and issubclass(each, BaseModel):
+            return None if get_origin(annotation) is list and not in_list else each
+    return None
+
+
+def _section_at(cls: type[BaseModel], loc: Sequence[int | str]) -> type[BaseModel] | None:
+    """Returns the class of the section at a place, entries of lists counted; None if there is none."""
+    section: type[BaseModel] | None = cls
+    for part in loc:
+        if isinstance(part, str):
+            known = section is not None and part in section.model_fields
+            section = _section_of(section, part, in_list=True) if section is not None and known else None
+    return section
 
 
 def _validate(cls: type[C], sources: Mapping[str, Mapping[str, Any]]) -> C:
@@ -172,30 +187,35 @@ def _explain(
     path = ".".join(map(str, loc))
     if fault["type"] == "missing":
         names = " and ".join(_required(cls, loc))
-        return f"{names} is required: set it in the TOML file or as --{names.split()[0]}"
+        # An entry of a list has no flag of its own.
+        flag = "" if any(isinstance(part, int) for part in loc) else f" or as --{names.split()[0]}"
+        return f"{names} is required: set it in the TOML file{flag}"
     origin = next((name for name, values in reversed(list(sources.items())) if _has(values, loc)), "")
     prefix = f"{origin}: " if origin else ""
     if fault["type"] == "extra_forbidden":
-        section: type[BaseModel] | None = cls
-        for part in loc[:-1]:
-            section = _section_of(section, str(part)) if section else None
+        section = _section_at(cls, loc[:-1])
         known = section.model_fields if section else ()
         return f"{prefix}unknown key '{path}'{suggestion(str(loc[-1]), known)}"
     message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     verb = "it should be " if fault["msg"].startswith("Input should be ") else ""
-    subject = f"{path} is {fault['input']!r}; " if path else ""
+    # A section is not shown whole: the message says which of its keys it is about.
+    value = fault["input"]
+    shown = not isinstance(value, Mapping | BaseModel) and not (isinstance(value, list) and _holds_sections(value))
+    subject = f"{path} is {value!r}; " if path and shown else f"{path}: " if path else ""
     return f"{prefix}{subject}{verb}{message}"
 
 
 def _required(cls: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     """Returns the dotted paths that must be given at a missing place: the place itself, or a section's own fields."""
-    section: type[BaseModel] | None = cls
-    for part in loc:
-        section = _section_of(section, str(part)) if section and part in section.model_fields else None
+    section = _section_at(cls, loc)
     path = ".".join(map(str, loc))
     if section is None:
         return [path]
     return [f"{path}.{name}" for name, field in section.model_fields.items() if field.is_required()]
+
+
+def _holds_sections(values: Sequence[Any]) -> bool:
+    return any(isinstance(value, Mapping | BaseModel) for value in values)
 
 
 def _has(values: Mapping[str, Any], loc: tuple[int | str, ...]) -> bool:

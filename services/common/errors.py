@@ -6,6 +6,9 @@ from typing import ClassVar
 
 import grpc
 
+RETRY_AFTER_KEY = "retry-after-ms"
+"""Trailing metadata of an OverloadedError, in whole milliseconds; the status carries google.rpc.RetryInfo as well."""
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used. The message names the dotted path, the value and the remedy."""
@@ -46,6 +49,23 @@ class OverloadedError(ServiceError):
 
     status = grpc.StatusCode.RESOURCE_EXHAUSTED
 
+    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
+        """Args: retry_after_seconds: when there should be room again; None if nobody knows, or there never will be."""
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class UnauthenticatedError(ServiceError):
+    """Nobody knows who calls: there is no token or certificate, or one that is not known."""
+
+    status = grpc.StatusCode.UNAUTHENTICATED
+
+
+class PermissionDeniedError(ServiceError):
+    """The caller is known, and may not call this."""
+
+    status = grpc.StatusCode.PERMISSION_DENIED
+
 
 class InternalError(ServiceError):
     """A fault of the service itself; its log has the details."""
@@ -60,6 +80,7 @@ class FatalError(NotReadyError):
 _CLASS_OF_STATUS: Mapping[grpc.StatusCode, type[ServiceError]] = MappingProxyType(
     {
         **{cls.status: cls for cls in (InvalidRequestError, NotFoundError, PreconditionError, OverloadedError)},
+        **{cls.status: cls for cls in (UnauthenticatedError, PermissionDeniedError)},
         grpc.StatusCode.OUT_OF_RANGE: InvalidRequestError,
         grpc.StatusCode.UNAVAILABLE: NotReadyError,
         grpc.StatusCode.DEADLINE_EXCEEDED: NotReadyError,
@@ -76,8 +97,19 @@ def from_rpc_error(error: grpc.aio.AioRpcError, service: str, target: str) -> Se
         details = "did not answer within the call's deadline"
     elif status is grpc.StatusCode.UNAVAILABLE:
         details += tls_hint(details)
+    message = f"{service} at {target}: {details}"
     error_class = _CLASS_OF_STATUS.get(status, InternalError)
-    return error_class(f"{service} at {target}: {details}")
+    if error_class is OverloadedError:
+        return OverloadedError(message, _retry_after_seconds(error))
+    return error_class(message)
+
+
+def _retry_after_seconds(error: grpc.aio.AioRpcError) -> float | None:
+    """Returns what the server said in its trailing metadata; None if it said nothing that can be used."""
+    for key, value in error.trailing_metadata() or ():
+        if key == RETRY_AFTER_KEY and isinstance(value, str) and value.isascii() and value.isdigit():
+            return int(value) / 1000
+    return None
 
 
 def tls_hint(details: str) -> str:

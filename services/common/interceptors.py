@@ -1,34 +1,30 @@
-"""What happens around every call: the readiness gate, the request id, metrics, and errors turned into status codes."""
+"""What gRPC adds around a call: credentials from metadata and certificate, and errors as status codes."""
 
-import asyncio
-import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
+from urllib.parse import unquote
 
 import grpc
-import structlog
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
 
-from rlhf_services.common.errors import NotReadyError, ServiceError
-from rlhf_services.common.logs import get_logger
-from rlhf_services.common.metrics import RpcMetrics
-
-log = get_logger(__name__)
+from rlhf_services.common.calls import CALLER_KEY, CallCredentials, CallGuard
+from rlhf_services.common.errors import RETRY_AFTER_KEY, OverloadedError, ServiceError
 
 # In quotes: only the type stubs know these classes as generic.
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
+STATUS_DETAILS_KEY = "grpc-status-details-bin"
+
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Surrounds each call of one service; health and reflection pass untouched, so that they always answer."""
 
-    def __init__(self, full_name: str, metrics: RpcMetrics, why_not_ready: Callable[[], str | None]) -> None:
-        """Args: the service's full name; where to count; a function that says why no call can be served, or None."""
+    def __init__(self, full_name: str, guard: CallGuard) -> None:
+        """Args: the service's full name; what surrounds its calls."""
         self._full_name = full_name
-        self._metrics = metrics
-        self._why_not_ready = why_not_ready
+        self._guard = guard
 
     async def intercept_service(
         self,
@@ -51,47 +47,66 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _unary(self, method: str, inner: Callable[..., Any]) -> Callable[..., Any]:
         async def call(request: Any, context: Context) -> Any:
-            async with self._around(method, request, context):
-                return await inner(request, context)
+            try:
+                async with self._guard.around(method, credentials_of(context), *_described(request)):
+                    return await inner(request, context)
+            except ServiceError as error:
+                await _abort(context, error)
 
         return call
 
     def _stream(self, method: str, inner: Callable[..., Any]) -> Callable[..., Any]:
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
-            async with self._around(method, request, context):
-                async for response in inner(request, context):
-                    yield response
+            try:
+                async with self._guard.around(method, credentials_of(context), *_described(request)):
+                    async for message in inner(request, context):
+                        yield message
+            except ServiceError as error:
+                await _abort(context, error)
 
         return call
 
-    @asynccontextmanager
-    async def _around(self, method: str, request: Any, context: Context) -> AsyncIterator[None]:
-        request_id = getattr(request, "request_id", "") or uuid.uuid4().hex
-        structlog.contextvars.bind_contextvars(request_id=request_id, method=method)
-        labels = (self._full_name, method)
-        code = grpc.StatusCode.OK
-        start = time.monotonic()
-        self._metrics.in_flight.labels(*labels).inc()
-        try:
-            reason = self._why_not_ready()
-            if reason is not None:
-                raise NotReadyError(reason)
-            yield
-        except ServiceError as error:
-            code = error.status
-            log.warning("call refused", code=code.name, error=str(error))
-            await context.abort(code, str(error))
-        except (asyncio.CancelledError, GeneratorExit):
-            code = grpc.StatusCode.CANCELLED
-            raise
-        except Exception as error:  # the border: the caller gets a status, the log the trace
-            code = grpc.StatusCode.INTERNAL
-            log.exception("call failed", request_id=request_id)
-            where = f"the service's log has the details under request_id {request_id}"
-            await context.abort(code, f"internal error ({type(error).__name__}); {where}")
-        finally:
-            seconds = time.monotonic() - start
-            self._metrics.in_flight.labels(*labels).dec()
-            self._metrics.requests.labels(*labels, code.name).inc()
-            self._metrics.seconds.labels(*labels).observe(seconds)
-            log.debug("call ended", code=code.name, seconds=round(seconds, 4))
+
+def credentials_of(context: Context) -> CallCredentials:
+    """Returns what a call brings to say who makes it."""
+    metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    peer = context.auth_context()
+    # By the standard, the common name counts only where there is no alternative name.
+    names = peer.get("x509_subject_alternative_name") or peer.get("x509_common_name") or ()
+    return CallCredentials(
+        authorization=metadata.get("authorization"),
+        certificate_names=tuple(name.decode(errors="replace") for name in names),
+        claimed_name=metadata.get(CALLER_KEY),
+        host=host_of_peer(context.peer()),
+    )
+
+
+def host_of_peer(peer: str) -> str:
+    """Returns the host of gRPC's name for the other side: "ipv4:10.0.0.7:4711" is "10.0.0.7"; "unix:" is "local"."""
+    kind, _, address = unquote(peer).partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return "local"
+    return address.rpartition(":")[0].strip("[]")
+
+
+def _described(request: Any) -> tuple[str, int | None]:
+    """Returns the request's id, and how many items it has; a stream of requests has neither."""
+    items = getattr(request, "items", None)
+    return getattr(request, "request_id", ""), None if items is None else len(items)
+
+
+async def _abort(context: Context, error: ServiceError) -> None:
+    await context.abort(error.status, str(error), _retry_metadata(error))
+
+
+def _retry_metadata(error: ServiceError) -> tuple[tuple[str, str | bytes], ...]:
+    """Returns the trailing metadata that says when to try again: for any gRPC client, and for those who read none."""
+    if not isinstance(error, OverloadedError) or error.retry_after_seconds is None:
+        return ()
+    milliseconds = max(1, round(1000 * error.retry_after_seconds))
+    delay = duration_pb2.Duration()
+    delay.FromMilliseconds(milliseconds)
+    info = any_pb2.Any()
+    info.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    status = status_pb2.Status(code=error.status.value[0], message=str(error), details=[info])
+    return (RETRY_AFTER_KEY, str(milliseconds)), (STATUS_DETAILS_KEY, status.SerializeToString())

@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import math
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
 
 import grpc
@@ -18,6 +19,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
 
+from rlhf_services.common.auth import make_authorizer
+from rlhf_services.common.calls import CallGuard
 from rlhf_services.common.config import ServerConfig
 from rlhf_services.common.errors import ConfigError, FatalError, NotReadyError, ServiceError
 from rlhf_services.common.interceptors import CallInterceptor
@@ -47,6 +50,19 @@ class Backend(Protocol):
         """Frees everything. Called once, also after a load() that failed."""
 
 
+class Side(Protocol):
+    """Another way to the same service, such as HTTP: it lives and ends with the gRPC server."""
+
+    async def start(self, guard: CallGuard) -> None:
+        """Binds its port, and puts the guard around every call. Raises ConfigError if the port is taken."""
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Accepts nothing more, and lets calls in flight finish within that time."""
+
+
+_NO_SCOPES: Mapping[str, str] = MappingProxyType({})
+
+
 class ServiceServer:
     """One service on one port, with health, reflection, metrics and drain."""
 
@@ -59,8 +75,21 @@ class ServiceServer:
         backend: Backend,
         *,
         registry: CollectorRegistry = REGISTRY,
+        sides: Sequence[Side] = (),
+        scope_of_method: Mapping[str, str] = _NO_SCOPES,
     ) -> None:
-        """Args: short name ("policy"), full gRPC name, where to listen, what adds the servicer, its backend."""
+        """Listens nowhere yet.
+
+        Args:
+            name: short name, such as "policy".
+            full_name: the gRPC service's full name.
+            config: where to listen.
+            register: adds the servicer to a server.
+            backend: what stands behind the servicer.
+            registry: where its metrics go.
+            sides: other ways to the same service.
+            scope_of_method: the scope that a caller needs, by method; one without can be called by all who are known.
+        """
         self.name = name
         self.port = config.port
         self.metrics_port = config.metrics_port
@@ -70,6 +99,8 @@ class ServiceServer:
         self._register = register
         self._backend = backend
         self._registry = registry
+        self._sides = sides
+        self._scope_of_method = scope_of_method
         self._metrics = RpcMetrics(registry)
         self._reason: str | None = f"the {name} service is still loading; retry when its health is SERVING"
         self._health = health.aio.HealthServicer()
@@ -82,9 +113,16 @@ class ServiceServer:
         config = self._config
         # The ports first: a process that cannot listen should not load a model for a minute before it says so.
         credentials = server_credentials()
+        guard = CallGuard(
+            self._full_name,
+            self._metrics,
+            lambda: self._reason,
+            make_authorizer(),
+            self._scope_of_method,
+            config.slow_call_seconds,
+        )
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor(self._full_name, self._metrics, lambda: self._reason)],
-            options=_server_options(config),
+            interceptors=[CallInterceptor(self._full_name, guard)], options=_server_options(config)
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._register(self._server)
@@ -106,6 +144,8 @@ class ServiceServer:
         except OSError:
             raise _port_taken("server.metrics_port", config.metrics_port) from None
         self.metrics_port = self._http.server_port
+        for side in self._sides:
+            await side.start(guard)
         await self._server.start()
         log.info(
             "listening", service=self.name, port=self.port, metrics_port=self.metrics_port, tls=credentials is not None
@@ -129,7 +169,8 @@ class ServiceServer:
         """Refuses new calls, lets those in flight finish within drain_seconds, and frees everything."""
         self._reason = f"the {self.name} service is shutting down"
         await self._set_serving(False)
-        await self._server.stop(self._config.drain_seconds)
+        drain_seconds = self._config.drain_seconds
+        await asyncio.gather(self._server.stop(drain_seconds), *(side.stop(drain_seconds) for side in self._sides))
         if self._lifecycle is not None:
             self._lifecycle.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -179,12 +220,20 @@ class ServiceServer:
 
 
 def run_service(
-    name: str, full_name: str, config: ServerConfig, register: Callable[[grpc.aio.Server], None], backend: Backend
+    name: str,
+    full_name: str,
+    config: ServerConfig,
+    register: Callable[[grpc.aio.Server], None],
+    backend: Backend,
+    *,
+    sides: Sequence[Side] = (),
+    scope_of_method: Mapping[str, str] = _NO_SCOPES,
 ) -> int:
     """Serves until SIGTERM, SIGINT or a failure; returns the exit code: 0 drained, 1 failed, 2 wrong configuration."""
     configure_logging(config.log_level, name)
     sleep_at_barriers()
-    return asyncio.run(_serve(ServiceServer(name, full_name, config, register, backend)))
+    server = ServiceServer(name, full_name, config, register, backend, sides=sides, scope_of_method=scope_of_method)
+    return asyncio.run(_serve(server))
 
 
 async def _serve(server: ServiceServer) -> int:
