@@ -1,4 +1,4 @@
-"""Configuration of what gives the rewards: a model, several, a rule, a judge, a scorer of one's own, or a sum of them."""
+"""Configuration of what gives the rewards: a model, several, a rule, a judge, a class of one's own, or a sum."""
 
 import re
 from collections.abc import Sequence
@@ -79,15 +79,15 @@ class PartConfig(Section):
     @field_validator("judge")
     @classmethod
     def _require_judge(cls, value: JudgeConfig, info: ValidationInfo) -> JudgeConfig:
-        if info.data.get("kind") == "judge":
-            value.require_complete()
+        if info.data.get("kind") == "judge" and not value.endpoint:
+            raise ValueError("kind judge needs to know whom to ask: --scorer.judge.endpoint URL")
         return value
 
     @field_validator("python")
     @classmethod
     def _require_python(cls, value: PythonScorerConfig, info: ValidationInfo) -> PythonScorerConfig:
-        if info.data.get("kind") == "python":
-            value.require_complete()
+        if info.data.get("kind") == "python" and not value.target:
+            raise ValueError("kind python needs a class: --scorer.python.target module:Class")
         return value
 
 
