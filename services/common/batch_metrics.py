@@ -23,7 +23,7 @@ class BatchMetrics:
         )
         self.padding_ratio = Histogram(
             f"{prefix}_padding_ratio",
-            "Share of a padded batch that is padding: work that nobody asked for.",
+            "Share of a batch that is padding: work that nobody asked for; 0 where the model needs none.",
             buckets=_RATIO_BUCKETS,
             registry=registry,
         )
@@ -40,9 +40,10 @@ class BatchMetrics:
         self.queue_items.set_function(num_waiting)
         self.queue_limit_items.set(limit)
 
-    def observe(self, lengths: Sequence[int], seconds: float) -> None:
-        """Counts one batch: its items' lengths in tokens (at least one), and its time in the model."""
-        padded = len(lengths) * max(lengths)
+    def observe(self, lengths: Sequence[int], seconds: float, pads: bool = True) -> None:
+        """Counts one batch: its items' lengths in tokens (at least one), its time in the model, and whether it was
+        padded to the longest."""
+        padded = len(lengths) * max(lengths) if pads else sum(lengths)
         self.batch_items.observe(len(lengths))
         self.model_seconds.observe(seconds)
         self.padding_ratio.observe(1 - sum(lengths) / padded if padded else 0.0)

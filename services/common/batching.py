@@ -1,72 +1,60 @@
-"""Dynamic batching: many callers' items, one worker thread, batches of like lengths. No torch, no gRPC."""
+"""Dynamic batching: many callers' items, one worker thread, fair between the callers. No torch, no gRPC."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from rlhf_services.common.batch_plan import batch_of_first
 from rlhf_services.common.errors import InternalError, NotReadyError, OverloadedError
+from rlhf_services.common.fair_queue import FairQueue, Waiting
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# A forward pass reads every weight once, however little it holds: about what this many tokens cost. Padding below it is
-# cheaper than another pass.
-FREE_PADDING_TOKENS = 64
+WINDOW_BATCHES = 4
+"""Items of like lengths are looked for among what the next so many batches would hold."""
 
-MAX_PADDING_RATIO = 0.15
-"""Above the free padding, the share of a batch that may be padding."""
-
-
-def plan_batches(lengths: Sequence[int], max_batch_tokens: int) -> list[list[int]]:
-    """Indices of `lengths`, each in exactly one batch; longest first, so that a batch holds like lengths.
-
-    A batch of n items is padded to its longest, L: n * L is at most max_batch_tokens (a single longer item goes alone)
-    and its padding at most MAX_PADDING_RATIO of n * L, or FREE_PADDING_TOKENS.
-    """
-    batches: list[list[int]] = []
-    longest = padding = 0
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        length = lengths[index]
-        if batches:
-            padded = (len(batches[-1]) + 1) * longest
-            new_padding = padding + longest - length
-            allowed = max(FREE_PADDING_TOKENS, MAX_PADDING_RATIO * padded)
-            if padded <= max_batch_tokens and new_padding <= allowed:
-                batches[-1].append(index)
-                padding = new_padding
-                continue
-        batches.append([index])
-        longest, padding = length, 0
-    return batches
+RESERVED_SHARE = 8
+"""One part in so many of the queue is kept for callers of which nothing waits."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Entry(Generic[Item, Result]):
+UNMEASURED_RETRY_SECONDS = 1.0
+"""When to come again, as long as no run has been measured."""
+
+MIN_RETRY_SECONDS = 0.01
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class _Entry(Waiting, Generic[Item, Result]):
     """One item on its way. The future is cancelled when its caller has gone."""
 
     item: Item
-    num_tokens: int
-    group: Hashable
     future: asyncio.Future[Result]
 
 
 class Batcher(Generic[Item, Result]):
     """Runs items in batches in one dedicated thread, so that the event loop stays free.
 
-    The batch that holds the oldest waiting item goes next: nothing starves, and what arrived in the meantime fills it
-    up. Items whose caller has gone (cancelled, or past its deadline) are dropped before they are run.
+    A batch begins with the oldest item of the caller that has been served least (see FairQueue): nothing starves, and
+    no caller keeps the others out. Items whose caller has gone (cancelled, or past its deadline) are not run.
     """
 
     def __init__(
         self,
         run: Callable[[list[Item]], list[Result]],
         tokens_of: Callable[[Item], int],
+        *,
         max_batch_tokens: int,
         max_queue_items: int,
+        max_queue_seconds: float = 0.0,
+        batch_wait_seconds: float = 0.0,
+        pads: bool = True,
         group_of: Callable[[Item], Hashable] = lambda item: None,
+        observe_waits: Callable[[Sequence[float]], None] = lambda seconds: None,
     ) -> None:
         """Prepares a batcher; `start` begins the work.
 
@@ -74,19 +62,30 @@ class Batcher(Generic[Item, Result]):
             run: called in the worker thread with at least one item; one result for each, in order. What it raises
                 reaches every caller that has an item in the batch.
             tokens_of: the length of an item in tokens.
-            max_batch_tokens: bound on items * longest item of one run.
+            max_batch_tokens: bound on the tokens of one run, padding included; a longer item goes alone.
             max_queue_items: bound on the items that wait (those that run are not counted).
+            max_queue_seconds: what would wait longer than this, as estimated, is refused; 0: no such bound.
+            batch_wait_seconds: how long an idle thread lets the first item wait for company, unless a batch is full.
+            pads: whether `run` pads its items to the longest: then a batch holds like lengths, else simply what goes
+                next.
             group_of: items of different groups never share a run.
+            observe_waits: told the seconds that each item of a batch waited, when the batch begins.
         """
         self._run = run
         self._tokens_of = tokens_of
         self._group_of = group_of
+        self._observe_waits = observe_waits
         self._max_batch_tokens = max_batch_tokens
         self._max_queue_items = max_queue_items
-        self._waiting: list[_Entry[Item, Result]] = []
+        self._max_queue_seconds = max_queue_seconds
+        self._batch_wait_seconds = batch_wait_seconds
+        self._pads = pads
+        self._queue: FairQueue[_Entry[Item, Result]] = FairQueue()
+        self._pace = Pace()
         self._running: list[_Entry[Item, Result]] = []
         self._running_since: float | None = None
-        self._wakeup = asyncio.Event()
+        self._arrival = asyncio.Event()
+        self._accepts = False
         self._thread: ThreadPoolExecutor | None = None
         self._worker: asyncio.Task[None] | None = None
 
@@ -94,94 +93,159 @@ class Batcher(Generic[Item, Result]):
         """Starts the worker. Call it once, in the event loop that submits."""
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batcher")
         self._worker = asyncio.get_running_loop().create_task(self._work(self._thread), name="batcher")
+        self._accepts = True
+
+    async def drain(self) -> None:
+        """Takes nothing more, runs what waits, then closes. Whoever comes from now on gets NotReadyError."""
+        self._accepts = False
+        self._arrival.set()
+        if self._worker is not None:
+            await asyncio.wait([self._worker])
+        await self.close()
 
     async def close(self) -> None:
         """Stops the worker; whoever still waits gets NotReadyError. A run in progress ends by itself, unheard."""
+        self._accepts = False
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.cancel()
             await asyncio.wait([worker])
         if self._thread is not None:
             self._thread.shutdown(wait=False, cancel_futures=True)
-        for entry in self._waiting + self._running:
+        for entry in [*self._queue, *self._running]:
             if not entry.future.done():
                 entry.future.set_exception(NotReadyError("the service is shutting down; repeat the call elsewhere"))
-        self._waiting, self._running = [], []
+        self._queue, self._running = FairQueue(), []
 
     @property
     def num_waiting(self) -> int:
-        """Items that wait for a run, those included whose caller has gone since the last run began."""
-        return len(self._waiting)
+        """Items that wait for a run."""
+        return len(self._queue)
 
     @property
     def busy_seconds(self) -> float:
         """How long the present run has lasted; 0 if none is in progress."""
         return 0.0 if self._running_since is None else time.monotonic() - self._running_since
 
-    def require_room(self, num_items: int) -> None:
-        """Raises OverloadedError if num_items more would overflow the queue."""
-        if len(self._waiting) + num_items > self._max_queue_items:
-            self._drop_abandoned()
-        if len(self._waiting) + num_items > self._max_queue_items:
-            raise OverloadedError(
-                f"the queue holds {len(self._waiting)} of {self._max_queue_items} items, no room for {num_items} more; "
-                "send fewer items at a time, repeat later, or add replicas"
+    def require_room(self, num_items: int, caller: str = "") -> None:
+        """Raises OverloadedError if num_items more of this caller would overflow the queue."""
+        limit = self._max_queue_items
+        if self._queue.holds(caller):
+            limit -= limit // RESERVED_SHARE
+        if len(self._queue) + num_items > limit:
+            raise self._overloaded(
+                f"the queue holds {len(self._queue)} of {self._max_queue_items} items, no room for {num_items} more"
             )
 
-    async def submit_all(self, items: Sequence[Item]) -> list[Result]:
+    async def submit_all(self, items: Sequence[Item], caller: str = "") -> list[Result]:
         """The items' results, in order.
 
-        Raises: OverloadedError at once if the queue would overflow; NotReadyError if the batcher is not running; what
-        `run` raised.
+        Args:
+            caller: whose they are; callers share the thread evenly, by tokens.
+        Raises: OverloadedError at once if the queue would overflow, or the wait be too long; NotReadyError if the
+            batcher is not running; what `run` raised.
         """
-        if self._worker is None:
+        if not self._accepts:
             raise NotReadyError("the service is not running yet, or is shutting down; repeat the call later")
-        self.require_room(len(items))
-        loop = asyncio.get_running_loop()
-        entries: list[_Entry[Item, Result]] = [
-            _Entry(item=item, num_tokens=self._tokens_of(item), group=self._group_of(item), future=loop.create_future())
-            for item in items
-        ]
-        self._waiting.extend(entries)
-        self._wakeup.set()
+        self.require_room(len(items), caller)
+        entries = [self._entry_of(item, caller) for item in items]
+        self._require_short_wait(sum(entry.num_tokens for entry in entries), caller)
+        self._queue.add(entries)
+        self._arrival.set()
         try:
             return await asyncio.gather(*(entry.future for entry in entries))
         finally:
             # After a failure or a cancellation nobody wants the rest.
             for entry in entries:
                 entry.future.cancel()
+            if unwanted := [entry for entry in entries if entry.future.cancelled()]:
+                self._queue.discard(unwanted)
+
+    def _entry_of(self, item: Item, caller: str) -> _Entry[Item, Result]:
+        return _Entry(
+            item=item,
+            caller=caller,
+            num_tokens=self._tokens_of(item),
+            group=self._group_of(item),
+            arrived=time.monotonic(),
+            future=asyncio.get_running_loop().create_future(),
+        )
+
+    def _require_short_wait(self, num_tokens: int, caller: str) -> None:
+        """Raises OverloadedError if so many tokens more would wait for longer than is allowed."""
+        if not self._max_queue_seconds:
+            return
+        seconds = self._pace.seconds_for(self._queue.tokens_before(caller, num_tokens))
+        if seconds is not None and seconds > self._max_queue_seconds:
+            raise self._overloaded(
+                f"the items would wait about {seconds:.1f} s, the limit is {self._max_queue_seconds:g} s "
+                "(limits.max_queue_seconds)"
+            )
+
+    def _overloaded(self, fault: str) -> OverloadedError:
+        """The refusal of work; the hint is when what waits now will have run."""
+        seconds = self._pace.seconds_for(self._queue.num_tokens)
+        hint = UNMEASURED_RETRY_SECONDS if seconds is None else max(MIN_RETRY_SECONDS, seconds)
+        return OverloadedError(
+            f"{fault}; send fewer items at a time, repeat in {hint:.2g} s, or add replicas", retry_after_seconds=hint
+        )
 
     async def _work(self, thread: ThreadPoolExecutor) -> None:
-        """Runs batch after batch until cancelled."""
-        while True:
-            await self._wakeup.wait()
-            batch = self._take_batch()
-            if not batch:
-                self._wakeup.clear()
+        """Runs batch after batch, until cancelled, or drained."""
+        while self._accepts or self._queue:
+            if not self._queue:
+                self._arrival.clear()
+                await self._arrival.wait()
+                await self._wait_for_company()
                 continue
+            batch = self._take_batch()
             self._running, self._running_since = batch, time.monotonic()
+            self._observe_waits([self._running_since - entry.arrived for entry in batch])
             run = asyncio.get_running_loop().run_in_executor(thread, self._run, [entry.item for entry in batch])
             # wait, unlike await, leaves what `run` raised in the future: the worker outlives it.
             await asyncio.wait([run])
+            self._pace.observe(sum(entry.num_tokens for entry in batch), self.busy_seconds)
             self._running, self._running_since = [], None
             _settle(batch, run)
 
+    async def _wait_for_company(self) -> None:
+        """Gives others the time to join the first item's batch, unless it is full."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._batch_wait_seconds):
+                while self._accepts and 0 < self._queue.num_tokens < self._max_batch_tokens:
+                    self._arrival.clear()
+                    await self._arrival.wait()
+
     def _take_batch(self) -> list[_Entry[Item, Result]]:
-        """Removes the next batch from the queue; empty if nothing waits."""
-        self._drop_abandoned()
-        if not self._waiting:
-            return []
-        oldest = self._waiting[0]
-        candidates = [entry for entry in self._waiting if entry.group == oldest.group]
-        plan = plan_batches([entry.num_tokens for entry in candidates], self._max_batch_tokens)
-        batch = [candidates[index] for index in next(indices for indices in plan if 0 in indices)]
-        taken = {id(entry) for entry in batch}
-        self._waiting = [entry for entry in self._waiting if id(entry) not in taken]
+        """Removes the next batch from the queue, which holds something."""
+        if self._pads:
+            window = self._queue.window(WINDOW_BATCHES * self._max_batch_tokens)
+            chosen = batch_of_first([entry.num_tokens for entry in window], self._max_batch_tokens)
+            batch = [window[index] for index in chosen]
+        else:
+            batch = self._queue.window(self._max_batch_tokens)
+        self._queue.take(batch)
         return batch
 
-    def _drop_abandoned(self) -> None:
-        """Forgets the items whose caller has gone."""
-        self._waiting = [entry for entry in self._waiting if not entry.future.done()]
+
+class Pace:
+    """How fast the work went lately."""
+
+    KEPT = 0.9
+    """What a run counts for when another has followed it."""
+
+    def __init__(self) -> None:
+        self._tokens = 0.0
+        self._seconds = 0.0
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """Counts a run."""
+        self._tokens = self.KEPT * self._tokens + num_tokens
+        self._seconds = self.KEPT * self._seconds + seconds
+
+    def seconds_for(self, num_tokens: int) -> float | None:
+        """How long so many tokens will take; None before anything was measured."""
+        return num_tokens * self._seconds / self._tokens if self._tokens else None
 
 
 def _settle(batch: list[_Entry[Item, Result]], run: "asyncio.Future[list[Result]]") -> None:

@@ -41,6 +41,8 @@ class ReferenceInfo:
     """Most tokens of prompt and completion together."""
     vocab_size: int
     """Ids from 0 to vocab_size - 1 are known."""
+    pads: bool = True
+    """Whether a batch is padded to its longest sequence."""
 
 
 class Scorer(Protocol):
@@ -73,31 +75,37 @@ class ReferenceCore:
         self._build_scorer = build_scorer
         self._metrics = metrics
         self._scorer: Scorer | None = None
-        self._batcher: Batcher[_Job, list[float] | None] = Batcher(
-            self._run,
-            lambda job: job.completion.num_tokens,
-            limits.max_batch_tokens,
-            limits.max_queue_items,
-            group_of=lambda job: job.temperature,
-        )
-        metrics.batch.watch_queue(lambda: self._batcher.num_waiting, limits.max_queue_items)
+        self._batcher: Batcher[_Job, list[float] | None] | None = None
+        metrics.batch.watch_queue(lambda: self._batcher.num_waiting if self._batcher else 0, limits.max_queue_items)
 
     async def load(self) -> None:
         """Loads the model and starts to batch. Raises: ConfigError."""
         self._scorer = await asyncio.to_thread(self._build_scorer)
+        self._batcher = Batcher(
+            self._run,
+            lambda job: job.completion.num_tokens,
+            max_batch_tokens=self.limits.max_batch_tokens,
+            max_queue_items=self.limits.max_queue_items,
+            max_queue_seconds=self.limits.max_queue_seconds,
+            batch_wait_seconds=self.limits.batch_wait_ms / 1000,
+            pads=self._scorer.info.pads,
+            group_of=lambda job: job.temperature,
+        )
         self._batcher.start()
 
     async def check(self) -> None:
         """Raises NotReadyError while a batch is stuck in the model."""
-        if self._batcher.busy_seconds > self.limits.stuck_after_seconds:
+        busy_seconds = self._batcher.busy_seconds if self._batcher else 0.0
+        if busy_seconds > self.limits.stuck_after_seconds:
             raise NotReadyError(
-                f"the model has been busy with one batch for {self._batcher.busy_seconds:.0f} s (more than "
+                f"the model has been busy with one batch for {busy_seconds:.0f} s (more than "
                 f"limits.stuck_after_seconds = {self.limits.stuck_after_seconds:g}); restart the service if it stays so"
             )
 
     async def close(self) -> None:
         """Stops the work; calls that still wait get NotReadyError."""
-        await self._batcher.close()
+        if self._batcher is not None:
+            await self._batcher.close()
 
     @property
     def info(self) -> ReferenceInfo:
@@ -105,16 +113,19 @@ class ReferenceCore:
         return self._loaded().info
 
     async def compute_logprobs(
-        self, completions: Sequence[Completion], temperature: float, tokenizer_digest: str
+        self, completions: Sequence[Completion], temperature: float, tokenizer_digest: str, caller: str = ""
     ) -> list[list[float]]:
         """Log-probabilities of each completion's tokens, in order.
 
+        Args:
+            caller: who asks; callers share the model evenly.
         Raises: InvalidRequestError naming the item and field; OverloadedError if they do not fit into the queue;
         InternalError if the model answered a value that is not finite.
         """
         try:
             self._require_acceptable(completions, temperature, tokenizer_digest)
-            rows = await self._batcher.submit_all([_Job(completion, temperature) for completion in completions])
+            jobs = [_Job(completion, temperature) for completion in completions]
+            rows = await self._running().submit_all(jobs, caller)
             results = [_require_finite(index, row) for index, row in enumerate(rows)]
         except ServiceError as error:
             self._metrics.errors.labels(error.status.name.lower()).inc()
@@ -156,13 +167,24 @@ class ReferenceCore:
         """Log-probabilities of a batch of one temperature, None where they are not finite. In the batcher's thread."""
         start = time.perf_counter()
         results = self._loaded().compute([job.completion for job in batch], batch[0].temperature)
-        self._metrics.batch.observe([job.completion.num_tokens for job in batch], time.perf_counter() - start)
+        self._metrics.batch.observe(
+            [job.completion.num_tokens for job in batch], time.perf_counter() - start, self.info.pads
+        )
         return [row if all(map(math.isfinite, row)) else None for row in results]
 
     def _loaded(self) -> Scorer:
         if self._scorer is None:
-            raise NotReadyError("the model is still loading; repeat the call when the service's health is SERVING")
+            raise _loading()
         return self._scorer
+
+    def _running(self) -> Batcher[_Job, list[float] | None]:
+        if self._batcher is None:
+            raise _loading()
+        return self._batcher
+
+
+def _loading() -> NotReadyError:
+    return NotReadyError("the model is still loading; repeat the call when the service's health is SERVING")
 
 
 def _require_finite(index: int, row: list[float] | None) -> list[float]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from rlhf_services.models.attention import NAME
 from rlhf_services.models.devices import resolve_device
 from rlhf_services.models.loading import load_policy, load_tokenizer, tokenizer_digest
 from rlhf_services.models.sequences import pad_sequences
@@ -41,5 +42,6 @@ def load_logprobs_scorer(config: ModelConfig) -> LogprobsScorer:
         tokenizer_digest=digest,
         max_sequence_tokens=model.config.max_position_embeddings,
         vocab_size=model.config.vocab_size,
+        pads=model.config._attn_implementation != NAME,
     )
     return LogprobsScorer(info, model)

@@ -4,6 +4,7 @@ from typing import Any
 
 import grpc
 
+from rlhf_services.common.calls import current_caller
 from rlhf_services.reference.core import Completion, ReferenceCore
 from rlhf_services.v1 import reference_pb2, reference_pb2_grpc
 
@@ -24,6 +25,7 @@ class ReferenceServicer(reference_pb2_grpc.ReferenceServiceServicer):
             [Completion(list(item.prompt_ids), list(item.completion_ids)) for item in request.items],
             request.temperature if request.HasField("temperature") else 1.0,
             request.tokenizer_digest,
+            current_caller().name,
         )
         return reference_pb2.ComputeLogprobsResponse(
             results=[

@@ -37,7 +37,10 @@ class RewardCore:
         self._preparer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
         self._num_preparing = 0
         self._batcher: Batcher[Any, Outcome] = Batcher(
-            self._run, self._size_of, limits.max_batch_tokens, limits.max_queue_items
+            self._run,
+            self._size_of,
+            max_batch_tokens=limits.max_batch_tokens,
+            max_queue_items=limits.max_queue_items,
         )
         metrics.batch.watch_queue(lambda: self._batcher.num_waiting + self._num_preparing, limits.max_queue_items)
 
