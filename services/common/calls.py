@@ -118,6 +118,10 @@ class CallGuard:
         self._scope_of_method = scope_of_method
         self._slow_call_seconds = slow_call_seconds or math.inf
 
+    def why_not_ready(self) -> str | None:
+        """Returns why no call can be served now; None if calls are served."""
+        return self._why_not_ready()
+
     @asynccontextmanager
     async def around(
         self, method: str, credentials: CallCredentials, request_id: str = "", num_items: int | None = None
