@@ -1,8 +1,9 @@
 """Configuration of a generative judge."""
 
-from typing import Literal, Self
+from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from rlhf_services.common.config import Section
 
@@ -44,16 +45,19 @@ class JudgeConfig(Section):
     """Is part of the model version that every answer names. Change it when the endpoint serves other weights under the
     same name."""
 
-    @model_validator(mode="after")
-    def _is_whole(self) -> Self:
-        # No endpoint: no judge is configured, which the scorer's kind decides.
+    def require_complete(self) -> None:
+        """Returns if there is a judge to ask. Raises: ValueError."""
         if not self.endpoint:
-            return self
-        if self.backend == "openai":
-            if not self.endpoint.startswith(("http://", "https://")):
-                raise ValueError(f"judge.endpoint is '{self.endpoint}'; give a URL such as http://judge:8000/v1")
-            if not self.model:
-                raise ValueError("judge.backend openai needs judge.model, the model's name at the endpoint")
-        elif not self.tokenizer:
-            raise ValueError("judge.backend policy needs judge.tokenizer, the folder of the served model's tokenizer")
-        return self
+            raise ValueError("kind judge needs an endpoint: --scorer.judge.endpoint http://judge:8000/v1")
+        if self.backend == "policy":
+            if not self.tokenizer:
+                raise ValueError("backend policy needs the folder of the served model's tokenizer: judge.tokenizer")
+            return
+        if not self.model:
+            raise ValueError("backend openai needs the model's name at the endpoint: judge.model")
+        url = urlsplit(self.endpoint)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError(f"endpoint is '{self.endpoint}'; give a URL such as http://judge:8000/v1")
+        if url.username or url.password or url.query:
+            # Of the URL only this much may be shown: the endpoint stands in the model's name and in errors.
+            raise ValueError("endpoint has a user, password or query; give a key by judge.api_key_variable instead")

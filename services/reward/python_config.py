@@ -35,3 +35,8 @@ class PythonScorerConfig(Section):
         if colon and not (module and all(part.isidentifier() for part in [*module.split("."), *name.split(".")])):
             raise ValueError('not a class\'s name; give "module:Class", or the name of an entry point')
         return value
+
+    def require_complete(self) -> None:
+        """Returns if there is a class to serve. Raises: ValueError."""
+        if not self.target:
+            raise ValueError("kind python needs a class: --scorer.python.target module:Class")
