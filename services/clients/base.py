@@ -25,7 +25,7 @@ class ServiceClient:
     def __init__(self, target: str) -> None:
         """Opens a channel to "host:port" (or "dns:///name:port"); nothing is connected before the first call."""
         self.target = target
-        self._channel = open_channel(target, service=self.full_name, retried_methods=self.retried_methods)
+        self._channel = self._open_channel()
         self._health = health_pb2_grpc.HealthStub(self._channel)
 
     async def is_serving(self, deadline_seconds: float = 5.0) -> bool:
@@ -46,6 +46,14 @@ class ServiceClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    def _open_channel(self, *, own_connections: bool = False) -> grpc.aio.Channel:
+        return open_channel(
+            self.target,
+            service=self.full_name,
+            retried_methods=self.retried_methods,
+            own_connections=own_connections,
+        )
 
     async def _call(self, call: Awaitable[T]) -> T:
         """Awaits a call; its failure comes out as an error of common.errors."""

@@ -1,106 +1,245 @@
 """Client of the reward service: what any system needs to have completions scored."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from typing import TypeVar
 
+from rlhf_services.clients import reward_codec as codec
+from rlhf_services.clients.asking import Asking
 from rlhf_services.clients.base import ServiceClient
+from rlhf_services.clients.batches import in_batches
+from rlhf_services.clients.breaker import CircuitBreaker
+from rlhf_services.clients.reward_types import (
+    Comparison,
+    ComparisonBatch,
+    ComparisonItem,
+    ComponentReward,
+    LoadedModel,
+    ManyScores,
+    Reward,
+    RewardError,
+    RewardModel,
+    RewardReport,
+    ScoreBatch,
+    ScoreItem,
+)
+from rlhf_services.common.errors import InternalError
 from rlhf_services.v1 import reward_pb2, reward_pb2_grpc
 
+__all__ = [
+    "Comparison",
+    "ComparisonBatch",
+    "ComparisonItem",
+    "ComponentReward",
+    "LoadedModel",
+    "ManyScores",
+    "Reward",
+    "RewardClient",
+    "RewardError",
+    "RewardModel",
+    "RewardReport",
+    "ScoreBatch",
+    "ScoreItem",
+]
 
-@dataclass(frozen=True, slots=True)
-class ScoreItem:
-    """A completion to score; make it with `text` or `tokens`."""
+T = TypeVar("T")
 
-    message: reward_pb2.ScoreItem
-
-    @classmethod
-    def text(cls, prompt: str, completion: str, item_id: str = "") -> "ScoreItem":
-        """Returns an item of plain text; the service applies its tokenizer and chat template."""
-        pair = reward_pb2.TextPair(prompt=prompt, completion=completion)
-        return cls(reward_pb2.ScoreItem(item_id=item_id, text=pair))
-
-    @classmethod
-    def tokens(cls, prompt_ids: Sequence[int], completion_ids: Sequence[int], item_id: str = "") -> "ScoreItem":
-        """Returns an item of token ids of the service's own tokenizer."""
-        pair = reward_pb2.TokenPair(prompt_ids=prompt_ids, completion_ids=completion_ids)
-        return cls(reward_pb2.ScoreItem(item_id=item_id, tokens=pair))
-
-
-@dataclass(frozen=True, slots=True)
-class Reward:
-    """The reward of one item."""
-
-    item_id: str
-    reward: float
-    spread: float | None = None
-    """Standard deviation of the rewards of an ensemble's members; None from a single scorer."""
-
-
-@dataclass(frozen=True, slots=True)
-class RewardError:
-    """Why one item has no reward."""
-
-    item_id: str
-    code: str
-    """One of "invalid_item", "too_long", "not_finite"."""
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreBatch:
-    """The results of a batch, in the order of its items."""
-
-    results: list[Reward | RewardError]
-    model_version: str
-
-
-@dataclass(frozen=True, slots=True)
-class RewardModel:
-    """What a reward service serves; the fields are those of RewardServiceGetModelResponse."""
-
-    model_name: str
-    model_version: str
-    tokenizer_digest: str
-    max_sequence_tokens: int
-    max_items: int
+Call = Callable[[reward_pb2_grpc.RewardServiceStub, float], Awaitable[T]]
+"""Makes a call with a stub and a deadline in seconds."""
 
 
 class RewardClient(ServiceClient):
-    """Scores completions."""
+    """Scores completions. For the calls of one event loop; SyncRewardClient is for threads.
+
+    Calls that only ask are repeated within their deadline: up to three times while the service is UNAVAILABLE, and for
+    as long as it is overloaded and says when to come back. A repeated call has the same request_id, so that the service
+    computes and counts it once.
+    """
 
     service = "reward service"
     full_name = "rlhf_services.v1.RewardService"
-    retried_methods = ("Score", "GetModel")
+    retried_methods = ("Score", "Compare", "GetModel", "GetReport")
 
-    def __init__(self, target: str) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        wait_when_overloaded: bool = True,
+        hedge_after_seconds: float | None = None,
+        breaker: CircuitBreaker | None = None,
+    ) -> None:
+        """Opens a channel; nothing is connected before the first call.
+
+        Args:
+            target: as for ServiceClient.
+            wait_when_overloaded: whether to come back when the service asks for it; OverloadedError at once if not, or
+                if that would be after the deadline.
+            hedge_after_seconds: make a second, equal call over another connection, and with several replicas perhaps to
+                another one, when a call has taken so long; the first good answer wins. None: never.
+            breaker: fails calls at once while the service is known to be away. None: every call is tried.
+        """
         super().__init__(target)
         self._stub = reward_pb2_grpc.RewardServiceStub(self._channel)
+        self._asking = Asking(
+            f"{self.service} at {target}",
+            wait_when_overloaded=wait_when_overloaded,
+            hedge_after_seconds=hedge_after_seconds,
+            breaker=breaker,
+        )
+        self._second_channel = self._open_channel(own_connections=True) if hedge_after_seconds is not None else None
+        self._second_stub = reward_pb2_grpc.RewardServiceStub(self._second_channel or self._channel)
 
     async def score(
-        self, items: Sequence[ScoreItem], *, tokenizer_digest: str = "", deadline_seconds: float = 60.0
+        self,
+        items: Sequence[ScoreItem],
+        *,
+        tokenizer_digest: str = "",
+        request_id: str | None = None,
+        deadline_seconds: float = 60.0,
     ) -> ScoreBatch:
-        """Returns a reward or an error for each item. Raises: ServiceError if the batch as a whole was not scored."""
-        request = reward_pb2.ScoreRequest(items=[item.message for item in items], tokenizer_digest=tokenizer_digest)
-        response = await self._call(self._stub.Score(request, timeout=deadline_seconds))
-        return ScoreBatch([_decode_result(result) for result in response.results], response.model_version)
+        """Returns a reward or an error for each item.
+
+        Args:
+            items: at least one, at most RewardModel.max_items; score_many takes more.
+            tokenizer_digest: of the tokenizer that made the ids; the service refuses another than its own. "": any.
+            request_id: two calls with the same id and items get the same answer. None: a new one.
+            deadline_seconds: for all tries together.
+        Raises: ServiceError if the batch as a whole was not scored.
+        """
+        request = reward_pb2.ScoreRequest(
+            request_id=request_id or uuid.uuid4().hex,
+            items=[item.message for item in items],
+            tokenizer_digest=tokenizer_digest,
+        )
+        response = await self._ask(lambda stub, timeout: stub.Score(request, timeout=timeout), deadline_seconds)
+        self._require_count(len(response.results), len(items))
+        return ScoreBatch([codec.decode_score(result) for result in response.results], response.model_version)
+
+    async def score_batches(
+        self,
+        items: Sequence[ScoreItem],
+        *,
+        batch_items: int = 256,
+        max_concurrent_calls: int = 4,
+        tokenizer_digest: str = "",
+        deadline_seconds: float = 60.0,
+    ) -> AsyncGenerator[ScoreBatch, None]:
+        """Yields the results of any number of items, in their order, a call's worth at a time.
+
+        Args:
+            items: none is fine.
+            batch_items: most items in one call; the service's own limit if that is lower.
+            max_concurrent_calls: calls in flight at once.
+            tokenizer_digest, deadline_seconds: of each call, as for score.
+        Raises: ServiceError of the first call that fails; what was yielded before is good.
+        """
+
+        async def score(batch: Sequence[ScoreItem]) -> ScoreBatch:
+            return await self.score(batch, tokenizer_digest=tokenizer_digest, deadline_seconds=deadline_seconds)
+
+        if not items:
+            return
+        limit = (await self.get_model()).max_items
+        size = min(batch_items, limit) if limit > 0 else batch_items
+        async with aclosing(in_batches(items, size, score, max_concurrent_calls)) as batches:
+            async for batch in batches:
+                yield batch
+
+    async def score_many(
+        self,
+        items: Sequence[ScoreItem],
+        *,
+        batch_items: int = 256,
+        max_concurrent_calls: int = 4,
+        tokenizer_digest: str = "",
+        deadline_seconds: float = 60.0,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> ManyScores:
+        """Returns the results of any number of items, in their order; the arguments are those of score_batches.
+
+        Args:
+            on_progress: told how many items are done, and of how many, after each call.
+        Raises: ServiceError if a call fails.
+        """
+        results: list[Reward | RewardError] = []
+        versions: dict[str, None] = {}
+        batches = self.score_batches(
+            items,
+            batch_items=batch_items,
+            max_concurrent_calls=max_concurrent_calls,
+            tokenizer_digest=tokenizer_digest,
+            deadline_seconds=deadline_seconds,
+        )
+        async with aclosing(batches):
+            async for batch in batches:
+                results += batch.results
+                versions[batch.model_version] = None
+                if on_progress is not None:
+                    on_progress(len(results), len(items))
+        return ManyScores(results, tuple(versions))
+
+    async def compare(
+        self,
+        items: Sequence[ComparisonItem],
+        *,
+        tokenizer_digest: str = "",
+        request_id: str | None = None,
+        deadline_seconds: float = 60.0,
+    ) -> ComparisonBatch:
+        """Returns for each pair the probability that the first is the better one, or an error; as score otherwise.
+
+        Args:
+            items: at least one, at most half of RewardModel.max_items.
+        """
+        request = reward_pb2.CompareRequest(
+            request_id=request_id or uuid.uuid4().hex,
+            items=[codec.encode_comparison(item) for item in items],
+            tokenizer_digest=tokenizer_digest,
+        )
+        response = await self._ask(lambda stub, timeout: stub.Compare(request, timeout=timeout), deadline_seconds)
+        self._require_count(len(response.results), len(items))
+        return ComparisonBatch([codec.decode_comparison(result) for result in response.results], response.model_version)
 
     async def get_model(self, deadline_seconds: float = 10.0) -> RewardModel:
         """Returns what is being served."""
         request = reward_pb2.RewardServiceGetModelRequest()
-        response = await self._call(self._stub.GetModel(request, timeout=deadline_seconds))
-        return RewardModel(
-            model_name=response.model_name,
-            model_version=response.model_version,
-            tokenizer_digest=response.tokenizer_digest,
-            max_sequence_tokens=response.max_sequence_tokens,
-            max_items=response.max_items,
+        response = await self._ask(lambda stub, timeout: stub.GetModel(request, timeout=timeout), deadline_seconds)
+        return codec.decode_model(response)
+
+    async def get_report(self, deadline_seconds: float = 10.0) -> list[RewardReport]:
+        """Returns how rewards have developed, by model version and caller, newest version first."""
+        request = reward_pb2.GetReportRequest()
+        response = await self._ask(lambda stub, timeout: stub.GetReport(request, timeout=timeout), deadline_seconds)
+        return [codec.decode_report(report) for report in response.reports]
+
+    async def load_model(
+        self, model_paths: Sequence[str], *, component: str = "", deadline_seconds: float = 600.0
+    ) -> LoadedModel:
+        """Returns when other weights are served. Not repeated by itself; needs the scope "admin".
+
+        Args:
+            model_paths: folders on the service's machine; one for each member of an ensemble.
+            component: the part of a weighted sum that gets them; "" if the reward is no sum.
+        Raises: ServiceError; the previous model is then still served, unless the deadline passed: ask get_model.
+        """
+        request = reward_pb2.LoadModelRequest(request_id=uuid.uuid4().hex, model_paths=model_paths, component=component)
+        return codec.decode_loaded(await self._call(self._stub.LoadModel(request, timeout=deadline_seconds)))
+
+    async def close(self) -> None:
+        """Closes the channels; calls in flight are cancelled."""
+        if self._second_channel is not None:
+            await self._second_channel.close()
+        await super().close()
+
+    async def _ask(self, call: Call[T], deadline_seconds: float) -> T:
+        """Makes a call without side effects."""
+        return await self._asking.ask(
+            lambda timeout: self._call(call(self._stub, timeout)),
+            lambda timeout: self._call(call(self._second_stub, timeout)),
+            deadline_seconds,
         )
 
-
-def _decode_result(result: reward_pb2.ScoreResult) -> Reward | RewardError:
-    if result.WhichOneof("outcome") == "reward":
-        spread = result.spread if result.HasField("spread") else None
-        return Reward(result.item_id, result.reward, spread)
-    # A result without an outcome breaks the contract; it is an error like any other, never a reward of 0.
-    code = reward_pb2.ScoreErrorCode.Name(result.error.code).removeprefix("SCORE_ERROR_CODE_").lower()
-    return RewardError(result.item_id, code, result.error.message or "the service sent neither reward nor error")
+    def _require_count(self, num_results: int, num_items: int) -> None:
+        if num_results != num_items:
+            raise InternalError(f"{self.service} at {self.target} sent {num_results} results for {num_items} items")

@@ -11,7 +11,12 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 
 def open_channel(
-    target: str, *, service: str, retried_methods: Sequence[str], max_message_bytes: int = MAX_MESSAGE_BYTES
+    target: str,
+    *,
+    service: str,
+    retried_methods: Sequence[str],
+    max_message_bytes: int = MAX_MESSAGE_BYTES,
+    own_connections: bool = False,
 ) -> grpc.aio.Channel:
     """Returns a channel to a target; nothing is connected before the first call.
 
@@ -21,6 +26,7 @@ def open_channel(
         retried_methods: methods without side effects. They are tried up to 4 times while the answer is UNAVAILABLE,
             within the call's deadline; all others once.
         max_message_bytes: largest message sent or received.
+        own_connections: do not share connections with other channels to the same target.
     Raises: ConfigError if the variables of common.tls are wrong.
     """
     service_config = {
@@ -52,6 +58,7 @@ def open_channel(
         ("grpc.max_reconnect_backoff_ms", 2_000),
         # A replica that was replaced has a new address: ask for it at most every second, not every 30.
         ("grpc.dns_min_time_between_resolutions_ms", 1_000),
+        ("grpc.use_local_subchannel_pool", int(own_connections)),
     ]
     credentials = channel_credentials()
     if credentials is None:
