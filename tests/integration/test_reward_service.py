@@ -72,7 +72,7 @@ async def served(build: Callable[[], Scorer[Any]], **limits: Any) -> AsyncIterat
     await server.start()
     try:
         await server.wait_ready()
-        async with RewardClient(f"127.0.0.1:{server.port}") as client:
+        async with RewardClient(f"127.0.0.1:{server.port}", wait_when_overloaded=False) as client:
             yield client, server
     finally:
         await server.stop()
