@@ -9,7 +9,7 @@ from manifests import K8S, Pod, allowed_calls, base_documents, named, parse, pod
 
 from rlhf_services.policy.config import PolicyServerConfig
 from rlhf_services.reference.config import ReferenceServerConfig
-from rlhf_services.reward.config import RewardServerConfig
+from rlhf_services.reward.config import HttpConfig, RewardServerConfig
 from rlhf_services.trainer.config import TrainerServerConfig
 
 BASE = base_documents()
@@ -35,11 +35,19 @@ def test_there_is_a_pod_for_every_service() -> None:
 @pytest.mark.parametrize("name", SERVERS)
 def test_ports_are_those_that_the_service_listens_on(name: str) -> None:
     ports = {port["name"]: port["containerPort"] for port in PODS[name].spec["containers"][0]["ports"]}
+    assert ports.pop("http", HttpConfig().port) == HttpConfig().port
     assert ports == {"grpc": SERVERS[name].port, "metrics": SERVERS[name].metrics_port}
     if name != "trainer":
         service = named(BASE, "Service")[name]["spec"]
         assert [port["port"] for port in service["ports"]] == [SERVERS[name].port]
         assert service["selector"].items() <= PODS[name].labels.items()
+
+
+def test_http_clients_of_the_reward_service_have_an_address() -> None:
+    service = named(BASE, "Service")["reward-http"]["spec"]
+    assert [port["port"] for port in service["ports"]] == [HttpConfig().port]
+    assert "http" in {port["name"] for port in PODS["reward"].spec["containers"][0]["ports"]}
+    assert service["selector"].items() <= PODS["reward"].labels.items()
 
 
 @pytest.mark.parametrize("name", SERVERS)
@@ -136,7 +144,9 @@ def test_strangers_reach_nothing_but_prometheus_the_metrics_and_clients_the_rewa
     owners = {pod.owner for pod in strangers}
     assert {call for call in calls if call[0] in owners and call[1] not in owners} == {
         ("client", "Deployment/reward", 50052),
+        ("client", "Deployment/reward", 8052),
         ("client here", "Deployment/reward", 50052),
+        ("client here", "Deployment/reward", 8052),
         ("prometheus", "StatefulSet/policy", 9051),
         ("prometheus", "Deployment/reward", 9052),
         ("prometheus", "Deployment/reference", 9053),

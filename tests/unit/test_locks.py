@@ -12,12 +12,12 @@ FOLDER = ROOT / "deploy" / "docker" / "requirements"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = {
     "cli": ["k8s"],
-    "model-cpu": ["reward", "fetch"],
-    "model-gpu": ["reward", "fetch"],
-    "trainer-cpu": ["lora", "fetch"],
-    "trainer-gpu": ["lora", "fetch"],
-    "policy-cpu": ["policy-cpu", "fetch"],
-    "policy-gpu": ["policy", "fetch"],
+    "model-cpu": ["reward", "fetch", "otel"],
+    "model-gpu": ["reward", "fetch", "otel"],
+    "trainer-cpu": ["lora", "fetch", "otel"],
+    "trainer-gpu": ["lora", "fetch", "otel"],
+    "policy-cpu": ["policy-cpu", "fetch", "otel"],
+    "policy-gpu": ["policy", "fetch", "otel"],
 }
 PIN = re.compile(r"^(?P<name>[a-z0-9][a-z0-9._-]*)(?:\[[^]]*\])?==(?P<version>\S+)")
 
