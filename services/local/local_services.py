@@ -81,6 +81,8 @@ class LocalServices:
             *("--server.host", "127.0.0.1"),
             *("--server.port", str(_port(entry.target))),
             *("--server.metrics_port", metrics_port),
+            # Several may run here, and HTTP is announced to nobody.
+            *(("--http.port", "0") if entry.kind == "reward" else ()),
         ]
 
 
