@@ -1,12 +1,23 @@
 """The watch over rewards: signs, by model version and caller, that a policy exploits its reward."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from threading import Lock
 from typing import Any
 
-from rlhf_services.reward.metrics import RewardMetrics
+from rlhf_services.reward.caller_labels import CallerLabels
+from rlhf_services.reward.heldout import HeldoutScoring
+from rlhf_services.reward.metrics import MAX_VERSIONS, RewardMetrics
 from rlhf_services.reward.scorer import Observation, Scorer
 from rlhf_services.reward.watch_config import WatchConfig
 from rlhf_services.reward.watch_report import Report
+from rlhf_services.reward.watch_series import Point, RewardSeries
+from rlhf_services.reward.watch_statistics import repetition_of
+
+REPETITION_UNITS = 512
+"""Words or tokens of a completion's end in which repetition is looked for: loops come at the end."""
+REPETITION_CHARACTERS = 8 * REPETITION_UNITS
+REPETITION_ITEMS = 16
+"""Items of one call that are looked at so closely; it happens in the thread that answers all calls."""
 
 
 class RewardWatch:
@@ -16,6 +27,14 @@ class RewardWatch:
         self, config: WatchConfig, metrics: RewardMetrics, heldout_scorer_factory: Callable[[], Scorer[Any]] | None
     ) -> None:
         """Args: heldout_scorer_factory: makes the held-out scorer, in its own thread; None: there is none."""
+        self._config = config
+        self._callers = CallerLabels()
+        self._lock = Lock()
+        self._versions: dict[str, dict[str, RewardSeries]] = {}
+        self._heldout: HeldoutScoring | None = None
+        if heldout_scorer_factory is not None:
+            counter = metrics.watch.heldout_items
+            self._heldout = HeldoutScoring(heldout_scorer_factory, config.heldout_fraction, counter)
         metrics.watch.read_from(self.reports)
 
     def observe(
@@ -25,10 +44,55 @@ class RewardWatch:
 
         Args: tokenizer_digest: of the scorer that gave them; token ids go to no held-out scorer of another one.
         """
+        if not observations:
+            return
+        stride = -(-len(observations) // REPETITION_ITEMS)
+        series = self._series_of(model_version, self._callers.of(caller))
+        series.add([_point_of(each, index % stride == 0) for index, each in enumerate(observations)])
+        if self._heldout is not None:
+            self._heldout.offer(series, observations, tokenizer_digest)
 
     def reports(self) -> list[Report]:
-        """What is known, newest version first. May be called in any thread; works out only what has changed."""
-        return []
+        """What is known, newest version first. May be called in any thread; works out only what has changed.
+
+        With many callers that takes a few hundred milliseconds: not for the thread of the event loop.
+        """
+        with self._lock:
+            series = [each for version in reversed(self._versions.values()) for each in version.values()]
+        reports = [each.report() for each in series]
+        return [report for report in reports if report is not None]
 
     def close(self) -> None:
         """Ends the held-out scorer's thread."""
+        if self._heldout is not None:
+            self._heldout.close()
+
+    def _series_of(self, model_version: str, caller: str) -> RewardSeries:
+        """Returns where to note the rewards; the version that was used last is the newest."""
+        with self._lock:
+            callers = self._versions.pop(model_version, {})
+            self._versions[model_version] = callers
+            if len(self._versions) > MAX_VERSIONS:
+                del self._versions[next(iter(self._versions))]
+            if caller not in callers:
+                callers[caller] = RewardSeries(model_version, caller, self._config)
+            return callers[caller]
+
+
+def _point_of(observation: Observation, closely: bool) -> Point:
+    completion = observation.completion
+    return Point(
+        reward=observation.reward,
+        spread=observation.spread,
+        length=len(completion),
+        is_text=isinstance(completion, str),
+        repetition=repetition_of(_end_of(completion)) if closely else None,
+    )
+
+
+def _end_of(completion: str | Sequence[int]) -> Sequence[Hashable]:
+    """Returns the last words, or tokens."""
+    if not isinstance(completion, str):
+        return completion[-REPETITION_UNITS:]
+    words = completion[-REPETITION_CHARACTERS:].split()
+    return words[-REPETITION_UNITS:]
