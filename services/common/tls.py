@@ -1,18 +1,21 @@
 """Mutual TLS between the services, switched on by three variables: each side shows a certificate of the same authority.
 
-The server reads its files again for every new connection, so a certificate that was renewed is shown without a restart.
-A client reads them when it opens its channel, and checks that the server's certificate names the host it called.
+The server looks at its files for every new connection, a client before its calls, so a certificate that was renewed is
+shown without a restart. A client checks that the server's certificate names the host it called.
 """
 
+import asyncio
 import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
 from rlhf_services.common.errors import ConfigError
+from rlhf_services.common.renewed import Renewed
 
 CERT_VARIABLE = "RLHF_TLS_CERT_FILE"
 """PEM: the certificate of this process, then those between it and the authority."""
@@ -20,6 +23,8 @@ KEY_VARIABLE = "RLHF_TLS_KEY_FILE"
 """PEM: its private key, not encrypted."""
 CA_VARIABLE = "RLHF_TLS_CA_FILE"
 """PEM: the authority that the other side's certificate must come from."""
+CERTIFICATE_NAMES = "rlhf_certificate_names"
+"""Key of an HTTP request's ASGI scope: the names in the client's certificate, as a tuple."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,11 @@ class TlsFiles:
                 ) from None
         self._require_fitting()
         return self.cert.read_bytes(), self.key.read_bytes(), self.ca.read_bytes()
+
+    @property
+    def paths(self) -> list[Path]:
+        """All three."""
+        return [self.cert, self.key, self.ca]
 
     def _require_fitting(self) -> None:
         # gRPC would only say that it cannot bind, or that a handshake failed.
@@ -98,19 +108,87 @@ def server_credentials() -> grpc.ServerCredentials | None:
     )
 
 
-def channel_credentials() -> grpc.ChannelCredentials | None:
-    """Returns the credentials of a client; None if TLS is off. Raises: ConfigError."""
+def watched_files() -> Renewed[tuple[bytes, bytes, bytes]] | None:
+    """Returns certificate, key and authority as they stand, for a client; None if TLS is off. Raises: ConfigError."""
+    files = tls_files()
+    return None if files is None else Renewed(files.paths, files.read)
+
+
+def channel_credentials(pems: tuple[bytes, bytes, bytes]) -> grpc.ChannelCredentials:
+    """Returns the credentials of a client. Args: pems: certificate, key and authority."""
+    cert, key, ca = pems
+    return grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=cert)
+
+
+def ssl_context_for_http() -> ssl.SSLContext | None:
+    """Returns a server's context that asks every client for a certificate; None if TLS is off. Raises: ConfigError.
+
+    Renewed files hold for the connections that are made from then on.
+    """
     files = tls_files()
     if files is None:
         return None
-    cert, key, ca = files.read()
-    return grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=cert)
+    files.read()
+    current = Renewed(files.paths, lambda: _http_context(files))
+
+    def take_up(connection: ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
+        # Called at the start of every handshake, whether or not the client names a host.
+        connection.context = current.get()
+
+    context = _http_context(files)
+    context.sni_callback = take_up
+    return context
+
+
+def _http_context(files: TlsFiles) -> ssl.SSLContext:
+    files.read()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.set_alpn_protocols(["http/1.1"])
+    context.load_cert_chain(files.cert, files.key)
+    context.load_verify_locations(files.ca)
+    return context
+
+
+def certificate_names(transport: asyncio.BaseTransport) -> tuple[str, ...]:
+    """Returns the names in the certificate that a client has shown; none without TLS.
+
+    They are the alternative names, or the common name where there is none.
+    """
+    connection = transport.get_extra_info("ssl_object")
+    certificate = connection.getpeercert() if connection is not None else None
+    if not certificate:
+        return ()
+    alternatives = tuple(value for _, value in certificate.get("subjectAltName", ()))
+    pairs = (pair for part in certificate.get("subject", ()) for pair in part)
+    return alternatives or tuple(value for key, value in pairs if key == "commonName")
+
+
+def naming_certificates(protocol: type[Any]) -> type[Any]:
+    """Returns uvicorn's HTTP protocol with the certificate's names in each request's scope, under CERTIFICATE_NAMES."""
+
+    class Named(protocol):  # type: ignore[misc]  # a class that is known only here
+        """The protocol of one connection."""
+
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            """Notes whose connection it is."""
+            super().connection_made(transport)
+            names, inner = certificate_names(transport), self.app
+
+            async def app(scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+                await inner({**scope, CERTIFICATE_NAMES: names}, receive, send)
+
+            self.app: Callable[..., Awaitable[None]] = app
+
+    return Named
 
 
 def open_blocking_channel(target: str) -> grpc.Channel:
     """Returns a channel for a single question from a thread, with TLS if it is on. Raises: ConfigError."""
-    credentials = channel_credentials()
-    return grpc.insecure_channel(target) if credentials is None else grpc.secure_channel(target, credentials)
+    files = tls_files()
+    if files is None:
+        return grpc.insecure_channel(target)
+    return grpc.secure_channel(target, channel_credentials(files.read()))
 
 
 def _certificate_configuration(pems: tuple[bytes, bytes, bytes]) -> grpc.ServerCertificateConfiguration:
