@@ -1,5 +1,6 @@
 """What the batches' metrics tell of padding, tokens and the queue."""
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 from rlhf_services.common.batch_metrics import BatchMetrics
@@ -9,7 +10,7 @@ def test_padding_is_what_a_padded_batch_holds_beyond_its_tokens():
     registry = CollectorRegistry()
     # Three items, padded to 10 each: 30 places, 24 tokens, 6 of 30 padding.
     BatchMetrics("x", registry).observe([10, 8, 6], seconds=0.5)
-    assert registry.get_sample_value("x_padding_ratio_sum") == 0.2
+    assert registry.get_sample_value("x_padding_ratio_sum") == pytest.approx(0.2)
     assert registry.get_sample_value("x_tokens_total") == 24
     assert registry.get_sample_value("x_batch_items_sum") == 3
     assert registry.get_sample_value("x_model_seconds_sum") == 0.5

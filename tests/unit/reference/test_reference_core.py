@@ -19,9 +19,10 @@ from rlhf_services.reference.metrics import ReferenceMetrics
 class DigitScorer:
     """Answers -id / temperature for each completion token, and NaN for id 9."""
 
-    info = ReferenceInfo(name="digits", version="v1", tokenizer_digest="t1", max_sequence_tokens=8, vocab_size=10)
-
-    def __init__(self) -> None:
+    def __init__(self, pads: bool = True) -> None:
+        self.info = ReferenceInfo(
+            name="digits", version="v1", tokenizer_digest="t1", max_sequence_tokens=8, vocab_size=10, pads=pads
+        )
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
@@ -57,6 +58,37 @@ async def test_logprobs_come_back_in_order_one_a_completion_token():
     assert registry.get_sample_value("rlhf_reference_tokens_total") == 7
     # 3 * 3 = 9 padded tokens, 7 of them real.
     assert registry.get_sample_value("rlhf_reference_padding_ratio_sum") == pytest.approx(2 / 9)
+
+
+async def test_a_model_that_takes_packed_rows_has_batches_of_any_lengths_and_no_padding():
+    async with loaded(DigitScorer(pads=False), max_batch_tokens=8) as (core, registry):
+        await core.compute_logprobs([item(1), item(2, 3, 4, 5, 6), item(7)], 1.0, "t1")
+    # 2 + 6 tokens are the budget; padded to 6 it would have been 12.
+    assert registry.get_sample_value("rlhf_reference_batch_items_count") == 2
+    assert registry.get_sample_value("rlhf_reference_padding_ratio_sum") == 0
+
+
+async def test_callers_take_turns():
+    scorer = DigitScorer(pads=False)
+    async with loaded(scorer, max_batch_tokens=4) as (core, _):
+        scorer.gate.clear()
+        calls = [asyncio.create_task(core.compute_logprobs([item(1)], 1.0, "", "first"))]
+        await asyncio.to_thread(scorer.entered.wait, 10)
+        for caller, batch in (("greedy", [item(2)] * 4), ("modest", [item(3)])):
+            calls.append(asyncio.create_task(core.compute_logprobs(batch, 1.0, "", caller)))
+            await asyncio.sleep(0)
+        scorer.gate.set()
+        await asyncio.gather(*calls)
+    # Two of 2 tokens fill a batch: the first of greedy's is joined by modest's.
+    assert [ids for ids, _ in scorer.batches] == [[1], [2, 3], [2, 2], [2]]
+
+
+async def test_before_the_model_is_loaded_a_call_is_told_so():
+    core = ReferenceCore(DigitScorer, BatchLimitsConfig(), ReferenceMetrics(CollectorRegistry()))
+    await core.check()
+    with pytest.raises(NotReadyError, match="still loading"):
+        await core.compute_logprobs([item(1)], 1.0, "t1")
+    await core.close()
 
 
 async def test_different_temperatures_never_share_a_forward_pass():
