@@ -79,7 +79,7 @@ class HeldoutScoring:
         except Exception:
             logger.exception("the held-out scorer cannot be built; there is no held-out gap. Mend watch.heldout")
             self._ended = True
-            self._take_waiting(_QUEUE_ITEMS)
+            self._counter.labels("failed").inc(len(self._take_waiting(_QUEUE_ITEMS)))
             return
         while not self._ended:
             batch = [self._waiting.get(), *self._take_waiting(_BATCH_ITEMS - 1)]
