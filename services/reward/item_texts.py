@@ -66,13 +66,7 @@ class ItemReader:
         return TextPair(self._decoder.decode(item.prompt_ids), self._decoder.decode(item.completion_ids))
 
 
-def _read_conversation(messages: tuple[ChatMessage, ...]) -> TextPair | ScoreError:
-    if len(messages) < 2 or messages[-1].role != "assistant":
-        return ScoreError(
-            ErrorCode.INVALID_ITEM,
-            "conversation.messages must have at least two messages, the last of them the assistant's; the last is "
-            "what is scored",
-        )
+def _read_conversation(messages: tuple[ChatMessage, ...]) -> TextPair:
     *before, answer = messages
     alone = len(before) == 1 and before[0].role == "user"
     prompt = before[0].content if alone else "\n\n".join(f"{each.role}: {each.content}" for each in before)

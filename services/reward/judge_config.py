@@ -24,7 +24,7 @@ class JudgeConfig(Section):
     rubric: str = Field(default=DEFAULT_RUBRIC, min_length=1)
     """What makes an answer good, in words for the judge."""
     timeout_seconds: float = Field(default=60.0, gt=0)
-    """How long one question may take, repetitions included."""
+    """How long one question may take, repetitions included; policy: one call of up to max_concurrency questions."""
     max_retries: int = Field(default=2, ge=0, le=10)
     """openai: how often a question is repeated that the endpoint refused as busy or failed on."""
     max_concurrency: int = Field(default=16, ge=1)
@@ -58,6 +58,3 @@ class JudgeConfig(Section):
         url = urlsplit(self.endpoint)
         if url.scheme not in ("http", "https") or not url.hostname:
             raise ValueError(f"endpoint is '{self.endpoint}'; give a URL such as http://judge:8000/v1")
-        if url.username or url.password or url.query:
-            # Of the URL only this much may be shown: the endpoint stands in the model's name and in errors.
-            raise ValueError("endpoint has a user, password or query; give a key by judge.api_key_variable instead")

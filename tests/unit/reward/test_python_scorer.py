@@ -219,7 +219,7 @@ def test_items_are_read_as_text_or_refused(make: Make) -> None:
     assert scorer.prepare(Conversation((question, answer))) == TextPair("2 + 2?", "4")
     several = Conversation((ChatMessage("system", "Be brief."), question, answer))
     assert scorer.prepare(several) == TextPair("system: Be brief.\n\nuser: 2 + 2?", "4")
-    for item in (Conversation((question,)), TokenPair([1], [2]), TokenSequence([1, 2])):
+    for item in (TokenPair([1], [2]), TokenSequence([1, 2])):
         refused = scorer.prepare(item)
         assert isinstance(refused, ScoreError)
         assert refused.code is ErrorCode.INVALID_ITEM
