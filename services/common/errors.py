@@ -67,6 +67,12 @@ class PermissionDeniedError(ServiceError):
     status = grpc.StatusCode.PERMISSION_DENIED
 
 
+class DeadlineExceededError(ServiceError):
+    """The time that the caller has given the call is over."""
+
+    status = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 class InternalError(ServiceError):
     """A fault of the service itself; its log has the details."""
 

@@ -1,168 +1,247 @@
-"""The service between wire and scorer: prepares items, batches them across callers, and answers each by itself."""
+"""The service between wire and scorer: accepts calls, answers each once, and serves other weights when told to."""
 
 import asyncio
-import math
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from rlhf_services.common.batching import Batcher
-from rlhf_services.common.errors import InternalError, InvalidRequestError, NotReadyError
+from rlhf_services.common.errors import InvalidRequestError, NotReadyError, PreconditionError, ServiceError
 from rlhf_services.common.token_checks import fault_of_digest
+from rlhf_services.reward.comparing import ComparisonOutcome, ComparisonPair
 from rlhf_services.reward.config import LimitsConfig
+from rlhf_services.reward.content import digest_of
+from rlhf_services.reward.loading import LoadedModel, ModelLoader
 from rlhf_services.reward.metrics import RewardMetrics
+from rlhf_services.reward.repeats import CallKey, Repeats
 from rlhf_services.reward.scorer import (
-    EnsembleScore,
-    ErrorCode,
+    Item,
+    Observation,
     Outcome,
+    Score,
     ScoreError,
     Scorer,
     ScorerInfo,
-    TextPair,
-    TokenPair,
+    completion_of,
+    reward_of,
 )
+from rlhf_services.reward.serving_model import ServingModel
+from rlhf_services.reward.watch_report import Report
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreAnswer:
+    """What became of the items of a call, in their order, and which version gave it."""
+
+    outcomes: Sequence[Outcome]
+    model_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class CompareAnswer:
+    """What became of the pairs of a call, in their order, and which version gave it."""
+
+    outcomes: Sequence[ComparisonOutcome]
+    model_version: str
+
+
+class Watch(Protocol):
+    """Looks at rewards that were given, for signs of reward hacking (reward/watch.py)."""
+
+    def observe(
+        self, model_version: str, caller: str, observations: Sequence[Observation], tokenizer_digest: str = ""
+    ) -> None:
+        """Takes note of the rewards of one call. Quick; never blocks or raises."""
+
+    def reports(self) -> Sequence[Report]:
+        """Returns what is known, newest version first."""
+
+    def close(self) -> None:
+        """Frees what the watch holds."""
 
 
 class RewardCore:
-    """Scores batches of pairs; a Backend of common.serving. Each item gets a finite reward or an error of its own."""
+    """Scores and compares batches of items; a Backend of common.serving. Each item has a finite reward or an error."""
 
-    def __init__(self, build_scorer: Callable[[], Scorer[Any]], limits: LimitsConfig, metrics: RewardMetrics) -> None:
-        """Args: build_scorer: makes the scorer, in a thread, when the service loads; may raise ConfigError."""
+    def __init__(
+        self,
+        build_scorer: Callable[[], Scorer[Any]],
+        limits: LimitsConfig,
+        metrics: RewardMetrics,
+        watch: Watch | None = None,
+        loader: ModelLoader | None = None,
+    ) -> None:
+        """Loads nothing yet.
+
+        Args:
+            build_scorer: makes the scorer, in a thread, when the service loads; may raise ConfigError.
+            limits: how much is accepted, and how it is batched.
+            metrics: where to count.
+            watch: told of every reward; None: there is none.
+            loader: makes the scorers that load_model asks for; None: load_model is refused.
+        """
         self.limits = limits
         self._build_scorer = build_scorer
         self._metrics = metrics
-        self._scorer: Scorer[Any] | None = None
-        # One thread: two must not use a tokenizer at a time. Its own: text shall not wait for the model.
-        self._preparer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
-        self._num_preparing = 0
-        self._batcher: Batcher[Any, Outcome] = Batcher(
-            self._run,
-            self._size_of,
-            max_batch_tokens=limits.max_batch_tokens,
-            max_queue_items=limits.max_queue_items,
+        self._watch = watch
+        self._loader = loader
+        self._model: ServingModel | None = None
+        self._draining: dict[asyncio.Task[None], ServingModel] = {}
+        self._loading: asyncio.Task[LoadedModel] | None = None
+        self._scores: Repeats[ScoreAnswer] = Repeats(lambda answer: len(answer.outcomes), metrics.repeated_calls.inc)
+        self._comparisons: Repeats[CompareAnswer] = Repeats(
+            lambda answer: len(answer.outcomes), metrics.repeated_calls.inc
         )
-        metrics.batch.watch_queue(lambda: self._batcher.num_waiting + self._num_preparing, limits.max_queue_items)
+        metrics.batch.watch_queue(lambda: sum(model.num_waiting for model in self._models()), limits.max_queue_items)
 
     async def load(self) -> None:
         """Builds the scorer and starts to batch. Raises: ConfigError."""
-        self._scorer = await asyncio.get_running_loop().run_in_executor(self._preparer, self._build_scorer)
-        self._batcher.start()
+        scorer = await asyncio.to_thread(self._build_scorer)
+        self._model = ServingModel(scorer, self.limits, self._metrics)
 
     async def check(self) -> None:
         """Raises NotReadyError while a batch is stuck in the scorer."""
-        if self._batcher.busy_seconds > self.limits.stuck_after_seconds:
+        busy_seconds = self._serving().busy_seconds
+        if busy_seconds > self.limits.stuck_after_seconds:
             raise NotReadyError(
-                f"the scorer has been busy with one batch for {self._batcher.busy_seconds:.0f} s (more than "
+                f"the scorer has been busy with one batch for {busy_seconds:.0f} s (more than "
                 f"limits.stuck_after_seconds = {self.limits.stuck_after_seconds:g}); restart the service if it stays so"
             )
 
     async def close(self) -> None:
         """Stops the work; calls that still wait get NotReadyError."""
-        await self._batcher.close()
-        self._preparer.shutdown(wait=False, cancel_futures=True)
+        if self._loading is not None:
+            self._loading.cancel()
+        for model in self._models():
+            await model.close()
+        if self._draining:
+            await asyncio.wait(self._draining)
+        if self._watch is not None:
+            self._watch.close()
 
     @property
     def info(self) -> ScorerInfo:
         """What is served."""
-        return self._loaded().info
+        return self._serving().info
 
-    async def score(self, pairs: Sequence[TextPair | TokenPair | None], tokenizer_digest: str) -> list[Outcome]:
-        """The outcome of each pair, in order; None stands for an item without a pair.
+    async def score(
+        self, items: Sequence[Item | None], *, tokenizer_digest: str = "", caller: str = "", request_id: str = ""
+    ) -> ScoreAnswer:
+        """The outcome of each item, in order; None stands for an item without input.
 
+        Args:
+            tokenizer_digest: of the tokenizer that made the ids; empty: not checked.
+            caller: whose call it is; callers share the scorer evenly.
+            request_id: a repeat of it by the same caller gets the same answer, computed and counted once.
         Raises: InvalidRequestError for what concerns all items; OverloadedError if they do not fit into the queue.
         """
-        self._require_acceptable(len(pairs), tokenizer_digest)
-        self._batcher.require_room(self._num_preparing + len(pairs))
-        self._num_preparing += len(pairs)
-        try:
-            prepared = await asyncio.get_running_loop().run_in_executor(self._preparer, self._prepare_all, list(pairs))
-        finally:
-            self._num_preparing -= len(pairs)
-        good = [index for index, item in enumerate(prepared) if not isinstance(item, ScoreError)]
-        rewards = await self._batcher.submit_all([prepared[index] for index in good])
-        outcomes: list[Outcome] = list(prepared)
-        for index, reward in zip(good, rewards, strict=True):
-            outcomes[index] = reward
-        self._count(outcomes)
-        return outcomes
+        self._require_acceptable(len(items), self.limits.max_items, tokenizer_digest)
+        if not request_id:
+            return await self._score(items, caller)
+        key = CallKey(caller, request_id)
+        return await self._scores.share(key, digest_of(items), lambda: self._score(items, caller))
 
-    def _require_acceptable(self, num_items: int, tokenizer_digest: str) -> None:
+    async def compare(
+        self, pairs: Sequence[ComparisonPair], *, tokenizer_digest: str = "", caller: str = "", request_id: str = ""
+    ) -> CompareAnswer:
+        """The outcome of each pair, in order. Args and Raises: as `score`."""
+        self._require_acceptable(len(pairs), max(1, self.limits.max_items // 2), tokenizer_digest)
+        if not request_id:
+            return await self._compare(pairs, caller)
+        key = CallKey(caller, request_id)
+        return await self._comparisons.share(key, digest_of(pairs), lambda: self._compare(pairs, caller))
+
+    async def load_model(self, paths: Sequence[str], component: str = "") -> LoadedModel:
+        """Serves other weights, once they are loaded and tried; the present ones until then, and if that fails.
+
+        A caller that leaves does not stop it.
+
+        Args: paths: folders of checkpoints; component: which part of a weighted sum gets them.
+        Raises: InvalidRequestError, PreconditionError; the present weights are served on.
+        """
+        if self._loader is None:
+            raise PreconditionError("this service loads no other models; set models.allowed_roots and start it anew")
+        if self._loading is not None:
+            raise PreconditionError("another model is being loaded; repeat the call when that has ended")
+        self._loading = asyncio.create_task(self._load_model(self._loader, list(paths), component))
+        self._loading.add_done_callback(self._end_loading)
+        loading = self._loading
+        await asyncio.wait([loading])  # not loading itself: a caller that leaves would cancel it
+        return loading.result()
+
+    def report(self) -> Sequence[Report]:
+        """How rewards have developed, by version and caller, newest version first; empty without a watch."""
+        return [] if self._watch is None else self._watch.reports()
+
+    async def _score(self, items: Sequence[Item | None], caller: str) -> ScoreAnswer:
+        # Kept from here to the answer: what another call loads meanwhile is not this one's.
+        model = self._serving()
+        answer = ScoreAnswer(await model.score(items, caller), model.info.version)
+        self._metrics.count(answer.outcomes, answer.model_version)
+        if self._watch is not None:
+            observations = [
+                _observe(item, outcome)
+                for item, outcome in zip(items, answer.outcomes, strict=True)
+                if item is not None and not isinstance(outcome, ScoreError)
+            ]
+            self._watch.observe(answer.model_version, caller, observations, model.info.tokenizer_digest)
+        return answer
+
+    async def _compare(self, pairs: Sequence[ComparisonPair], caller: str) -> CompareAnswer:
+        model = self._serving()
+        answer = CompareAnswer(await model.compare(pairs, caller), model.info.version)
+        self._metrics.count(_outcomes_of(answer), answer.model_version)
+        return answer
+
+    async def _load_model(self, loader: ModelLoader, paths: list[str], component: str) -> LoadedModel:
+        old = self._serving()
+        try:
+            new = await loader.load(paths, component, old.info)
+        except ServiceError:
+            self._metrics.model_loads.labels("failed").inc()
+            raise
+        self._model = ServingModel(new.scorer, self.limits, self._metrics)
+        loader.keep(new)
+        self._metrics.model_loads.labels("ok").inc()
+        draining = asyncio.create_task(old.drain())
+        self._draining[draining] = old
+        draining.add_done_callback(self._draining.pop)
+        return LoadedModel(self._model.info.version, old.info.version, new.seconds)
+
+    def _end_loading(self, task: asyncio.Task[LoadedModel]) -> None:
+        self._loading = None
+        if not task.cancelled():
+            task.exception()  # seen, also where the caller has gone; the loader has logged it
+
+    def _models(self) -> list[ServingModel]:
+        serving = [] if self._model is None else [self._model]
+        return [*serving, *self._draining.values()]
+
+    def _require_acceptable(self, num_items: int, max_items: int, tokenizer_digest: str) -> None:
         if num_items == 0:
             raise InvalidRequestError("items is empty; send at least one")
-        if num_items > self.limits.max_items:
-            raise InvalidRequestError(
-                f"items has {num_items} entries, the limit is {self.limits.max_items}; split the batch"
-            )
+        if num_items > max_items:
+            raise InvalidRequestError(f"items has {num_items} entries, the limit is {max_items}; split the batch")
         fault = fault_of_digest(tokenizer_digest, self.info.tokenizer_digest)
         if fault is not None:
             raise InvalidRequestError(fault)
 
-    def _prepare_all(self, pairs: list[TextPair | TokenPair | None]) -> list[Any]:
-        return [self._prepare(pair) for pair in pairs]
-
-    def _prepare(self, pair: TextPair | TokenPair | None) -> Any:
-        """The pair as the scorer takes it, or its error. Runs in the preparing thread."""
-        if pair is None:
-            return ScoreError(ErrorCode.INVALID_ITEM, "the item has neither text nor tokens; set one of them")
-        if isinstance(pair, TextPair):
-            fault = self._fault_of_text(pair)
-            if fault is not None:
-                return fault
-        return self._loaded().prepare(pair)
-
-    def _fault_of_text(self, pair: TextPair) -> ScoreError | None:
-        for field in ("prompt", "completion"):
-            if not getattr(pair, field):
-                return ScoreError(ErrorCode.INVALID_ITEM, f"text.{field} is empty; send at least one character")
-        num_characters = len(pair.prompt) + len(pair.completion)
-        if num_characters > self.limits.max_text_characters:
-            return ScoreError(
-                ErrorCode.TOO_LONG,
-                f"text.prompt and text.completion have {num_characters} characters, the limit is "
-                f"{self.limits.max_text_characters} (limits.max_text_characters); send a shorter pair",
-            )
-        return None
-
-    def _run(self, batch: list[Any]) -> list[Outcome]:
-        """Rewards of a batch. Runs in the batcher's thread."""
-        start = time.perf_counter()
-        rewards = self._loaded().score(batch)
-        self._metrics.batch.observe([self._size_of(item) for item in batch], time.perf_counter() - start)
-        if len(rewards) != len(batch):
-            raise InternalError(f"the scorer answered {len(rewards)} rewards for {len(batch)} items")
-        return [_finite(outcome) for outcome in rewards]
-
-    def _size_of(self, prepared: Any) -> int:
-        return self._loaded().size_of(prepared)
-
-    def _loaded(self) -> Scorer[Any]:
-        if self._scorer is None:
+    def _serving(self) -> ServingModel:
+        if self._model is None:
             raise NotReadyError("the scorer is still loading; repeat the call when the service's health is SERVING")
-        return self._scorer
-
-    def _count(self, outcomes: list[Outcome]) -> None:
-        for outcome in outcomes:
-            if isinstance(outcome, ScoreError):
-                self._metrics.errors.labels(outcome.code.name.lower()).inc()
-                continue
-            self._metrics.items.inc()
-            self._metrics.score.observe(_reward_of(outcome))
-            if isinstance(outcome, EnsembleScore):
-                self._metrics.spread.observe(outcome.spread)
+        return self._model
 
 
-def _reward_of(outcome: EnsembleScore | float) -> float:
-    return outcome.reward if isinstance(outcome, EnsembleScore) else outcome
+def _observe(item: Item, outcome: float | Score) -> Observation:
+    spread = outcome.spread if isinstance(outcome, Score) else None
+    return Observation(reward_of(outcome), spread, completion_of(item), item)
 
 
-def _finite(outcome: Outcome) -> Outcome:
-    if isinstance(outcome, ScoreError):
-        return outcome
-    reward = _reward_of(outcome)
-    if math.isfinite(reward):
-        return outcome
-    return ScoreError(
-        ErrorCode.NOT_FINITE,
-        f"the scorer answered {reward}; check the model's weights for NaN, or serve it with scorer.dtype float32",
-    )
+def _outcomes_of(answer: CompareAnswer) -> list[Outcome]:
+    """The rewards and errors that a comparison's answer is made of; a judge's has no rewards."""
+    outcomes: list[Outcome] = []
+    for outcome in answer.outcomes:
+        if isinstance(outcome, ScoreError):
+            outcomes.append(outcome)
+            continue
+        outcomes += [reward for reward in (outcome.first_reward, outcome.second_reward) if reward is not None]
+    return outcomes

@@ -1,7 +1,8 @@
 """Starts the reward service: rlhf-reward --scorer.kind model --scorer.path DIR."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 
 from rlhf_services.common.config import exit_on_config_error, load_config
 from rlhf_services.common.memory import keep_freed_memory
@@ -11,9 +12,14 @@ from rlhf_services.reward.core import RewardCore
 from rlhf_services.reward.factory import build_scorer
 from rlhf_services.reward.metrics import RewardMetrics
 from rlhf_services.reward.servicer import RewardServicer
+from rlhf_services.reward.watch import RewardWatch
 from rlhf_services.v1 import reward_pb2_grpc
 
 FULL_NAME = "rlhf_services.v1.RewardService"
+
+SCOPE_OF_METHOD: Mapping[str, str] = MappingProxyType(
+    {"Score": "score", "Compare": "score", "GetModel": "score", "GetReport": "score", "LoadModel": "admin"}
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,6 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     with exit_on_config_error("rlhf-reward"):
         config = load_config(RewardConfig, prog="rlhf-reward", argv=argv, env_prefix="RLHF_REWARD")
-        core = RewardCore(partial(build_scorer, config.scorer), config.limits, RewardMetrics())
+        core = make_core(config, RewardMetrics())
         register = partial(reward_pb2_grpc.add_RewardServiceServicer_to_server, RewardServicer(core))
-        return run_service("reward", FULL_NAME, config.server, register, core)
+        return run_service("reward", FULL_NAME, config.server, register, core, scope_of_method=SCOPE_OF_METHOD)
+
+
+def make_core(config: RewardConfig, metrics: RewardMetrics) -> RewardCore:
+    """Returns what serves the configured scorer, still to be loaded."""
+    heldout = None if config.watch.heldout is None else partial(build_scorer, config.watch.heldout)
+    watch = RewardWatch(config.watch, metrics, heldout)
+    return RewardCore(partial(build_scorer, config.scorer), config.limits, metrics, watch)

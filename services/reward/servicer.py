@@ -1,24 +1,19 @@
 """The reward service's rpcs: decode, ask the core, encode."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 
+from rlhf_services.common.calls import current_caller
+from rlhf_services.common.errors import DeadlineExceededError
+from rlhf_services.reward import wire
 from rlhf_services.reward.core import RewardCore
-from rlhf_services.reward.scorer import EnsembleScore, ErrorCode, Outcome, ScoreError, TextPair, TokenPair
 from rlhf_services.v1 import reward_pb2, reward_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
-
-_WIRE_CODES: Mapping[ErrorCode, reward_pb2.ScoreErrorCode] = MappingProxyType(
-    {
-        ErrorCode.INVALID_ITEM: reward_pb2.SCORE_ERROR_CODE_INVALID_ITEM,
-        ErrorCode.TOO_LONG: reward_pb2.SCORE_ERROR_CODE_TOO_LONG,
-        ErrorCode.NOT_FINITE: reward_pb2.SCORE_ERROR_CODE_NOT_FINITE,
-    }
-)
 
 
 class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
@@ -29,12 +24,36 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
 
     async def Score(self, request: reward_pb2.ScoreRequest, context: Context) -> reward_pb2.ScoreResponse:
         """Scores a batch; results come back in request order."""
-        outcomes = await self._core.score([_decode_pair(item) for item in request.items], request.tokenizer_digest)
+        async with _until_deadline(context):
+            answer = await self._core.score(
+                [wire.decode_item(item) for item in request.items],
+                tokenizer_digest=request.tokenizer_digest,
+                caller=current_caller().name,
+                request_id=request.request_id,
+            )
         return reward_pb2.ScoreResponse(
             results=[
-                _encode_outcome(item.item_id, outcome) for item, outcome in zip(request.items, outcomes, strict=True)
+                wire.encode_outcome(item.item_id, outcome)
+                for item, outcome in zip(request.items, answer.outcomes, strict=True)
             ],
-            model_version=self._core.info.version,
+            model_version=answer.model_version,
+        )
+
+    async def Compare(self, request: reward_pb2.CompareRequest, context: Context) -> reward_pb2.CompareResponse:
+        """Compares pairs; results come back in request order."""
+        async with _until_deadline(context):
+            answer = await self._core.compare(
+                [wire.decode_pair(item) for item in request.items],
+                tokenizer_digest=request.tokenizer_digest,
+                caller=current_caller().name,
+                request_id=request.request_id,
+            )
+        return reward_pb2.CompareResponse(
+            results=[
+                wire.encode_comparison(item.item_id, outcome)
+                for item, outcome in zip(request.items, answer.outcomes, strict=True)
+            ],
+            model_version=answer.model_version,
         )
 
     async def GetModel(
@@ -48,24 +67,34 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
             tokenizer_digest=info.tokenizer_digest,
             max_sequence_tokens=info.max_sequence_tokens,
             max_items=self._core.limits.max_items,
+            max_text_characters=self._core.limits.max_text_characters,
+            logit_scale=info.logit_scale,
         )
 
+    async def LoadModel(self, request: reward_pb2.LoadModelRequest, context: Context) -> reward_pb2.LoadModelResponse:
+        """Serves other weights."""
+        loaded = await self._core.load_model(list(request.model_paths), request.component)
+        return reward_pb2.LoadModelResponse(
+            model_version=loaded.model_version,
+            previous_model_version=loaded.previous_model_version,
+            load_seconds=loaded.load_seconds,
+        )
 
-def _decode_pair(item: reward_pb2.ScoreItem) -> TextPair | TokenPair | None:
-    """The item's pair, unchecked; None if it has none."""
-    match item.WhichOneof("input"):
-        case "text":
-            return TextPair(item.text.prompt, item.text.completion)
-        case "tokens":
-            return TokenPair(list(item.tokens.prompt_ids), list(item.tokens.completion_ids))
-        case _:
-            return None
+    async def GetReport(self, request: reward_pb2.GetReportRequest, context: Context) -> reward_pb2.GetReportResponse:
+        """Says how rewards have developed."""
+        # In a thread: it works through the windows of every caller.
+        reports = await asyncio.to_thread(self._core.report)
+        return reward_pb2.GetReportResponse(reports=[wire.encode_report(report) for report in reports])
 
 
-def _encode_outcome(item_id: str, outcome: Outcome) -> reward_pb2.ScoreResult:
-    if isinstance(outcome, ScoreError):
-        error = reward_pb2.ScoreError(code=_WIRE_CODES[outcome.code], message=outcome.message)
-        return reward_pb2.ScoreResult(item_id=item_id, error=error)
-    if isinstance(outcome, EnsembleScore):
-        return reward_pb2.ScoreResult(item_id=item_id, reward=outcome.reward, spread=outcome.spread)
-    return reward_pb2.ScoreResult(item_id=item_id, reward=outcome)
+@asynccontextmanager
+async def _until_deadline(context: Context) -> AsyncIterator[None]:
+    """Ends the block when the call's deadline has passed, and never begins it after that."""
+    seconds = context.time_remaining()
+    try:
+        async with asyncio.timeout(seconds):
+            if seconds is not None and seconds <= 0:
+                raise TimeoutError
+            yield
+    except TimeoutError:
+        raise DeadlineExceededError("the call's deadline has passed; give it more time, or send fewer items") from None

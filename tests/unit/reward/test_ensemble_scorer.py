@@ -81,7 +81,7 @@ async def test_nan_of_one_member_is_that_items_error_under_every_rule(member_pat
         scorer = EnsembleScorer(members, combine, 1.0)
         core = RewardCore(lambda scorer=scorer: scorer, LimitsConfig(), RewardMetrics(CollectorRegistry()))
         await core.load()
-        good, bad = await core.score([PAIR, TokenPair([2, 50], [6])], "")
+        good, bad = (await core.score([PAIR, TokenPair([2, 50], [6])])).outcomes
         await core.close()
         assert isinstance(good, EnsembleScore)
         assert isinstance(bad, ScoreError)
@@ -93,7 +93,7 @@ async def test_disagreement_is_a_histogram(member_paths: list[str]) -> None:
     registry = CollectorRegistry()
     core = RewardCore(lambda: build_scorer(config_of(member_paths)), LimitsConfig(), RewardMetrics(registry))
     await core.load()
-    first, second = await core.score([PAIR, TextPair("hi", "yes")], "")
+    first, second = (await core.score([PAIR, TextPair("hi", "yes")])).outcomes
     await core.close()
     assert isinstance(first, EnsembleScore)
     assert isinstance(second, EnsembleScore)

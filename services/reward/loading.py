@@ -1,0 +1,149 @@
+"""Loads other weights beside those that are served, and tries them before anyone depends on them."""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_services.common.errors import ConfigError, InvalidRequestError, PreconditionError, ServiceError
+from rlhf_services.common.logs import get_logger
+from rlhf_services.reward.checkpoint_paths import resolve_checkpoint
+from rlhf_services.reward.config import ModelsConfig, ScorerConfig
+from rlhf_services.reward.isolation import checked_outcome
+from rlhf_services.reward.scorer import ScoreError, Scorer, ScorerError, ScorerInfo, TextPair, reward_of
+
+log = get_logger(__name__)
+
+PROBE = TextPair("What is the capital of France?", "It is Paris.")
+
+MAX_PROBE_DIFFERENCE = 1e-3
+"""Between two rewards of the same pair: room for a judge's noise in a sum, none for a model left in training mode."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """What a load has changed."""
+
+    model_version: str
+    previous_model_version: str
+    load_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A scorer that has been loaded and tried."""
+
+    scorer: Scorer[Any]
+    config: ScorerConfig
+    seconds: float
+
+
+class ModelLoader:
+    """Makes the scorers that LoadModel asks for. One load at a time."""
+
+    def __init__(
+        self,
+        config: ScorerConfig,
+        models: ModelsConfig,
+        build: Callable[[ScorerConfig], Scorer[Any]],
+        reloaded: Callable[[ScorerConfig, Sequence[str], str], ScorerConfig],
+    ) -> None:
+        """Loads nothing yet.
+
+        Args:
+            config: of the scorer that is served at first.
+            models: what may be loaded.
+            build: makes a scorer; may raise ConfigError.
+            reloaded: the config with other paths in one of its components; may raise ConfigError.
+        """
+        self._config = config
+        self._models = models
+        self._build = build
+        self._reloaded = reloaded
+
+    async def load(self, paths: Sequence[str], component: str, present: ScorerInfo) -> Candidate:
+        """The scorer of these checkpoints, tried. Give it to `keep` once it is served.
+
+        Raises: InvalidRequestError if the paths may not be loaded or do not fit the scorer; PreconditionError if what
+            lies there is no model, or fails the trial.
+        """
+        start = time.monotonic()
+        try:
+            config, scorer = await asyncio.to_thread(self._load, paths, component, present)
+        except ServiceError as error:
+            log.error("model not loaded", paths=list(paths), component=component, error=str(error))
+            raise
+        candidate = Candidate(scorer, config, time.monotonic() - start)
+        log.info(
+            "model loaded",
+            paths=list(paths),
+            component=component,
+            model_version=scorer.info.version,
+            previous_model_version=present.version,
+            seconds=round(candidate.seconds, 3),
+        )
+        return candidate
+
+    def keep(self, candidate: Candidate) -> None:
+        """Takes the candidate's configuration as what the next load changes."""
+        self._config = candidate.config
+
+    def _load(self, paths: Sequence[str], component: str, present: ScorerInfo) -> tuple[ScorerConfig, Scorer[Any]]:
+        """Runs in a thread."""
+        if not paths:
+            raise InvalidRequestError("model_paths is empty; name the folder of a checkpoint")
+        folders = [str(resolve_checkpoint(path, self._models.allowed_roots)) for path in paths]
+        try:
+            config = self._reloaded(self._config, folders, component)
+        except ConfigError as error:
+            raise InvalidRequestError(str(error)) from error
+        try:
+            scorer = self._build(config)
+        except ServiceError:
+            raise
+        except Exception as error:
+            # Whatever a library makes of a broken checkpoint: the model that is served is untouched by it.
+            log.exception("model failed to load")
+            raise PreconditionError(
+                f"the model does not load: {error if isinstance(error, ConfigError) else type(error).__name__}; mend "
+                "the checkpoint, or load another (the previous model is still served)"
+            ) from error
+        fault = _fault_of(scorer, present)
+        if fault is not None:
+            scorer.close()
+            raise PreconditionError(f"{fault} (the previous model is still served)")
+        return config, scorer
+
+
+def _fault_of(scorer: Scorer[Any], present: ScorerInfo) -> str | None:
+    """Says why a scorer cannot take the place of the present one; None if it can."""
+    if scorer.info.tokenizer_digest != present.tokenizer_digest:
+        return (
+            f"the model's tokenizer is '{scorer.info.tokenizer_digest}', the present one is "
+            f"'{present.tokenizer_digest}', and callers send ids made with that; load a model that shares it, or start "
+            "another service"
+        )
+    try:
+        rewards = [_probe(scorer) for _ in range(2)]
+    except Exception as error:
+        # A scorer may raise anything; then it is not served.
+        log.exception("model failed its trial")
+        reason = str(error) if isinstance(error, ScorerError) else type(error).__name__
+        return f"the model failed to score a probe pair: {reason}; mend the checkpoint"
+    for reward in rewards:
+        if isinstance(reward, ScoreError):
+            return f"the model failed to score a probe pair: {reward.message}"
+    first, second = (reward_of(reward) for reward in rewards if not isinstance(reward, ScoreError))
+    if not math.isclose(first, second, rel_tol=MAX_PROBE_DIFFERENCE, abs_tol=MAX_PROBE_DIFFERENCE):
+        return f"the model gave the same pair the rewards {first} and {second}; a reward must not be random"
+    return None
+
+
+def _probe(scorer: Scorer[Any]) -> Any:
+    prepared = scorer.prepare(PROBE)
+    if isinstance(prepared, ScoreError):
+        return prepared
+    (outcome,) = scorer.score([prepared])
+    return checked_outcome(outcome)
