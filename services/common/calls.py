@@ -17,6 +17,7 @@ import structlog
 from rlhf_services.common.errors import InternalError, NotReadyError, ServiceError
 from rlhf_services.common.logs import get_logger
 from rlhf_services.common.metrics import RpcMetrics
+from rlhf_services.common.tracing import end_with, server_span
 
 log = get_logger(__name__)
 
@@ -137,25 +138,28 @@ class CallGuard:
         code = grpc.StatusCode.OK
         start = time.monotonic()
         self._metrics.in_flight.labels(self._full_name, method).inc()
-        try:
-            self._admit(call, credentials)
-            yield call
-        except ServiceError as error:
-            code = error.status
-            log.warning("call refused", code=code.name, error=str(error))
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            code = grpc.StatusCode.CANCELLED
-            raise
-        except Exception as error:  # the border: the caller gets a status, the log the trace
-            code = grpc.StatusCode.INTERNAL
-            log.exception("call failed")
-            where = f"the service's log has the details under request_id {logged_id}"
-            raise InternalError(f"internal error ({type(error).__name__}); {where}") from None
-        finally:
-            # Not by a token: a stream that is closed from elsewhere ends in another context.
-            _caller.set(previous)
-            self._record(call, code, time.monotonic() - start)
+        with server_span(self._full_name, method) as span:
+            try:
+                self._admit(call, credentials)
+                yield call
+            except ServiceError as error:
+                code = error.status
+                log.warning("call refused", code=code.name, error=str(error))
+                raise
+            except (asyncio.CancelledError, GeneratorExit):
+                code = grpc.StatusCode.CANCELLED
+                raise
+            except Exception as error:  # the border: the caller gets a status, the log the trace
+                code = grpc.StatusCode.INTERNAL
+                log.exception("call failed")
+                where = f"the service's log has the details under request_id {logged_id}"
+                raise InternalError(f"internal error ({type(error).__name__}); {where}") from None
+            finally:
+                # Not by a token: a stream that is closed from elsewhere ends in another context.
+                _caller.set(previous)
+                self._record(call, code, time.monotonic() - start)
+                span.set_attribute("rlhf.caller", call.caller.name)
+                end_with(span, code)
 
     def _admit(self, call: Call, credentials: CallCredentials) -> None:
         """Makes the caller known to the call and to its logs. Raises if it may not be served, or not now."""

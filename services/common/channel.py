@@ -7,8 +7,9 @@ import grpc
 
 from rlhf_services.common.calls import CALLER_KEY
 from rlhf_services.common.client_token import token_source
-from rlhf_services.common.renewing_channel import Metadata, RenewingChannel
+from rlhf_services.common.renewing_channel import RenewingChannel
 from rlhf_services.common.tls import channel_credentials, watched_files
+from rlhf_services.common.tracing import Metadata
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 

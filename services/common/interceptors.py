@@ -1,6 +1,7 @@
 """What gRPC adds around a call: credentials from metadata and certificate, and errors as status codes."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
@@ -10,6 +11,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from rlhf_services.common.calls import CALLER_KEY, CallCredentials, CallGuard
 from rlhf_services.common.errors import RETRY_AFTER_KEY, OverloadedError, ServiceError
+from rlhf_services.common.tracing import continued
 
 # In quotes: only the type stubs know these classes as generic.
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
@@ -48,7 +50,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _unary(self, method: str, inner: Callable[..., Any]) -> Callable[..., Any]:
         async def call(request: Any, context: Context) -> Any:
             try:
-                async with self._guard.around(method, credentials_of(context), *_described(request)):
+                async with self._around(method, request, context):
                     return await inner(request, context)
             except ServiceError as error:
                 await _abort(context, error)
@@ -58,7 +60,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _stream(self, method: str, inner: Callable[..., Any]) -> Callable[..., Any]:
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
             try:
-                async with self._guard.around(method, credentials_of(context), *_described(request)):
+                async with self._around(method, request, context):
                     async for message in inner(request, context):
                         yield message
             except ServiceError as error:
@@ -66,10 +68,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         return call
 
+    @asynccontextmanager
+    async def _around(self, method: str, request: Any, context: Context) -> AsyncIterator[None]:
+        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        with continued(metadata):
+            async with self._guard.around(method, credentials_of(context, metadata), *_described(request)):
+                yield
 
-def credentials_of(context: Context) -> CallCredentials:
+
+def credentials_of(context: Context, metadata: Mapping[str, str]) -> CallCredentials:
     """Returns what a call brings to say who makes it."""
-    metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
     peer = context.auth_context()
     # By the standard, the common name counts only where there is no alternative name.
     names = peer.get("x509_subject_alternative_name") or peer.get("x509_common_name") or ()

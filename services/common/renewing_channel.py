@@ -1,14 +1,15 @@
 """A channel that opens itself anew when its certificate is renewed; calls in flight end on the old one."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 import grpc
 
+from rlhf_services.common.tracing import Metadata, traced_call
+
 T = TypeVar("T")
-Metadata = Sequence[tuple[str, str | bytes]]
 
 
 class RenewingChannel(grpc.aio.Channel, Generic[T]):
@@ -130,6 +131,7 @@ class _Method:
         self._owner = owner
 
     def __call__(self, *args: Any, metadata: Metadata | None = None, **options: Any) -> Any:
-        return self._owner.current().call(
-            self, args, {"metadata": (*(metadata or ()), *self._owner.metadata()), **options}
-        )
+        def start(headers: Metadata) -> Any:
+            return self._owner.current().call(self, args, {"metadata": headers, **options})
+
+        return traced_call(self.args[0], (*(metadata or ()), *self._owner.metadata()), start)

@@ -29,6 +29,7 @@ from rlhf_services.common.metrics import RpcMetrics
 from rlhf_services.common.probe import LIVE
 from rlhf_services.common.threads import sleep_at_barriers
 from rlhf_services.common.tls import server_credentials
+from rlhf_services.common.tracing import configure_tracing
 
 log = get_logger(__name__)
 
@@ -231,6 +232,7 @@ def run_service(
 ) -> int:
     """Serves until SIGTERM, SIGINT or a failure; returns the exit code: 0 drained, 1 failed, 2 wrong configuration."""
     configure_logging(config.log_level, name)
+    configure_tracing(name)
     sleep_at_barriers()
     server = ServiceServer(name, full_name, config, register, backend, sides=sides, scope_of_method=scope_of_method)
     return asyncio.run(_serve(server))

@@ -15,6 +15,8 @@ class PolicyServerConfig(ServerConfig):
     """gRPC port; 0 takes a free one."""
     metrics_port: Port = 9051
     """HTTP port of Prometheus' /metrics; 0 takes a free one."""
+    slow_call_seconds: float = Field(default=120.0, ge=0)
+    """A call that takes longer is logged with its method and caller; 0 logs none."""
 
 
 class ModelConfig(Section):

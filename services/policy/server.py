@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import grpc
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -17,6 +18,7 @@ from rlhf_services.v1 import policy_pb2_grpc
 
 NAME = "policy"
 FULL_NAME = "rlhf_services.v1.PolicyService"
+SCOPE_OF_METHOD = MappingProxyType({"Generate": "generate", "GetModel": "generate", "UpdateWeights": "admin"})
 
 
 class PolicyBackend:
@@ -61,7 +63,15 @@ def make_engine(config: PolicyConfig) -> Engine:
 def make_server(config: PolicyConfig, engine: Engine, registry: CollectorRegistry = REGISTRY) -> ServiceServer:
     """Returns the service around an engine, not started, for use inside another program's event loop."""
     backend = PolicyBackend(engine, config, registry)
-    return ServiceServer(NAME, FULL_NAME, config.server, backend.register, backend, registry=registry)
+    return ServiceServer(
+        NAME,
+        FULL_NAME,
+        config.server,
+        backend.register,
+        backend,
+        registry=registry,
+        scope_of_method=SCOPE_OF_METHOD,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with exit_on_config_error("rlhf-policy"):
         config = load_config(PolicyConfig, prog="rlhf-policy", argv=argv, env_prefix="RLHF_POLICY")
         backend = PolicyBackend(make_engine(config), config)
-        return run_service(NAME, FULL_NAME, config.server, backend.register, backend)
+        return run_service(NAME, FULL_NAME, config.server, backend.register, backend, scope_of_method=SCOPE_OF_METHOD)
     raise AssertionError("unreachable: the context manager exits")
 
 

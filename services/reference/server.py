@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from rlhf_services.common.config import exit_on_config_error, load_config
 from rlhf_services.common.errors import ConfigError
@@ -15,6 +16,7 @@ from rlhf_services.reference.servicer import ReferenceServicer
 from rlhf_services.v1 import reference_pb2_grpc
 
 FULL_NAME = "rlhf_services.v1.ReferenceService"
+SCOPE_OF_METHOD = MappingProxyType({"ComputeLogprobs": "score", "GetModel": "score"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(ReferenceConfig, prog="rlhf-reference", argv=argv, env_prefix="RLHF_REFERENCE")
         core = ReferenceCore(partial(build_scorer, config.model), config.limits, ReferenceMetrics())
         register = partial(reference_pb2_grpc.add_ReferenceServiceServicer_to_server, ReferenceServicer(core))
-        return run_service("reference", FULL_NAME, config.server, register, core)
+        return run_service("reference", FULL_NAME, config.server, register, core, scope_of_method=SCOPE_OF_METHOD)
 
 
 def build_scorer(config: ModelConfig) -> Scorer:

@@ -16,6 +16,8 @@ class TrainerServerConfig(ServerConfig):
 
     port: Port = 50054
     metrics_port: Port = 9054
+    slow_call_seconds: float = Field(default=0.0, ge=0)
+    """A call that takes longer is logged; 0, the default here, logs none: to watch a run is one call as long as it."""
     linger_seconds: float = Field(default=0.0, ge=0)
     """How long the ports answer after the end of the run, so that Prometheus sees its last step; a signal ends it."""
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rlhf_services.common.errors import ConfigError, ServiceError
 from rlhf_services.common.logs import get_logger
 from rlhf_services.common.serving import ServiceServer
+from rlhf_services.common.tracing import configure_tracing
 from rlhf_services.trainer.checkpoint import CheckpointFolder
 from rlhf_services.trainer.control import RunControl
 from rlhf_services.trainer.errors import RunError
@@ -24,7 +25,7 @@ from rlhf_services.trainer.progress import Progress
 from rlhf_services.trainer.run import OnlineRun
 from rlhf_services.trainer.run_dir import locked, require_wanted
 from rlhf_services.trainer.run_gauges import register_kl_budget, register_run_gauges
-from rlhf_services.trainer.servicer import FULL_NAME, TrainerServicer
+from rlhf_services.trainer.servicer import FULL_NAME, SCOPE_OF_METHOD, TrainerServicer
 from rlhf_services.trainer.signals import RunSignals
 from rlhf_services.trainer.step_metrics import step_metrics
 
@@ -81,8 +82,17 @@ async def _serve_run(start: Start, console: Console) -> int:
     ProcessCollector(registry=registry)
     register_run_gauges(control, config.run_dir, registry)
     register_kl_budget(config.watch.kl_budget, registry)
+    configure_tracing("trainer")
     register = TrainerServicer(control).register
-    server = ServiceServer("trainer", FULL_NAME, config.server, register, _NoBackend(), registry=registry)
+    server = ServiceServer(
+        "trainer",
+        FULL_NAME,
+        config.server,
+        register,
+        _NoBackend(),
+        registry=registry,
+        scope_of_method=SCOPE_OF_METHOD,
+    )
     await server.start()
     title = f"{config.algorithm} run {config.run_dir.name}"
     try:

@@ -11,6 +11,16 @@ from rlhf_services.trainer.control import RunControl
 from rlhf_services.v1 import trainer_pb2, trainer_pb2_grpc
 
 FULL_NAME = "rlhf_services.v1.TrainerService"
+SCOPE_OF_METHOD = MappingProxyType(
+    {
+        "GetRun": "watch",
+        "WatchRun": "watch",
+        "Pause": "admin",
+        "Resume": "admin",
+        "SaveCheckpoint": "admin",
+        "Stop": "admin",
+    }
+)
 
 _STATES = MappingProxyType(
     {
