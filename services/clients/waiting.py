@@ -19,6 +19,7 @@ async def call_when_available(
     client: ServiceClient,
     wait_seconds: float,
     on_wait: Callable[[str], None],
+    remedy: str = "start it again, then continue with --resume",
 ) -> T:
     """Returns what `call` returns, calling again once the service is back if it was away or overloaded.
 
@@ -27,6 +28,7 @@ async def call_when_available(
         client: whose health is asked for while waiting.
         wait_seconds: how long to wait in all before giving up.
         on_wait: told once, in a sentence that names the service, when waiting begins.
+        remedy: what to do when the wait is over, for the error's message.
     Raises: NotReadyError when the wait is over; any other ServiceError of the call at once.
     """
     deadline: float | None = None
@@ -37,15 +39,13 @@ async def call_when_available(
             if deadline is None:
                 deadline = time.monotonic() + wait_seconds
                 on_wait(f"{error}; waiting up to {wait_seconds:.0f} s for it")
-            await _wait_until_serving(client, deadline, error)
+            await _wait_until_serving(client, deadline, error, remedy)
 
 
-async def _wait_until_serving(client: ServiceClient, deadline: float, reason: Exception) -> None:
+async def _wait_until_serving(client: ServiceClient, deadline: float, reason: Exception, remedy: str) -> None:
     while True:
         if time.monotonic() >= deadline:
-            raise NotReadyError(
-                f"{reason}; it did not come back in time: start it again, then continue with --resume"
-            ) from None
+            raise NotReadyError(f"{reason}; it did not come back in time: {remedy}") from None
         await asyncio.sleep(POLL_SECONDS)
         if await client.is_serving():
             return

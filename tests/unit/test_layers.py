@@ -10,6 +10,7 @@ import pytest
 SERVICES = Path(__file__).parents[2] / "services"
 
 MAY_USE = {
+    "adapters": {"v1", "common", "clients"},
     "algorithms": set(),
     "common": {"v1"},
     "clients": {"v1", "common"},
@@ -24,7 +25,7 @@ MAY_USE = {
     "cluster": {"common", "trainer"},
     "cli": {"common", "clients", "models", "trainer", "local", "demo", "pipeline", "cluster"},
 }
-TORCH_FREE = ("common", "clients", "cluster", "cli")
+TORCH_FREE = ("adapters", "common", "clients", "cluster", "cli")
 
 
 def imported_rooms(file: Path) -> set[str]:
