@@ -4,13 +4,11 @@ The server looks at its files for every new connection, a client before its call
 shown without a restart. A client checks that the server's certificate names the host it called.
 """
 
-import asyncio
 import os
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 
@@ -23,8 +21,6 @@ KEY_VARIABLE = "RLHF_TLS_KEY_FILE"
 """PEM: its private key, not encrypted."""
 CA_VARIABLE = "RLHF_TLS_CA_FILE"
 """PEM: the authority that the other side's certificate must come from."""
-CERTIFICATE_NAMES = "rlhf_certificate_names"
-"""Key of an HTTP request's ASGI scope: the names in the client's certificate, as a tuple."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,39 +144,6 @@ def _http_context(files: TlsFiles) -> ssl.SSLContext:
     context.load_cert_chain(files.cert, files.key)
     context.load_verify_locations(files.ca)
     return context
-
-
-def certificate_names(transport: asyncio.BaseTransport) -> tuple[str, ...]:
-    """Returns the names in the certificate that a client has shown; none without TLS.
-
-    They are the alternative names, or the common name where there is none.
-    """
-    connection = transport.get_extra_info("ssl_object")
-    certificate = connection.getpeercert() if connection is not None else None
-    if not certificate:
-        return ()
-    alternatives = tuple(value for _, value in certificate.get("subjectAltName", ()))
-    pairs = (pair for part in certificate.get("subject", ()) for pair in part)
-    return alternatives or tuple(value for key, value in pairs if key == "commonName")
-
-
-def naming_certificates(protocol: type[Any]) -> type[Any]:
-    """Returns uvicorn's HTTP protocol with the certificate's names in each request's scope, under CERTIFICATE_NAMES."""
-
-    class Named(protocol):  # type: ignore[misc]  # a class that is known only here
-        """The protocol of one connection."""
-
-        def connection_made(self, transport: asyncio.Transport) -> None:
-            """Notes whose connection it is."""
-            super().connection_made(transport)
-            names, inner = certificate_names(transport), self.app
-
-            async def app(scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
-                await inner({**scope, CERTIFICATE_NAMES: names}, receive, send)
-
-            self.app: Callable[..., Awaitable[None]] = app
-
-    return Named
 
 
 def open_blocking_channel(target: str) -> grpc.Channel:
