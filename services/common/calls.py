@@ -123,10 +123,6 @@ class CallGuard:
         """Returns why no call can be served now; None if calls are served."""
         return self._why_not_ready()
 
-    def why_not_ready(self) -> str | None:
-        """Returns why no call can be served now; None if calls are served."""
-        return self._why_not_ready()
-
     @asynccontextmanager
     async def around(
         self, method: str, credentials: CallCredentials, request_id: str = "", num_items: int | None = None
