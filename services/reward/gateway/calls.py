@@ -84,7 +84,7 @@ class Gateway:
 
 
 class GuardedRoute(APIRoute):
-    """A route whose name is the rpc it stands for; its function takes a `body` (a model), the parts of its path, or neither.
+    """A route whose name is the rpc it stands for; its function takes a `body`, a model, and the parts of its path.
 
     FastAPI documents the function's types; what it would do at run time (read the whole body, decode it in the event
     loop, answer 422 in a shape of its own) is done by Gateway instead.
