@@ -10,6 +10,7 @@ from rlhf_services.common.serving import run_service
 from rlhf_services.reward.config import RewardConfig
 from rlhf_services.reward.core import RewardCore
 from rlhf_services.reward.factory import build_scorer
+from rlhf_services.reward.gateway.side import HttpGateway
 from rlhf_services.reward.metrics import RewardMetrics
 from rlhf_services.reward.servicer import RewardServicer
 from rlhf_services.reward.watch import RewardWatch
@@ -29,7 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(RewardConfig, prog="rlhf-reward", argv=argv, env_prefix="RLHF_REWARD")
         core = make_core(config, RewardMetrics())
         register = partial(reward_pb2_grpc.add_RewardServiceServicer_to_server, RewardServicer(core))
-        return run_service("reward", FULL_NAME, config.server, register, core, scope_of_method=SCOPE_OF_METHOD)
+        sides = [HttpGateway(core, config.http, config.server.host)] if config.http.enabled else []
+        return run_service(
+            "reward", FULL_NAME, config.server, register, core, sides=sides, scope_of_method=SCOPE_OF_METHOD
+        )
 
 
 def make_core(config: RewardConfig, metrics: RewardMetrics) -> RewardCore:
