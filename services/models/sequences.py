@@ -18,7 +18,7 @@ class PaddedSequences:
     input_ids: Tensor
     """[B, L] int64: prompt, completion, padding."""
     prompt_lengths: Tensor
-    """[B] int64, each at least 1."""
+    """[B] int64, each at least 1; 0 only for a sequence of one token that pad_whole made."""
     completion_lengths: Tensor
     """[B] int64, each at least 1."""
 
@@ -59,14 +59,38 @@ def pad_sequences(
             if len(ids) == 0:
                 raise ValueError(f"{name}[{index}] is empty; drop it before the batch is formed")
     rows = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
-    input_ids = torch.full((len(rows), max(map(len, rows))), pad_id, dtype=torch.int64)
-    for row, ids in zip(input_ids, rows, strict=True):
-        row[: len(ids)] = torch.tensor(ids)
     return PaddedSequences(
-        input_ids,
+        _rectangle(rows, pad_id),
         torch.tensor([len(prompt) for prompt in prompts]),
         torch.tensor([len(completion) for completion in completions]),
     )
+
+
+def pad_whole(rows: Sequence[Sequence[int]], pad_id: int = 0) -> PaddedSequences:
+    """Returns sequences of which only the whole matters, such as those that get one score, as rows of a batch.
+
+    Each row's last token counts as its completion; of a row of one token the prompt is empty.
+
+    Args:
+        rows: token ids; at least one row, none empty.
+        pad_id: as in pad_sequences.
+    Raises: ValueError naming the row that is empty, or saying that there is none.
+    """
+    if not rows:
+        raise ValueError("got no rows; there must be at least one")
+    for index, ids in enumerate(rows):
+        if len(ids) == 0:
+            raise ValueError(f"rows[{index}] is empty; drop it before the batch is formed")
+    lengths = torch.tensor([len(ids) for ids in rows])
+    return PaddedSequences(_rectangle(rows, pad_id), lengths - 1, torch.ones_like(lengths))
+
+
+def _rectangle(rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:
+    """Returns the rows as [B, L] int64, padded on the right."""
+    input_ids = torch.full((len(rows), max(map(len, rows))), pad_id, dtype=torch.int64)
+    for row, ids in zip(input_ids, rows, strict=True):
+        row[: len(ids)] = torch.tensor(ids)
+    return input_ids
 
 
 def scatter_to_mask(values: Tensor, mask: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from rlhf_services.common.errors import ConfigError
-from rlhf_services.reward.model_scorer import ModelScorer
-from rlhf_services.reward.scorer import EnsembleScore, ErrorCode, ScoreError, ScorerInfo, TextPair, TokenPair
+from rlhf_services.reward.model_scorer import Ids, ModelScorer
+from rlhf_services.reward.scorer import ErrorCode, Item, Score, ScoreError, ScorerInfo
 
 Rule = Callable[[Sequence[float], float], float]
 
@@ -29,7 +29,7 @@ COMBINE_RULES: Mapping[str, Rule] = MappingProxyType(
 """How the members' finite rewards of one completion, and std_coef, make one reward."""
 
 
-class EnsembleScorer:
+class Scorer:
     """A Scorer over model scorers that read the same token ids."""
 
     def __init__(self, members: Sequence[ModelScorer], combine: str, std_coef: float) -> None:
@@ -51,27 +51,35 @@ class EnsembleScorer:
             version=f"{rule}:{versions}",
             tokenizer_digest=infos[0].tokenizer_digest,
             max_sequence_tokens=min(info.max_sequence_tokens for info in infos),
+            # Each member has a scale of its own; a difference of combined rewards is taken on the mean of them.
+            logit_scale=statistics.fmean(info.logit_scale for info in infos),
+            pads=any(info.pads for info in infos),
         )
 
-    def prepare(self, pair: TextPair | TokenPair) -> TokenPair | ScoreError:
-        """Returns the pair as token ids that every member takes."""
-        prepared = self._members[0].prepare(pair)
+    def prepare(self, item: Item) -> Ids | ScoreError:
+        """Returns the item as the ids of one sequence that every member takes."""
+        prepared = self._members[0].prepare(item)
         for member in self._members[1:]:
             if isinstance(prepared, ScoreError):
                 break
-            prepared = member.prepare(prepared)
+            prepared = member.checked(prepared, "the item's ids")
         return prepared
 
-    def size_of(self, prepared: TokenPair) -> int:
+    def size_of(self, prepared: Ids) -> int:
         """Returns the length of the sequence."""
-        return prepared.num_tokens
+        return len(prepared)
 
-    def score(self, batch: list[TokenPair]) -> list[EnsembleScore | ScoreError]:
-        """Returns the combined reward of each pair and the members' spread; one forward pass a member."""
+    def score(self, batch: list[Ids]) -> list[Score | ScoreError]:
+        """Returns the combined reward of each sequence and the members' spread; one forward pass a member."""
         columns = [member.score(batch) for member in self._members]
         return [self._combine(rewards) for rewards in zip(*columns, strict=True)]
 
-    def _combine(self, rewards: Sequence[float]) -> EnsembleScore | ScoreError:
+    def close(self) -> None:
+        """Frees the members' memory."""
+        for member in self._members:
+            member.close()
+
+    def _combine(self, rewards: Sequence[float]) -> Score | ScoreError:
         for member, reward in zip(self._members, rewards, strict=True):
             # Checked before combining: the lowest of NaN and a number depends on their order.
             if not math.isfinite(reward):
@@ -80,7 +88,7 @@ class EnsembleScorer:
                     f"member {member.info.name} answered {reward}; check its weights for NaN, leave it out of "
                     "scorer.paths, or serve with scorer.dtype float32",
                 )
-        return EnsembleScore(self._rule(rewards, self._std_coef), statistics.pstdev(rewards))
+        return Score(self._rule(rewards, self._std_coef), statistics.pstdev(rewards))
 
 
 def _require_fit(members: Sequence[ModelScorer]) -> None:

@@ -1,17 +1,33 @@
 """Rewards from a trained reward model: a transformers sequence classifier with one label."""
 
+from typing import assert_never
+
 import torch
 from blake3 import blake3
 
 from rlhf_services.common.token_checks import fault_of_ids
+from rlhf_services.models import attention
 from rlhf_services.models.devices import resolve_device
 from rlhf_services.models.scalar_model import ScalarModel
-from rlhf_services.models.sequences import pad_sequences
+from rlhf_services.models.sequences import pad_whole
 from rlhf_services.models.token_scores import sequence_scores
 from rlhf_services.models.weights import checkpoint_manifest
-from rlhf_services.reward.config import ScorerConfig
-from rlhf_services.reward.scorer import ErrorCode, ScoreError, ScorerInfo, TextPair, TokenPair
+from rlhf_services.reward.scorer import (
+    Conversation,
+    ErrorCode,
+    Item,
+    RawPair,
+    ScoreError,
+    ScorerInfo,
+    TextPair,
+    TokenPair,
+    TokenSequence,
+)
+from rlhf_services.reward.scorer_config import PartConfig
 from rlhf_services.reward.tokenizing import PairTokenizer
+
+Ids = list[int]
+"""Prompt and completion as the ids of one sequence."""
 
 
 class ModelScorer:
@@ -20,7 +36,7 @@ class ModelScorer:
     def __init__(self, model: ScalarModel, tokenizer: PairTokenizer, info: ScorerInfo, vocab_size: int) -> None:
         """Args: the model, on its device; the tokenizer of its checkpoint; its limits; how many ids it knows."""
         self.info = info
-        self._model = model
+        self._model: ScalarModel | None = model
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._device = next(model.parameters()).device
@@ -30,34 +46,63 @@ class ModelScorer:
         """Digest of all that decides which ids a text becomes: tokenizer and chat template."""
         return f"{self._tokenizer.digest} {self._tokenizer.template_digest}"
 
-    def prepare(self, pair: TextPair | TokenPair) -> TokenPair | ScoreError:
-        """Returns the pair as token ids."""
-        tokens = self._tokenizer.encode(pair) if isinstance(pair, TextPair) else pair
-        for field in ("prompt_ids", "completion_ids"):
-            fault = fault_of_ids(f"tokens.{field}", getattr(tokens, field), self._vocab_size)
-            if fault is not None:
-                return ScoreError(ErrorCode.INVALID_ITEM, fault)
-        if tokens.num_tokens > self.info.max_sequence_tokens:
+    def prepare(self, item: Item) -> Ids | ScoreError:
+        """Returns the item as the ids of one sequence."""
+        match item:
+            case TextPair() | Conversation() | RawPair():
+                ids = self._tokenizer.encode(item, self.info.max_sequence_tokens)
+                return ids if isinstance(ids, ScoreError) else self.checked(ids, "the text's ids")
+            case TokenPair():
+                for field in ("prompt_ids", "completion_ids"):
+                    fault = fault_of_ids(f"tokens.{field}", getattr(item, field), self._vocab_size)
+                    if fault is not None:
+                        return ScoreError(ErrorCode.INVALID_ITEM, fault)
+                return self._if_not_too_long([*item.prompt_ids, *item.completion_ids])
+            case TokenSequence():
+                if len(item.ids) < 2:
+                    return ScoreError(
+                        ErrorCode.INVALID_ITEM,
+                        f"sequence.ids has {len(item.ids)} entries; send prompt and completion, at least two ids",
+                    )
+                return self.checked(item.ids, "sequence.ids")
+        assert_never(item)
+
+    def checked(self, ids: Ids, field: str) -> Ids | ScoreError:
+        """Returns the ids if the model knows them all and takes so many. Args: field: where they come from."""
+        fault = fault_of_ids(field, ids, self._vocab_size)
+        if fault is not None:
+            return ScoreError(ErrorCode.INVALID_ITEM, fault)
+        return self._if_not_too_long(ids)
+
+    def _if_not_too_long(self, ids: Ids) -> Ids | ScoreError:
+        if len(ids) > self.info.max_sequence_tokens:
             return ScoreError(
                 ErrorCode.TOO_LONG,
-                f"prompt and completion have {tokens.num_tokens} tokens, the model takes at most "
+                f"prompt and completion have {len(ids)} tokens, the model takes at most "
                 f"{self.info.max_sequence_tokens}; send a shorter pair (nothing is cut silently)",
             )
-        return tokens
+        return ids
 
-    def size_of(self, prepared: TokenPair) -> int:
+    def size_of(self, prepared: Ids) -> int:
         """Returns the length of the sequence."""
-        return prepared.num_tokens
+        return len(prepared)
 
-    def score(self, batch: list[TokenPair]) -> list[float]:
-        """Returns the model's normalised reward of each pair, from one forward pass."""
-        sequences = pad_sequences([pair.prompt_ids for pair in batch], [pair.completion_ids for pair in batch])
+    def score(self, batch: list[Ids]) -> list[float]:
+        """Returns the model's normalised reward of each sequence, from one forward pass."""
+        assert self._model is not None, "scored after close()"
         with torch.inference_mode():
-            scores = sequence_scores(self._model, sequences.to(self._device))
-        return [float(score) for score in scores.float().cpu()]
+            scores = sequence_scores(self._model, pad_whole(batch).to(self._device))
+        rewards: list[float] = scores.float().tolist()
+        return rewards
+
+    def close(self) -> None:
+        """Frees the model's memory."""
+        self._model = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
-def load_model_scorer(config: ScorerConfig) -> ModelScorer:
+def load_model_scorer(config: PartConfig) -> ModelScorer:
     """Returns the scorer of a checkpoint. Raises: ConfigError if the directory holds no reward model."""
     device = resolve_device(config.device, "scorer.device")
     tokenizer = PairTokenizer(config.path)
@@ -68,11 +113,14 @@ def load_model_scorer(config: ScorerConfig) -> ModelScorer:
         version=_version(config, model, tokenizer),
         tokenizer_digest=tokenizer.digest,
         max_sequence_tokens=backbone.max_position_embeddings,
+        # Rewards are logits less their mean over their standard deviation.
+        logit_scale=model.std,
+        pads=backbone._attn_implementation != attention.NAME,
     )
     return ModelScorer(model, tokenizer, info, backbone.vocab_size)
 
 
-def _version(config: ScorerConfig, model: ScalarModel, tokenizer: PairTokenizer) -> str:
+def _version(config: PartConfig, model: ScalarModel, tokenizer: PairTokenizer) -> str:
     """Digest of all that the scores depend on: weights and their type, normalisation, tokenizer, chat template."""
     manifest = checkpoint_manifest(config.path, config.dtype)
     parts = (manifest.digest, model.mean, model.std, tokenizer.digest, tokenizer.template_digest)

@@ -10,12 +10,22 @@
 import re
 from collections.abc import Callable
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, assert_never
 
 from blake3 import blake3
 
 from rlhf_services.common.token_checks import fault_of_ids
-from rlhf_services.reward.scorer import ErrorCode, ScoreError, ScorerInfo, TextPair, TokenPair
+from rlhf_services.reward.scorer import (
+    Conversation,
+    ErrorCode,
+    Item,
+    RawPair,
+    ScoreError,
+    ScorerInfo,
+    TextPair,
+    TokenPair,
+    TokenSequence,
+)
 
 MAX_MATCHES = 100
 """Matches that count; one more character of "aaaa..." shall not earn without end."""
@@ -39,6 +49,9 @@ class Decoder(Protocol):
 
     def decode(self, ids: list[int]) -> str:
         """Returns the text, special tokens left out."""
+
+    def without_special_tokens(self, text: str) -> str:
+        """Returns a text without the special tokens that are written out in it."""
 
 
 def length_rule(target: int, unit: str) -> Rule:
@@ -102,9 +115,9 @@ class RuleScorer:
         self._decoder = decoder
         self._max_characters = max_characters
 
-    def prepare(self, pair: TextPair | TokenPair) -> str | ScoreError:
+    def prepare(self, item: Item) -> str | ScoreError:
         """Returns the completion's text."""
-        completion = pair.completion if isinstance(pair, TextPair) else self._decode(pair)
+        completion = self._read(item)
         if isinstance(completion, ScoreError) or self._max_characters is None:
             return completion
         if len(completion) > self._max_characters:
@@ -114,6 +127,33 @@ class RuleScorer:
                 f"{self._max_characters}; send a shorter one",
             )
         return completion
+
+    def _read(self, item: Item) -> str | ScoreError:
+        match item:
+            case TextPair():
+                return item.completion
+            case RawPair():
+                decoder = self._decoder
+                return item.completion if decoder is None else decoder.without_special_tokens(item.completion)
+            case Conversation():
+                return self._read_conversation(item)
+            case TokenPair():
+                return self._decode(item)
+            case TokenSequence():
+                return ScoreError(
+                    ErrorCode.INVALID_ITEM,
+                    f"the item is a sequence of ids, and the rule '{self.info.name}' reads the completion alone; send "
+                    "tokens with prompt_ids and completion_ids, or text",
+                )
+        assert_never(item)
+
+    def _read_conversation(self, item: Conversation) -> str | ScoreError:
+        if not item.messages or item.messages[-1].role != "assistant":
+            return ScoreError(
+                ErrorCode.INVALID_ITEM,
+                "the last of conversation.messages must be the assistant's, which is scored",
+            )
+        return item.messages[-1].content
 
     def _decode(self, pair: TokenPair) -> str | ScoreError:
         if self._decoder is None:
@@ -135,3 +175,6 @@ class RuleScorer:
     def score(self, batch: list[str]) -> list[float]:
         """Returns the rule's reward of each completion."""
         return [self._rule(completion) for completion in batch]
+
+    def close(self) -> None:
+        """Does nothing: a rule holds nothing."""

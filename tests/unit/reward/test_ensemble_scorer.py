@@ -19,7 +19,7 @@ from rlhf_services.reward.ensemble_scorer import COMBINE_RULES, EnsembleScorer
 from rlhf_services.reward.factory import build_scorer
 from rlhf_services.reward.metrics import RewardMetrics
 from rlhf_services.reward.model_scorer import load_model_scorer
-from rlhf_services.reward.scorer import EnsembleScore, ErrorCode, ScoreError, TextPair, TokenPair
+from rlhf_services.reward.scorer import ErrorCode, Score, ScoreError, TextPair, TokenPair
 
 PAIR = TokenPair([2, 5], [6, 7])
 
@@ -35,7 +35,9 @@ def config_of(paths: list[str], **settings: Any) -> ScorerConfig:
 
 
 def score_alone(path: str, pair: TokenPair) -> float:
-    (score,) = load_model_scorer(ScorerConfig(kind="model", path=path, dtype="float32", device="cpu")).score([pair])
+    (score,) = load_model_scorer(ScorerConfig(kind="model", path=path, dtype="float32", device="cpu")).score(
+        [[*pair.prompt_ids, *pair.completion_ids]]
+    )
     return score
 
 
@@ -56,7 +58,7 @@ def test_the_members_scores_are_combined_and_their_spread_is_told(member_paths: 
     mean = sum(alone) / 3
     std = math.sqrt(sum((each - mean) ** 2 for each in alone) / 3)
     expected = {"mean": mean, "worst": min(alone), "mean_minus_std": mean - 2.0 * std}[combine]
-    assert isinstance(score, EnsembleScore)
+    assert isinstance(score, Score)
     assert (score.reward, score.spread) == pytest.approx((expected, std), abs=1e-5)
     assert std > 0.01  # the members do differ
 
@@ -71,22 +73,22 @@ def test_the_version_names_all_members_and_the_rule(member_paths: list[str]) -> 
     assert versions[0].version.startswith("mean_minus_std(1):")
 
 
-async def test_nan_of_one_member_is_that_items_error_under_every_rule(member_paths: list[str]) -> None:
+@pytest.mark.parametrize("combine", ["mean", "worst", "mean_minus_std"])
+async def test_nan_of_one_member_is_that_items_error_under_every_rule(member_paths: list[str], combine: str) -> None:
     members = [
         load_model_scorer(ScorerConfig(kind="model", path=p, dtype="float32", device="cpu")) for p in member_paths
     ]
     # A broken embedding makes every sequence that holds id 50 NaN for this member, and no other sequence.
     members[1]._model.backbone.get_input_embeddings().weight.data[50] = torch.nan
-    for combine in ("mean", "worst", "mean_minus_std"):
-        scorer = EnsembleScorer(members, combine, 1.0)
-        core = RewardCore(lambda scorer=scorer: scorer, LimitsConfig(), RewardMetrics(CollectorRegistry()))
-        await core.load()
-        good, bad = (await core.score([PAIR, TokenPair([2, 50], [6])])).outcomes
-        await core.close()
-        assert isinstance(good, EnsembleScore)
-        assert isinstance(bad, ScoreError)
-        assert bad.code is ErrorCode.NOT_FINITE
-        assert f"member {member_paths[1]} answered nan" in bad.message
+    scorer = EnsembleScorer(members, combine, 1.0)
+    core = RewardCore(lambda: scorer, LimitsConfig(), RewardMetrics(CollectorRegistry()))
+    await core.load()
+    good, bad = (await core.score([PAIR, TokenPair([2, 50], [6])])).outcomes
+    await core.close()
+    assert isinstance(good, Score)
+    assert isinstance(bad, ScoreError)
+    assert bad.code is ErrorCode.NOT_FINITE
+    assert f"member {member_paths[1]} answered nan" in bad.message
 
 
 async def test_disagreement_is_a_histogram(member_paths: list[str]) -> None:
@@ -95,8 +97,8 @@ async def test_disagreement_is_a_histogram(member_paths: list[str]) -> None:
     await core.load()
     first, second = (await core.score([PAIR, TextPair("hi", "yes")])).outcomes
     await core.close()
-    assert isinstance(first, EnsembleScore)
-    assert isinstance(second, EnsembleScore)
+    assert isinstance(first, Score)
+    assert isinstance(second, Score)
     assert registry.get_sample_value("rlhf_reward_spread_count") == 2
     assert registry.get_sample_value("rlhf_reward_spread_sum") == pytest.approx(first.spread + second.spread)
 

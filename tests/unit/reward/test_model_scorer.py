@@ -25,36 +25,33 @@ def scorer(tiny_reward_path: Path) -> ModelScorer:
     return load_model_scorer(config_of(tiny_reward_path))
 
 
-def pairs_of_many_lengths() -> list[TokenPair]:
+def rows_of_many_lengths() -> list[list[int]]:
     generator = torch.Generator().manual_seed(1)
-    lengths = [(1, 1), (3, 40), (70, 2), (9, 9)]
-    return [
-        TokenPair(*(torch.randint(4, VOCAB_SIZE, (n,), generator=generator).tolist() for n in pair)) for pair in lengths
-    ]
+    return [torch.randint(4, VOCAB_SIZE, (length,), generator=generator).tolist() for length in (1, 2, 43, 72, 18)]
 
 
-def oracle(path: Path, pairs: list[TokenPair], dtype: torch.dtype) -> list[float]:
-    """One unpadded forward pass of transformers' own classifier for each pair."""
+def oracle(path: Path, rows: list[list[int]], dtype: torch.dtype) -> list[float]:
+    """One unpadded forward pass of transformers' own classifier for each sequence."""
     model = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype).eval()
     with torch.no_grad():
-        return [float(model(torch.tensor([[*p.prompt_ids, *p.completion_ids]])).logits[0, 0]) for p in pairs]
+        return [float(model(torch.tensor([ids])).logits[0, 0]) for ids in rows]
 
 
 def test_scores_in_float32_are_those_of_transformers(scorer: ModelScorer, tiny_reward_path: Path):
-    pairs = pairs_of_many_lengths()
-    assert scorer.score(pairs) == pytest.approx(oracle(tiny_reward_path, pairs, torch.float32), abs=1e-5)
+    rows = rows_of_many_lengths()
+    assert scorer.score(rows) == pytest.approx(oracle(tiny_reward_path, rows, torch.float32), abs=1e-5)
 
 
 def test_scores_in_bfloat16_are_near_those_of_float32(tiny_reward_path: Path):
-    pairs = pairs_of_many_lengths()
-    scores = load_model_scorer(config_of(tiny_reward_path, "bfloat16")).score(pairs)
-    assert scores == pytest.approx(oracle(tiny_reward_path, pairs, torch.float32), abs=0.15)
+    rows = rows_of_many_lengths()
+    scores = load_model_scorer(config_of(tiny_reward_path, "bfloat16")).score(rows)
+    assert scores == pytest.approx(oracle(tiny_reward_path, rows, torch.float32), abs=0.15)
 
 
 def test_text_becomes_the_chat_templates_ids_and_an_ended_completion(scorer: ModelScorer, tiny_reward_path: Path):
     encode = load_tokenizer(tiny_reward_path).encode
     prompt_ids = [USER_ID, *encode("hi"), EOS_ID, ASSISTANT_ID]
-    assert scorer.prepare(TextPair("hi", "yes")) == TokenPair(prompt_ids, [*encode("yes"), EOS_ID])
+    assert scorer.prepare(TextPair("hi", "yes")) == [*prompt_ids, *encode("yes"), EOS_ID]
 
 
 @pytest.mark.parametrize(
@@ -77,8 +74,9 @@ def test_a_bad_pair_is_refused_by_name(scorer: ModelScorer, pair: TextPair | Tok
 
 def test_a_pair_of_exactly_the_models_length_is_scored(scorer: ModelScorer):
     pair = TokenPair([5], [6] * (MAX_SEQUENCE_TOKENS - 1))
-    assert scorer.prepare(pair) == pair
-    assert len(scorer.score([pair])) == 1
+    prepared = scorer.prepare(pair)
+    assert prepared == [5] + [6] * (MAX_SEQUENCE_TOKENS - 1)
+    assert len(scorer.score([prepared])) == 1
 
 
 def test_the_stored_normalisation_is_applied_and_part_of_the_version(
@@ -88,9 +86,9 @@ def test_the_stored_normalisation_is_applied_and_part_of_the_version(
     model.set_normalization(mean=2.0, std=4.0)
     model.save(tmp_path, load_tokenizer(tiny_reward_path))
     normalised = load_model_scorer(config_of(tmp_path))
-    pairs = pairs_of_many_lengths()
-    expected = [(score - 2.0) / 4.0 for score in scorer.score(pairs)]
-    assert normalised.score(pairs) == pytest.approx(expected, abs=1e-6)
+    rows = rows_of_many_lengths()
+    expected = [(score - 2.0) / 4.0 for score in scorer.score(rows)]
+    assert normalised.score(rows) == pytest.approx(expected, abs=1e-6)
     assert normalised.info.version != scorer.info.version
 
 
