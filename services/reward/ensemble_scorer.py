@@ -29,7 +29,7 @@ COMBINE_RULES: Mapping[str, Rule] = MappingProxyType(
 """How the members' finite rewards of one completion, and std_coef, make one reward."""
 
 
-class Scorer:
+class EnsembleScorer:
     """A Scorer over model scorers that read the same token ids."""
 
     def __init__(self, members: Sequence[ModelScorer], combine: str, std_coef: float) -> None:

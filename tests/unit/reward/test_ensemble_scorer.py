@@ -35,9 +35,8 @@ def config_of(paths: list[str], **settings: Any) -> ScorerConfig:
 
 
 def score_alone(path: str, pair: TokenPair) -> float:
-    (score,) = load_model_scorer(ScorerConfig(kind="model", path=path, dtype="float32", device="cpu")).score(
-        [[*pair.prompt_ids, *pair.completion_ids]]
-    )
+    scorer = load_model_scorer(ScorerConfig(kind="model", path=path, dtype="float32", device="cpu"))
+    (score,) = scorer.score([scorer.prepare(pair)])
     return score
 
 
