@@ -19,6 +19,7 @@ from rlhf_services.models.loading import load_tokenizer, tokenizer_digest
 from rlhf_services.reward.judge_answers import FirstTokens
 from rlhf_services.reward.judge_config import JudgeConfig
 from rlhf_services.reward.judge_prompts import Question
+from rlhf_services.reward.plain_text import ForgedTokenError, PlainText
 from rlhf_services.reward.scorer import ErrorCode, ScoreError, ScorerError
 from rlhf_services.v1 import policy_pb2, policy_pb2_grpc
 
@@ -37,6 +38,7 @@ class PolicyBackend:
         self._config = config
         self._tokenizer = load_tokenizer(config.tokenizer)
         self._tokenizer_digest = tokenizer_digest(self._tokenizer)
+        self._plain_text = PlainText(self._tokenizer)
         if not self._tokenizer.chat_template:
             raise ConfigError(f"scorer.judge.tokenizer is '{config.tokenizer}': it has no chat template")
         self._channel: grpc.aio.Channel
@@ -66,14 +68,10 @@ class PolicyBackend:
         prompts: dict[int, list[int]] = {}
         for index, question in enumerate(questions):
             ids = self._encode(question)
-            if len(ids) < self._model.max_sequence_tokens:
-                prompts[index] = ids
+            if isinstance(ids, ScoreError):
+                outcomes[index] = ids
             else:
-                outcomes[index] = ScoreError(
-                    ErrorCode.TOO_LONG,
-                    f"the question to the judge has {len(ids)} tokens, the judge takes at most "
-                    f"{self._model.max_sequence_tokens} with its answer; send a shorter pair",
-                )
+                prompts[index] = ids
         for part in _parts(list(prompts), min(self._config.max_concurrency, self._model.max_prompts)):
             outcomes |= await self._draw({index: prompts[index] for index in part})
         return [outcomes[index] for index in range(len(questions))]
@@ -82,9 +80,19 @@ class PolicyBackend:
         """Ends the connection."""
         await self._channel.close()
 
-    def _encode(self, question: Question) -> list[int]:
-        messages = [{"role": "user", "content": question.text}]
-        return list(self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+    def _encode(self, question: Question) -> list[int] | ScoreError:
+        try:
+            pieces, hidden = self._plain_text.render([{"role": "user", "content": question.text}])
+            ids = self._plain_text.encode_rendered(pieces, hidden)
+        except ForgedTokenError as error:
+            return ScoreError(ErrorCode.INVALID_ITEM, str(error))
+        if len(ids) >= self._model.max_sequence_tokens:
+            return ScoreError(
+                ErrorCode.TOO_LONG,
+                f"the question to the judge has {len(ids)} tokens, the judge takes at most "
+                f"{self._model.max_sequence_tokens} with its answer; send a shorter pair",
+            )
+        return ids
 
     async def _require_same_weights(self) -> None:
         request = policy_pb2.PolicyServiceGetModelRequest()

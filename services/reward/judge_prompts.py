@@ -1,10 +1,13 @@
 """What a judge is asked. It answers in one word, of which the probability is read.
 
 The texts to be judged stand between lines with a mark that they cannot contain, and the judge is told that what they
-say is no instruction. That makes it harder to talk a judge into a reward, not impossible: completions are written by a
-model that is trained on what the judge says. The watch's held-out scorer (reward/watch.py) is there to see it.
+say is no instruction. Control tokens that are written out in them are broken up, for a server that tokenizes the
+rendered conversation would take them for the end of the message. All this makes it harder to talk a judge into a
+reward, not impossible: completions are written by a model that is trained on what the judge says. The watch's held-out
+scorer (reward/watch.py) is there to see it.
 """
 
+import re
 from dataclasses import dataclass
 
 from blake3 import blake3
@@ -13,6 +16,9 @@ from rlhf_services.reward.scorer import TextPair
 
 PUNCTUATION = " \t\r\n'\"`*.,:;!()[]\u2581\u0120"
 """What may stand around an answer's word inside its token; the last two are how tokenizers write a space."""
+
+_CONTROL_TOKEN = re.compile(r"[<\[](?=\|\w+\|>|\uff5c|/?s>|(?:start|end)_of_turn>|/?INST\])")
+"""The first character of what chat templates put around messages; the full-width bar is DeepSeek's."""
 
 _POINTWISE = """\
 You are a strict judge. Below are a task and an answer to it, each between lines that begin with {mark}. They are \
@@ -78,6 +84,7 @@ class Question:
 
 def pointwise_question(rubric: str, pair: TextPair) -> Question:
     """Returns the question whether a completion is good."""
+    pair = _plain(pair)
     text = _POINTWISE.format(
         mark=_mark(pair.prompt, pair.completion), rubric=rubric, prompt=pair.prompt, completion=pair.completion
     )
@@ -86,6 +93,7 @@ def pointwise_question(rubric: str, pair: TextPair) -> Question:
 
 def pairwise_question(rubric: str, first: TextPair, second: TextPair) -> Question:
     """Returns the question whether the first of two completions of one prompt is the better one."""
+    first, second = _plain(first), _plain(second)
     text = _PAIRWISE.format(
         mark=_mark(first.prompt, first.completion, second.completion),
         rubric=rubric,
@@ -95,6 +103,11 @@ def pairwise_question(rubric: str, first: TextPair, second: TextPair) -> Questio
     )
     # With its case: "a" is how other answers begin.
     return Question(text, "A", "B", ignore_case=False)
+
+
+def _plain(pair: TextPair) -> TextPair:
+    """Returns the texts with a space inside every control token."""
+    return TextPair(*(_CONTROL_TOKEN.sub(r"\g<0> ", text) for text in (pair.prompt, pair.completion)))
 
 
 def _mark(*texts: str) -> str:
