@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -45,7 +45,7 @@ class NumberScorer:
         return len(prepared)
 
     def score(self, batch: list[str]) -> list[Any]:
-        """Waits at the gate; "slow" and "away" are the errors of these kinds, "lost" is left out, "none" is no number."""
+        """Waits at the gate. "slow" and "away" raise errors of these kinds, "lost" is left out, "none" is no number."""
         self.batches.append(list(batch))
         self.entered.set()
         assert self.gate.wait(10)
@@ -73,6 +73,12 @@ async def loaded(scorer: Any, watch: Any = None, loader: Any = None, **limits: A
         yield core, registry
     finally:
         await core.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for what has no event of its own; the test's own limit ends it."""
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
 
 
 def text(completion: str) -> TextPair:

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from number_scorer import NumberScorer, loaded, text
+from number_scorer import NumberScorer, loaded, text, until
 
 from rlhf_services.common.errors import InvalidRequestError, NotReadyError, OverloadedError
 from rlhf_services.reward.scorer import (
@@ -128,8 +128,7 @@ async def test_items_of_a_caller_that_left_are_not_scored():
         first = asyncio.create_task(core.score([text("1")]))
         await scorer.wait_until_running()
         leaving = asyncio.create_task(core.score([text("2")]))
-        while registry.get_sample_value("rlhf_reward_queue_items") == 0:
-            await asyncio.sleep(0.01)
+        await until(lambda: registry.get_sample_value("rlhf_reward_queue_items") == 1)
         leaving.cancel()
         await asyncio.wait([leaving])
         assert registry.get_sample_value("rlhf_reward_queue_items") == 0
