@@ -4,6 +4,8 @@ from board import RATE, Panels, by_run, make_board, only, run_choice
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from panels import heatmap_panel, stat_panel, time_series
 
+from boards.reward_watch import watch_panels
+
 HERE = 'job="$job"'
 
 
@@ -12,9 +14,9 @@ def build() -> Dashboard:
     return make_board(
         "reward",
         "Reward",
-        "Rewards of one service: distribution and disagreement; and signs of reward hacking by run.",
+        "Rewards of one service: distribution, disagreement, latency; signs of reward hacking by run and by caller.",
         [only("job", "Reward service", "label_values(rlhf_reward_items_total, job)", "reward"), run_choice()],
-        [*_stats(), *_rewards(), *_hacking()],
+        [*_stats(), *_rewards(), *_answers(), *_hacking(), *watch_panels(HERE)],
     )
 
 
@@ -104,6 +106,34 @@ def _rewards() -> Panels:
             (by_run("rlhf_trainer_evaluation_reward_mean"), "{{run}} reward"),
             (by_run("rlhf_trainer_evaluation_gold_reward_mean"), "{{run}} gold"),
             width=12,
+        ),
+    ]
+
+
+def _answers() -> Panels:
+    by_version = f"sum by (le, model_version) (rate(rlhf_reward_score_bucket{{{HERE}}}[{RATE}]))"
+    by_phase = f"sum by (le, phase) (rate(rlhf_reward_phase_seconds_bucket{{{HERE}}}[{RATE}]))"
+    none = 'label_replace(vector(0), "code", "none", "", "")'
+    return [
+        time_series(
+            "Median of each model version",
+            "A new version whose rewards lie elsewhere is not comparable with the one before.",
+            "none",
+            (f"histogram_quantile(0.5, {by_version}) > -Inf", "{{model_version}}"),
+        ),
+        time_series(
+            "Latency by phase",
+            "95 % take less: tokenise is a call's preparation, queue an item's wait for its batch, model a batch.",
+            "s",
+            (f"histogram_quantile(0.95, {by_phase}) >= 0", "{{phase}}"),
+            low=0,
+        ),
+        time_series(
+            "Items without a reward",
+            "By error class: too_long and invalid_item are the caller's, the others the scorer's.",
+            "short",
+            (f"sum by (code) (increase(rlhf_reward_errors_total{{{HERE}}}[{RATE}])) or {none}", "{{code}}"),
+            low=0,
         ),
     ]
 
