@@ -88,7 +88,7 @@ class PoolingBody(BaseModel):
             raise ValueError("truncate_prompt_tokens is set: nothing is cut here; leave it out and send less")
         return self
 
-    def items(self) -> list[Item]:
+    def to_items(self) -> list[Item]:
         """Returns what a scorer is asked."""
         if self.messages is not None:
             return [Conversation(self.messages.chat_messages())]
@@ -158,7 +158,7 @@ def vllm_routes(core: RewardCore) -> APIRouter:
     @router.post("/classify", name="Score", summary="Rewards as vLLM's classes")
     async def classify(body: PoolingBody) -> ClassifyAnswer:
         """Scores texts or token ids; an input without a reward is an error, 422 (503 where repeating may help)."""
-        items = body.items()
+        items = body.to_items()
         rewards = await _rewards(core, items)
         data = [Classified(index=index, probs=[reward]) for index, reward in enumerate(rewards)]
         return ClassifyAnswer(**_frame(core, "classify", items), data=data)
@@ -171,7 +171,7 @@ def vllm_routes(core: RewardCore) -> APIRouter:
     @router.post("/v1/embeddings", name="Score", summary="Rewards as SGLang's embeddings")
     async def embeddings(body: EmbeddingsBody) -> EmbeddingsAnswer:
         """As /classify, in the shape in which SGLang serves reward models."""
-        items = body.items()
+        items = body.to_items()
         rewards = await _rewards(core, items)
         data = [
             Embedded(index=index, embedding=_base64(reward) if body.encoding_format == "base64" else [reward])
