@@ -26,8 +26,10 @@ def _add(hasher: Any, value: object) -> None:
             _add_bytes(hasher, value.encode("utf-8", "surrogatepass"))
         case float():
             _add_bytes(hasher, array("d", [value]).tobytes())
-        case TextPair() | RawPair():
+        case TextPair():
             _add_all(hasher, value, [value.prompt, value.completion])
+        case RawPair():
+            _add_all(hasher, value, [value.prompt, value.completion, float(value.add_special_tokens)])
         case ChatMessage():
             _add_all(hasher, value, [value.role, value.content])
         case Conversation():

@@ -51,6 +51,8 @@ class RawPair:
 
     prompt: str
     completion: str
+    add_special_tokens: bool = False
+    """Whether the tokenizer adds what it adds to any text, such as a token of beginning; so vLLM's routes have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +139,6 @@ class Score:
     components: tuple[ComponentReward, ...] = ()
     """The parts of a weighted sum, in the configuration's order; empty for every other scorer."""
 
-
-EnsembleScore = Score
 
 Outcome = float | Score | ScoreError
 """What becomes of one item; a scorer that has only a number to say answers plain numbers."""

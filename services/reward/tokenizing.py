@@ -70,7 +70,7 @@ class PairTokenizer:
         fault = self._fault_of_length(len(text), max_tokens)
         if fault is not None:
             return fault
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids: list[int] = self._tokenizer(text, add_special_tokens=item.add_special_tokens)["input_ids"]
         return ids or _invalid("raw.completion has no token in this model's tokenizer; send some text")
 
     def _encode_without_template(self, item: TextPair, max_tokens: int) -> list[int] | ScoreError:

@@ -21,17 +21,17 @@ LABEL = "LABEL_0"
 """What transformers calls the only label of a reward model."""
 
 
-def _items_of(value: object) -> list[Item]:
-    """Returns what is to be scored: a text or a list of them, the ids of one or a list of them."""
+def _inputs_of(value: object) -> list[str] | list[list[int]]:
+    """Returns what is to be scored, one entry each: of a text or a list of them, of ids or a list of lists of them."""
     if isinstance(value, str):
-        return [RawPair("", value)]
+        return [value]
     if isinstance(value, list) and value:
         if all(isinstance(each, str) for each in value):
-            return [RawPair("", each) for each in value]
+            return value
         if _are_ids(value):
-            return [TokenSequence(value)]
+            return [value]
         if all(isinstance(each, list) and _are_ids(each) for each in value):
-            return [TokenSequence(each) for each in value]
+            return value
     raise ValueError("send a text, a list of texts, a list of token ids, or a list of such lists; not empty")
 
 
@@ -42,7 +42,7 @@ def _are_ids(values: list[Any]) -> bool:
 
 Input = Annotated[
     Any,
-    AfterValidator(_items_of),
+    AfterValidator(_inputs_of),
     WithJsonSchema(
         {
             "anyOf": [
@@ -71,6 +71,8 @@ class PoolingBody(BaseModel):
     """Text with special tokens written out, one or more; or token ids."""
     messages: WireMessages | None = None
     """Instead of input: a conversation, the last message being the assistant's."""
+    add_special_tokens: bool = True
+    """Whether the tokenizer adds to an input that is text what it adds to any text, such as a token of beginning."""
     use_activation: bool | None = None
     """The reward is never squashed, whatever a model's default is; true is refused."""
     activation: bool | None = None
@@ -92,8 +94,10 @@ class PoolingBody(BaseModel):
         """Returns what a scorer is asked."""
         if self.messages is not None:
             return [Conversation(self.messages.chat_messages())]
-        items: list[Item] = self.input
-        return items
+        return [
+            RawPair("", each, self.add_special_tokens) if isinstance(each, str) else TokenSequence(each)
+            for each in self.input
+        ]
 
 
 class EmbeddingsBody(PoolingBody):
