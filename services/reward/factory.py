@@ -1,13 +1,12 @@
 """Builds the configured scorer. Torch is imported only by those that need it: a rule is served by a light process."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rlhf_services.common.errors import ConfigError
-from rlhf_services.reward.config import ScorerConfig
 from rlhf_services.reward.rule_scorer import (
     MAX_SENTIMENT_CHARACTERS,
     Decoder,
@@ -17,19 +16,55 @@ from rlhf_services.reward.rule_scorer import (
     sentiment_rule,
 )
 from rlhf_services.reward.scorer import Scorer
+from rlhf_services.reward.scorer_config import ComponentConfig, PartConfig, ScorerConfig
+from rlhf_services.reward.sum_scorer import Component, SumScorer
+
+KINDS_THAT_WAIT = frozenset({"judge", "python"})
+"""Their work is done by another process."""
 
 
 def build_scorer(config: ScorerConfig) -> Scorer[Any]:
     """Returns the scorer. Raises: ConfigError if its files are missing or wrong."""
+    return _build_sum(config.components) if config.kind == "sum" else _build_part(config)
+
+
+def _build_sum(parts: Sequence[ComponentConfig]) -> Scorer[Any]:
+    with ExitStack() as built:
+        components = []
+        for part in parts:
+            try:
+                scorer = _build_part(part)
+            except ConfigError as error:
+                raise ConfigError(f"component '{part.name}': {error}") from error
+            built.callback(scorer.close)
+            components.append(Component(part.name, part.weight, scorer, waits=part.kind in KINDS_THAT_WAIT))
+        whole = SumScorer(components)
+        built.pop_all()
+        return whole
+
+
+def _build_part(config: PartConfig) -> Scorer[Any]:
     if config.kind == "model":
         _require_directory("scorer.path", config.path)
         from rlhf_services.reward.model_scorer import load_model_scorer
 
-        with _naming("scorer.path"):
-            return load_model_scorer(config)
+        return load_model_scorer(config, "scorer.path")
     if config.kind == "ensemble":
         return _build_ensemble(config)
-    make = partial(RuleScorer, config.kind, decoder=_load_decoder(config))
+    decoder = _load_decoder(config)
+    if config.kind == "judge":
+        from rlhf_services.reward.judge_scorer import build_judge_scorer
+
+        return build_judge_scorer(config.judge, decoder)
+    if config.kind == "python":
+        from rlhf_services.reward.python_scorer import PythonScorer
+
+        return PythonScorer(config.python, decoder)
+    return _build_rule(config, decoder)
+
+
+def _build_rule(config: PartConfig, decoder: Decoder | None) -> Scorer[Any]:
+    make = partial(RuleScorer, config.kind, decoder=decoder)
     if config.kind == "length":
         settings: dict[str, Any] = {"target": config.target_length, "unit": config.length_unit}
         return make(settings, length_rule(**settings))
@@ -39,37 +74,26 @@ def build_scorer(config: ScorerConfig) -> Scorer[Any]:
     return make({}, sentiment_rule(), max_characters=MAX_SENTIMENT_CHARACTERS)
 
 
-def _build_ensemble(config: ScorerConfig) -> Scorer[Any]:
+def _build_ensemble(config: PartConfig) -> Scorer[Any]:
     for path in config.paths:
         _require_directory("scorer.paths", path)
     from rlhf_services.reward.ensemble_scorer import EnsembleScorer
     from rlhf_services.reward.model_scorer import load_model_scorer
 
-    with _naming("scorer.paths"):
-        members = [load_model_scorer(config.model_copy(update={"path": path})) for path in config.paths]
+    members = [load_model_scorer(config.model_copy(update={"path": path}), "scorer.paths") for path in config.paths]
     return EnsembleScorer(members, config.combine, config.std_coef)
 
 
-def _load_decoder(config: ScorerConfig) -> Decoder | None:
+def _load_decoder(config: PartConfig) -> Decoder | None:
     if not config.tokenizer:
         return None
     _require_directory("scorer.tokenizer", config.tokenizer)
     from rlhf_services.reward.tokenizing import PairTokenizer
 
-    with _naming("scorer.tokenizer"):
-        return PairTokenizer(config.tokenizer)
+    return PairTokenizer(config.tokenizer, "scorer.tokenizer")
 
 
 def _require_directory(field: str, path: str) -> None:
     """Raises ConfigError before torch is imported, which takes seconds."""
     if not Path(path).is_dir():
         raise ConfigError(f"{field} is '{path}': no such directory; give the folder of a Hugging Face checkpoint")
-
-
-@contextmanager
-def _naming(field: str) -> Iterator[None]:
-    """Makes the errors of models.loading, which speak of model.path, name the field that is meant here."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("model.path", field)) from error

@@ -102,11 +102,11 @@ class ModelScorer:
             torch.cuda.empty_cache()
 
 
-def load_model_scorer(config: PartConfig) -> ModelScorer:
-    """Returns the scorer of a checkpoint. Raises: ConfigError if the directory holds no reward model."""
+def load_model_scorer(config: PartConfig, field: str = "scorer.path") -> ModelScorer:
+    """Returns the scorer of a checkpoint. Raises: ConfigError naming `field` if the directory holds no reward model."""
     device = resolve_device(config.device, "scorer.device")
-    tokenizer = PairTokenizer(config.path)
-    model = ScalarModel.load(config.path, dtype=config.dtype).to(device).eval()
+    tokenizer = PairTokenizer(config.path, field)
+    model = ScalarModel.load(config.path, dtype=config.dtype, field=field).to(device).eval()
     backbone = model.backbone.config
     info = ScorerInfo(
         name=config.path,

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from rlhf_services.common.config import Section
+from rlhf_services.common.errors import ConfigError
 from rlhf_services.reward.judge_config import JudgeConfig
 from rlhf_services.reward.python_config import PythonScorerConfig
 
@@ -123,6 +124,46 @@ class ScorerConfig(PartConfig):
         if all(component.weight == 0 for component in value):
             raise ValueError("every weight is 0, so every reward would be; give one of the components a weight")
         return value
+
+
+def reloaded(config: ScorerConfig, paths: Sequence[str], component: str) -> ScorerConfig:
+    """Returns the configuration with other checkpoints.
+
+    Args:
+        paths: one for a model, as many as there are members for an ensemble.
+        component: which part of a sum gets them; empty: the scorer itself does.
+    Raises: ConfigError if the scorer, or that part of it, has no checkpoints, or another number of them.
+    """
+    if config.kind != "sum":
+        if component:
+            raise ConfigError(
+                f"component is '{component}', but the scorer is no sum: it is of kind {config.kind}; leave it empty"
+            )
+        return config.model_copy(update=_paths_of(config, paths, "the scorer"))
+    having = [part.name for part in config.components if part.kind in ("model", "ensemble")]
+    place = next((index for index, part in enumerate(config.components) if part.name == component), None)
+    if place is None:
+        known = ", ".join(f"'{name}'" for name in having) or "none of them has"
+        raise ConfigError(f"component is '{component}'; name the part of the sum that has checkpoints: {known}")
+    part = config.components[place]
+    parts = list(config.components)
+    parts[place] = part.model_copy(update=_paths_of(part, paths, f"component '{component}'"))
+    return config.model_copy(update={"components": parts})
+
+
+def _paths_of(config: PartConfig, paths: Sequence[str], subject: str) -> dict[str, object]:
+    """Returns the fields that name the checkpoints."""
+    if config.kind not in ("model", "ensemble"):
+        raise ConfigError(f"{subject} is of kind {config.kind}, which has no checkpoint to load; only models have one")
+    num_needed = 1 if config.kind == "model" else len(config.paths)
+    if len(paths) != num_needed:
+        raise ConfigError(
+            f"model_paths has {len(paths)} entries; {subject} is of kind {config.kind} and takes {num_needed}"
+        )
+    twice = _first_twice(paths)
+    if twice is not None:
+        raise ConfigError(f"model_paths has '{twice}' twice; name each member once")
+    return {"path": paths[0]} if config.kind == "model" else {"paths": list(paths)}
 
 
 def _first_twice(names: Sequence[str]) -> str | None:

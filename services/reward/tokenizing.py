@@ -25,9 +25,9 @@ _ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 class PairTokenizer:
     """The tokenizer of a directory, as scorers use it. Not for two threads at a time."""
 
-    def __init__(self, path: str | Path) -> None:
-        """Raises: ConfigError if the directory has no tokenizer."""
-        self._tokenizer = load_tokenizer(path)
+    def __init__(self, path: str | Path, field: str = "scorer.path") -> None:
+        """Raises: ConfigError naming `field` if the directory has no tokenizer."""
+        self._tokenizer = load_tokenizer(path, field)
         self._plain = PlainText(self._tokenizer)
         self.digest = tokenizer_digest(self._tokenizer)
         self.vocab_size = len(self._tokenizer)

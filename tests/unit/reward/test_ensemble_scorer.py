@@ -94,12 +94,14 @@ async def test_disagreement_is_a_histogram(member_paths: list[str]) -> None:
     registry = CollectorRegistry()
     core = RewardCore(lambda: build_scorer(config_of(member_paths)), LimitsConfig(), RewardMetrics(registry))
     await core.load()
-    first, second = (await core.score([PAIR, TextPair("hi", "yes")])).outcomes
+    answer = await core.score([PAIR, TextPair("hi", "yes")])
     await core.close()
+    first, second = answer.outcomes
+    version = {"model_version": answer.model_version}
     assert isinstance(first, Score)
     assert isinstance(second, Score)
-    assert registry.get_sample_value("rlhf_reward_spread_count") == 2
-    assert registry.get_sample_value("rlhf_reward_spread_sum") == pytest.approx(first.spread + second.spread)
+    assert registry.get_sample_value("rlhf_reward_spread_count", version) == 2
+    assert registry.get_sample_value("rlhf_reward_spread_sum", version) == pytest.approx(first.spread + second.spread)
 
 
 def test_a_member_of_another_tokenizer_or_the_same_model_twice_is_refused(
