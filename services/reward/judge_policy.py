@@ -36,7 +36,10 @@ class PolicyBackend:
         if not Path(config.tokenizer).is_dir():
             raise ConfigError(f"scorer.judge.tokenizer is '{config.tokenizer}': no such directory")
         self._config = config
-        self._tokenizer = load_tokenizer(config.tokenizer)
+        try:
+            self._tokenizer = load_tokenizer(config.tokenizer)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("model.path", "scorer.judge.tokenizer")) from error
         self._tokenizer_digest = tokenizer_digest(self._tokenizer)
         self._plain_text = PlainText(self._tokenizer)
         if not self._tokenizer.chat_template:
