@@ -11,6 +11,7 @@ from typing import Any
 from rlhf_services.common.batching import Batcher
 from rlhf_services.common.errors import NotReadyError
 from rlhf_services.common.logs import get_logger
+from rlhf_services.common.tracing import tracer, tracing_is_on
 from rlhf_services.reward.comparing import (
     ComparisonOutcome,
     ComparisonPair,
@@ -37,6 +38,9 @@ class _Work:
 
     prepared: Any
     is_pair: bool = False
+    begun_ns: int = 0
+    """When its batch began and ended, for the spans of its call."""
+    ended_ns: int = 0
 
 
 class ServingModel:
@@ -103,14 +107,14 @@ class ServingModel:
         await self._batcher.close()
         self._preparer.shutdown(wait=False)
         # In a thread: a scorer may have a process or connections to end.
-        await asyncio.to_thread(getattr(self._scorer, "close", lambda: None))
+        await asyncio.to_thread(self._scorer.close)
 
     async def score(self, items: Sequence[Item | None], caller: str) -> list[Outcome]:
         """The outcome of each item, in order. Raises: OverloadedError if they do not fit into the queue."""
         with self.in_use():
             prepared = await self._prepare_all(items, caller)
             good = [index for index, item in enumerate(prepared) if not isinstance(item, ScoreError)]
-            rewards = await self._batcher.submit_all([_Work(prepared[index]) for index in good], caller)
+            rewards = await self._ask([_Work(prepared[index]) for index in good], caller)
             outcomes: list[Outcome] = list(prepared)
             for index, reward in zip(good, rewards, strict=True):
                 outcomes[index] = reward
@@ -140,10 +144,20 @@ class ServingModel:
         both = list(zip(prepared[::2], prepared[1::2], strict=True))
         faults = [fault_of_either(first, second) for first, second in both]
         works = [_Work(pair, is_pair=True) for pair, fault in zip(both, faults, strict=True) if fault is None]
-        answers = iter(await self._batcher.submit_all(works, caller))
+        answers = iter(await self._ask(works, caller))
         return [
             fault or compare_probability(next(answers), pair.margin) for pair, fault in zip(pairs, faults, strict=True)
         ]
+
+    async def _ask(self, works: list[_Work], caller: str) -> list[Any]:
+        """The scorer's answers, and the call's spans of waiting and scoring."""
+        submitted_ns = time.time_ns()
+        answers = await self._batcher.submit_all(works, caller)
+        if works and tracing_is_on():
+            begun_ns = min(work.begun_ns for work in works)
+            tracer().start_span("queue", start_time=submitted_ns).end(begun_ns)
+            tracer().start_span("model", start_time=begun_ns).end(max(work.ended_ns for work in works))
+        return answers
 
     async def _prepare_all(self, items: Sequence[Item | None], caller: str) -> list[Any]:
         """The items as the scorer takes them, or their errors."""
@@ -153,11 +167,12 @@ class ServingModel:
         prepared: list[Any] = []
         self._num_preparing += len(items)
         try:
-            for begin in range(0, len(items), PREPARED_AT_A_TIME):
-                if self._closed:
-                    raise NotReadyError("the service is shutting down; repeat the call elsewhere")
-                part = items[begin : begin + PREPARED_AT_A_TIME]
-                prepared += await loop.run_in_executor(self._preparer, self._prepare_some, part)
+            with tracer().start_as_current_span("tokenise"):
+                for begin in range(0, len(items), PREPARED_AT_A_TIME):
+                    if self._closed:
+                        raise NotReadyError("the service is shutting down; repeat the call elsewhere")
+                    part = items[begin : begin + PREPARED_AT_A_TIME]
+                    prepared += await loop.run_in_executor(self._preparer, self._prepare_some, part)
         finally:
             self._num_preparing -= len(items)
         self._metrics.phase_seconds.labels("tokenise").observe(time.perf_counter() - start)
@@ -184,14 +199,16 @@ class ServingModel:
 
     def _run(self, batch: list[_Work]) -> list[Any]:
         """Answers to a batch of one kind. Runs in the batcher's thread."""
-        start = time.perf_counter()
+        start, begun_ns = time.perf_counter(), time.time_ns()
         inputs = [work.prepared for work in batch]
         if batch[0].is_pair:
             assert isinstance(self._scorer, PairScorer)  # only then are there pairs
             answers = run_isolated(self._scorer.compare, inputs, checked_probability)
         else:
             answers = run_isolated(self._scorer.score, inputs, checked_outcome)
-        seconds = time.perf_counter() - start
+        seconds, ended_ns = time.perf_counter() - start, time.time_ns()
+        for work in batch:
+            work.begun_ns, work.ended_ns = begun_ns, ended_ns
         self._metrics.batch.observe([self._size_of(work) for work in batch], seconds, self.info.pads)
         self._metrics.phase_seconds.labels("model").observe(seconds)
         return answers

@@ -58,6 +58,9 @@ class GatedScorer:
         self.scored += batch
         return [float(len(completion)) for completion in batch]
 
+    def close(self) -> None:
+        pass
+
 
 def make_server(build: Callable[[], Scorer[Any]], registry: CollectorRegistry, **limits: Any) -> ServiceServer:
     core = RewardCore(build, LimitsConfig(**limits), RewardMetrics(registry))

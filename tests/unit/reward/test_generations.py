@@ -106,7 +106,7 @@ async def test_a_caller_that_leaves_does_not_stop_the_load():
 
 async def test_without_a_loader_nothing_is_loaded():
     async with loaded(NumberScorer()) as (core, _):
-        with pytest.raises(PreconditionError, match="set models.allowed_roots"):
+        with pytest.raises(PreconditionError, match=r"set models\.allowed_roots"):
             await core.load_model(["new"])
 
 
