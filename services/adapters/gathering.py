@@ -10,9 +10,11 @@ from rlhf_services.adapters.scoring import ItemScorer, Patience
 from rlhf_services.clients.reward import Reward, RewardClient, RewardError, ScoreItem
 
 BATCH_ITEMS = 256
+WINDOW_SECONDS = 0.005
 
 Outcome: TypeAlias = "asyncio.Future[Reward | RewardError]"
 Scoring: TypeAlias = "asyncio.Task[list[Reward | RewardError]]"
+Key: TypeAlias = tuple[str, str, float, Patience]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +26,9 @@ class _Waiting:
 class Gatherer:
     """Collects the items of concurrent calls for a short time, then scores them together. For one event loop."""
 
-    def __init__(self, target: str, window_seconds: float, patience: Patience) -> None:
-        self._client = RewardClient(target)
+    def __init__(self, target: str, caller: str, window_seconds: float, patience: Patience) -> None:
+        """Args: caller: as for RewardClient; window_seconds: how long a call waits for others to be sent with it."""
+        self._client = RewardClient(target, caller=caller)
         self._scorer = ItemScorer(self._client, patience, batch_items=BATCH_ITEMS)
         self._window_seconds = window_seconds
         self._waiting: list[_Waiting] = []
@@ -79,17 +82,15 @@ class Gatherer:
                 outcome.set_result(task.result()[place])
 
 
-_gatherers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, float, Patience], Gatherer]] = (
-    weakref.WeakKeyDictionary()
-)
+_gatherers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Key, Gatherer]] = weakref.WeakKeyDictionary()
 
 
-def gatherer_for(target: str, window_seconds: float, patience: Patience) -> Gatherer:
-    """Returns the one gatherer of the running loop for a target; all who call it share its client."""
+def gatherer_for(target: str, caller: str, patience: Patience, *, window_seconds: float = WINDOW_SECONDS) -> Gatherer:
+    """Returns the one gatherer of the running loop for these arguments; all who call it share its client."""
     of_loop = _gatherers.setdefault(asyncio.get_running_loop(), {})
-    key = (target, window_seconds, patience)
+    key = (target, caller, window_seconds, patience)
     if key not in of_loop:
-        of_loop[key] = Gatherer(target, window_seconds, patience)
+        of_loop[key] = Gatherer(target, caller, window_seconds, patience)
     return of_loop[key]
 
 

@@ -78,7 +78,7 @@ async def _score(
     target: str, raw: bool, patience: Patience, prompts: Sequence[Text], completions: Sequence[Text]
 ) -> list[Reward | RewardError]:
     items = [make_item(*pair, raw=raw) for pair in zip(prompts, completions, strict=True)]
-    return await gatherer_for(target, 0.0, patience).score_all(items)
+    return await gatherer_for(target, "trl", patience).score_all(items)
 
 
 def _answer(name: str, outcomes: Sequence[Reward | RewardError], log_metric: LogMetric | None) -> list[float | None]:

@@ -9,9 +9,6 @@ from rlhf_services.adapters.scoring import NoRewardError, Patience
 from rlhf_services.clients.reward import Reward, RewardError
 from rlhf_services.common.errors import ServiceError
 
-WINDOW_SECONDS = 0.005
-"""How long a call waits for others to be sent with it."""
-
 
 class RubricAbort(BaseException):
     """There is no reward, and the run must end. Not an Exception: of each of those a Rubric makes the reward 0.0."""
@@ -33,7 +30,7 @@ def make_trace_reward(
     patience = patience or Patience()
 
     async def reward(trace: Any) -> float:
-        outcome = await gatherer_for(target, WINDOW_SECONDS, patience).score(make_item([], trace.messages))
+        outcome = await gatherer_for(target, "verifiers", patience).score(make_item([], trace.messages))
         if isinstance(outcome, RewardError):
             raise NoRewardError(outcome)
         return outcome.reward
@@ -53,7 +50,7 @@ def make_rubric_reward(
 
     async def reward(prompt: Text, completion: Text) -> float:
         try:
-            outcome = await gatherer_for(target, WINDOW_SECONDS, patience).score(make_item(prompt, completion))
+            outcome = await gatherer_for(target, "verifiers", patience).score(make_item(prompt, completion))
         except ServiceError as error:
             raise RubricAbort(str(error)) from error
         return _number(outcome)
@@ -74,7 +71,7 @@ def make_rubric_group_reward(
     async def reward(prompts: Sequence[Text], completions: Sequence[Text]) -> list[float]:
         items = [make_item(*pair) for pair in zip(prompts, completions, strict=True)]
         try:
-            outcomes = await gatherer_for(target, WINDOW_SECONDS, patience).score_all(items)
+            outcomes = await gatherer_for(target, "verifiers", patience).score_all(items)
         except ServiceError as error:
             raise RubricAbort(str(error)) from error
         return [_number(outcome) for outcome in outcomes]

@@ -17,9 +17,6 @@ from rlhf_services.clients.loop_thread import LoopThread
 from rlhf_services.clients.reward import RewardError
 from rlhf_services.common.errors import InvalidRequestError
 
-WINDOW_SECONDS = 0.005
-"""How long a call waits for others to be sent with it."""
-
 PROMPT_KEYS = ("question", "prompt", "raw_prompt")
 """Where a data set's extra_info has the prompt, if prompt_key does not say."""
 
@@ -51,7 +48,7 @@ async def compute_score(
     """
     patience = Patience(deadline_seconds=deadline_seconds, wait_seconds=wait_seconds)
     item = make_item(_prompt(extra_info, prompt_key), solution_str)
-    outcome = await gatherer_for(target, WINDOW_SECONDS, patience).score(item)
+    outcome = await gatherer_for(target, "verl", patience).score(item)
     if isinstance(outcome, RewardError):
         raise NoRewardError(outcome)
     extras = {} if outcome.spread is None else {"spread": outcome.spread}

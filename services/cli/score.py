@@ -1,6 +1,7 @@
 """`rlhf score`: asks a reward service what it thinks of completions."""
 
 from collections.abc import Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,9 @@ from rlhf_services.cli.inputs import Record, pair_records
 from rlhf_services.cli.output import CommandError, print_error, print_json, stderr, stdout
 from rlhf_services.cli.targets import JsonOption, ServicesOption, TargetOption, resolve_target, run_against
 from rlhf_services.clients.reward import Reward, RewardClient, RewardError, ScoreItem
+
+BATCH_ITEMS = 64
+"""Items in one call: few, so that the progress moves."""
 
 
 def score(
@@ -34,17 +38,17 @@ def score(
 
 async def _score(address: str, items: Sequence[ScoreItem], records: Sequence[Record], as_json: bool) -> int:
     """Prints each item's score; returns how many have none."""
-    num_errors = 0
+    num_done = num_errors = 0
     async with RewardClient(address) as reward:
-        max_items = min((await reward.get_model()).max_items, 64)  # small calls, so that the progress moves
-        with Progress(console=stderr, transient=True, disable=len(items) <= max_items) as progress:
+        with Progress(console=stderr, transient=True, disable=len(items) <= BATCH_ITEMS) as progress:
             bar = progress.add_task("scoring", total=len(items))
-            for first in range(0, len(items), max_items):
-                batch = await reward.score(items[first : first + max_items])
-                for result, record in zip(batch.results, records[first:], strict=False):
-                    num_errors += isinstance(result, RewardError)
-                    _print_result(result, record, batch.model_version, as_json)
-                progress.advance(bar, len(batch.results))
+            async with aclosing(reward.score_batches(items, batch_items=BATCH_ITEMS)) as batches:
+                async for batch in batches:
+                    for result, record in zip(batch.results, records[num_done:], strict=False):
+                        num_errors += isinstance(result, RewardError)
+                        _print_result(result, record, batch.model_version, as_json)
+                    num_done += len(batch.results)
+                    progress.advance(bar, len(batch.results))
     return num_errors
 
 
@@ -52,12 +56,19 @@ def _print_result(result: Reward | RewardError, record: Record, model_version: s
     if isinstance(result, RewardError):
         print_error(f"{result.item_id}: {result.code}: {result.message}")
     if as_json:
-        outcome: dict[str, object] = (
-            {"reward": result.reward, **({} if result.spread is None else {"spread": result.spread})}
-            if isinstance(result, Reward)
-            else {"error": {"code": result.code, "message": result.message}}
-        )
-        print_json({**record.value, **outcome, "model_version": model_version})
+        print_json({**record.value, **_outcome(result), "model_version": model_version})
     elif isinstance(result, Reward):
         spread = "" if result.spread is None else f" ± {result.spread:.4f}"
         stdout.print(f"{result.reward:+.4f}{spread}  {record.text('completion')}", markup=False)
+
+
+def _outcome(result: Reward | RewardError) -> dict[str, object]:
+    """Returns the fields of a result as JSON."""
+    if isinstance(result, RewardError):
+        return {"error": {"code": result.code, "message": result.message}}
+    outcome: dict[str, object] = {"reward": result.reward}
+    if result.spread is not None:
+        outcome["spread"] = result.spread
+    if result.components:
+        outcome["components"] = {component.name: component.reward for component in result.components}
+    return outcome

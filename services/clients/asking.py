@@ -12,6 +12,9 @@ from rlhf_services.common.errors import OverloadedError
 
 T = TypeVar("T")
 
+MIN_PAUSE_SECONDS = 0.05
+"""Before a call is repeated, whatever the service says."""
+
 Try = Callable[[float], Awaitable[T]]
 """Makes the call once, with a deadline in seconds; its failure is a ServiceError."""
 
@@ -51,7 +54,9 @@ class Asking:
                 hint = error.retry_after_seconds
                 if not self._wait_when_overloaded or hint is None:
                     raise
-                pause = hint * random.uniform(1.0, 1.3)  # those who were refused together come back apart
+                pause = max(hint, MIN_PAUSE_SECONDS) * random.uniform(
+                    1.0, 1.3
+                )  # those who were refused together come back apart
                 if time.monotonic() + pause >= deadline:
                     raise
             await asyncio.sleep(pause)

@@ -3,7 +3,10 @@
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import TypeVar
+
+from google.protobuf.message import Message
 
 from rlhf_services.clients import reward_codec as codec
 from rlhf_services.clients.asking import Asking
@@ -24,6 +27,7 @@ from rlhf_services.clients.reward_types import (
     ScoreBatch,
     ScoreItem,
 )
+from rlhf_services.common.calls import CALLER_KEY
 from rlhf_services.common.errors import InternalError
 from rlhf_services.v1 import reward_pb2, reward_pb2_grpc
 
@@ -45,8 +49,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-Call = Callable[[reward_pb2_grpc.RewardServiceStub, float], Awaitable[T]]
-"""Makes a call with a stub and a deadline in seconds."""
+Method = Callable[[reward_pb2_grpc.RewardServiceStub], Callable[..., Awaitable[T]]]
+"""Picks a method of a stub."""
 
 
 class RewardClient(ServiceClient):
@@ -65,6 +69,7 @@ class RewardClient(ServiceClient):
         self,
         target: str,
         *,
+        caller: str = "",
         wait_when_overloaded: bool = True,
         hedge_after_seconds: float | None = None,
         breaker: CircuitBreaker | None = None,
@@ -73,6 +78,8 @@ class RewardClient(ServiceClient):
 
         Args:
             target: as for ServiceClient.
+            caller: a name for the service's metrics and reports, of letters, digits and ._-; one that it has
+                authenticated comes first, and without either it takes the host's.
             wait_when_overloaded: whether to come back when the service asks for it; OverloadedError at once if not, or
                 if that would be after the deadline.
             hedge_after_seconds: make a second, equal call over another connection, and with several replicas perhaps to
@@ -80,6 +87,7 @@ class RewardClient(ServiceClient):
             breaker: fails calls at once while the service is known to be away. None: every call is tried.
         """
         super().__init__(target)
+        self._metadata = ((CALLER_KEY, caller),) if caller else ()
         self._stub = reward_pb2_grpc.RewardServiceStub(self._channel)
         self._asking = Asking(
             f"{self.service} at {target}",
@@ -112,7 +120,7 @@ class RewardClient(ServiceClient):
             items=[item.message for item in items],
             tokenizer_digest=tokenizer_digest,
         )
-        response = await self._ask(lambda stub, timeout: stub.Score(request, timeout=timeout), deadline_seconds)
+        response = await self._ask(lambda stub: stub.Score, request, deadline_seconds)
         self._require_count(len(response.results), len(items))
         return ScoreBatch([codec.decode_score(result) for result in response.results], response.model_version)
 
@@ -128,7 +136,6 @@ class RewardClient(ServiceClient):
         """Yields the results of any number of items, in their order, a call's worth at a time.
 
         Args:
-            items: none is fine.
             batch_items: most items in one call; the service's own limit if that is lower.
             max_concurrent_calls: calls in flight at once.
             tokenizer_digest, deadline_seconds: of each call, as for score.
@@ -197,20 +204,20 @@ class RewardClient(ServiceClient):
             items=[codec.encode_comparison(item) for item in items],
             tokenizer_digest=tokenizer_digest,
         )
-        response = await self._ask(lambda stub, timeout: stub.Compare(request, timeout=timeout), deadline_seconds)
+        response = await self._ask(lambda stub: stub.Compare, request, deadline_seconds)
         self._require_count(len(response.results), len(items))
         return ComparisonBatch([codec.decode_comparison(result) for result in response.results], response.model_version)
 
     async def get_model(self, deadline_seconds: float = 10.0) -> RewardModel:
         """Returns what is being served."""
         request = reward_pb2.RewardServiceGetModelRequest()
-        response = await self._ask(lambda stub, timeout: stub.GetModel(request, timeout=timeout), deadline_seconds)
+        response = await self._ask(lambda stub: stub.GetModel, request, deadline_seconds)
         return codec.decode_model(response)
 
     async def get_report(self, deadline_seconds: float = 10.0) -> list[RewardReport]:
         """Returns how rewards have developed, by model version and caller, newest version first."""
         request = reward_pb2.GetReportRequest()
-        response = await self._ask(lambda stub, timeout: stub.GetReport(request, timeout=timeout), deadline_seconds)
+        response = await self._ask(lambda stub: stub.GetReport, request, deadline_seconds)
         return [codec.decode_report(report) for report in response.reports]
 
     async def load_model(
@@ -224,7 +231,9 @@ class RewardClient(ServiceClient):
         Raises: ServiceError; the previous model is then still served, unless the deadline passed: ask get_model.
         """
         request = reward_pb2.LoadModelRequest(request_id=uuid.uuid4().hex, model_paths=model_paths, component=component)
-        return codec.decode_loaded(await self._call(self._stub.LoadModel(request, timeout=deadline_seconds)))
+        return codec.decode_loaded(
+            await self._call(self._stub.LoadModel(request, timeout=deadline_seconds, metadata=self._metadata))
+        )
 
     async def close(self) -> None:
         """Closes the channels; calls in flight are cancelled."""
@@ -232,13 +241,14 @@ class RewardClient(ServiceClient):
             await self._second_channel.close()
         await super().close()
 
-    async def _ask(self, call: Call[T], deadline_seconds: float) -> T:
+    async def _ask(self, method: Method[T], request: Message, deadline_seconds: float) -> T:
         """Makes a call without side effects."""
-        return await self._asking.ask(
-            lambda timeout: self._call(call(self._stub, timeout)),
-            lambda timeout: self._call(call(self._second_stub, timeout)),
-            deadline_seconds,
-        )
+
+        def call(stub: reward_pb2_grpc.RewardServiceStub, timeout: float) -> Awaitable[T]:
+            return self._call(method(stub)(request, timeout=timeout, metadata=self._metadata))
+
+        first, second = partial(call, self._stub), partial(call, self._second_stub)
+        return await self._asking.ask(first, second, deadline_seconds)
 
     def _require_count(self, num_results: int, num_items: int) -> None:
         if num_results != num_items:

@@ -32,6 +32,7 @@ class SyncRewardClient:
         self,
         target: str,
         *,
+        caller: str = "",
         wait_when_overloaded: bool = True,
         hedge_after_seconds: float | None = None,
         breaker: CircuitBreaker | None = None,
@@ -43,6 +44,7 @@ class SyncRewardClient:
         async def make() -> RewardClient:  # a channel belongs to the loop that is running when it is made
             return RewardClient(
                 target,
+                caller=caller,
                 wait_when_overloaded=wait_when_overloaded,
                 hedge_after_seconds=hedge_after_seconds,
                 breaker=breaker,
