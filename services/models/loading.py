@@ -95,9 +95,12 @@ def load_pretrained(
 ) -> PreTrainedModel:
     """Returns the model that a transformers auto class loads from a folder, prepared for training and scoring.
 
-    Raises: ConfigError naming `field` if the folder holds no such model, or only a part of its weights.
+    Only safetensors are read: a pickle runs whatever code its maker put in it.
+
+    Raises: ConfigError naming `field` if the folder holds no such model, only a part of its weights, or only pickles.
     """
     folder = require_model_folder(path, field)
+    _require_safetensors(folder, field)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, **config_overrides)
         _switch_dropout_off(config)
@@ -107,6 +110,7 @@ def load_pretrained(
             dtype=TORCH_DTYPES[dtype],
             attn_implementation="sdpa",
             local_files_only=True,
+            use_safetensors=True,
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
@@ -121,6 +125,18 @@ def load_pretrained(
     model = model.to(device).eval()
     pack_if_possible(model)
     return model
+
+
+def _require_safetensors(folder: Path, field: str) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
+    if pickles:
+        raise ConfigError(
+            f"{field} is '{folder}': its weights are pickles ({', '.join(pickles[:3])}), which can run code when they "
+            "are read; convert them where you trust them: "
+            "AutoModelForSequenceClassification (or AutoModelForCausalLM).from_pretrained(FOLDER).save_pretrained(NEW)"
+        )
 
 
 def _switch_dropout_off(config: Any) -> None:
