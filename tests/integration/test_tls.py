@@ -5,11 +5,14 @@ import os
 import socket
 import ssl
 import sys
+from datetime import UTC, datetime, timedelta
 
+import aiohttp
 import pytest
 import trustme
-from certificates import issue
-from test_serving import ITEM, Toy
+from certificates import http_context, issue
+from secured_service import BODY, post, secured_service
+from test_serving import ITEM, Toy, score_one
 
 from rlhf_services.clients.reward import Reward, RewardClient
 from rlhf_services.common.errors import NotReadyError
@@ -73,6 +76,37 @@ async def test_a_client_of_another_authority_is_refused(variables, tmp_path, mon
                 await client.score([ITEM])
 
 
+async def test_a_client_whose_certificate_has_expired_is_refused(authority, tmp_path, variables, monkeypatch):
+    async with Toy() as toy:
+        await toy.server.wait_ready()
+        yesterday = datetime.now(UTC) - timedelta(days=1)
+        for name, value in issue(authority, tmp_path / "old", "localhost", not_after=yesterday).items():
+            monkeypatch.setenv(name, value)
+        async with RewardClient(toy.target) as client:
+            with pytest.raises(NotReadyError, match=rf"reward service at {toy.target}: .*RLHF_TLS"):
+                await client.score([ITEM])
+
+
+async def test_over_http_too_only_a_valid_certificate_of_the_authority_is_let_in(authority, tmp_path, variables):
+    """TLS itself refuses the others: no request is read, so that there is no status to answer with."""
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    refused = {
+        "none": http_context(variables, shows=False),
+        "expired": http_context(issue(authority, tmp_path / "old", "localhost", not_after=yesterday)),
+        "another authority's": http_context(
+            issue(trustme.CA(), tmp_path / "others", "localhost") | {CA_VARIABLE: variables[CA_VARIABLE]}
+        ),
+    }
+    async with secured_service() as service:
+        assert (await post(service.http, "/v1/score", BODY, tls=http_context(variables)))[0] == 200
+        for whose, context in refused.items():
+            # How it looks to the client depends on whether it still writes when the server closes.
+            with pytest.raises((aiohttp.ClientError, ConnectionError, ssl.SSLError)):
+                print(whose, await post(service.http, "/v1/score", BODY, tls=context))
+        with pytest.raises(aiohttp.ClientError):
+            await post(service.http, "/v1/score", BODY)
+
+
 async def test_a_server_whose_certificate_names_another_host_is_refused(authority, tmp_path, variables):
     async with Toy() as toy:
         await toy.server.wait_ready()
@@ -100,6 +134,76 @@ async def test_a_renewed_certificate_is_shown_without_a_restart(authority, tmp_p
         assert await asyncio.to_thread(shown_certificate, toy.server.port, context) == second
         (tmp_path / "tls/tls.key").write_bytes((tmp_path / "third/tls.key").read_bytes())
         assert await asyncio.to_thread(shown_certificate, toy.server.port, context) == certificate.read_text()
+
+
+@pytest.mark.parametrize("max_connection_age_seconds", [0, 1])
+async def test_renewed_certificates_of_both_sides_are_taken_up_while_calls_run_and_none_fails(
+    authority, tmp_path, variables, max_connection_age_seconds
+):
+    """A new authority's: first both sides trust both, then show the new one's certificate, then trust it alone.
+
+    Where connections are renewed every second, a client that still showed the old certificate would be refused.
+    """
+    new, tls = trustme.CA(), tmp_path / "tls"
+    both = authority.cert_pem.bytes() + new.cert_pem.bytes()
+    async with (
+        secured_service(max_connection_age_seconds=max_connection_age_seconds) as service,
+        RewardClient(service.target) as client,
+        aiohttp.ClientSession() as session,
+    ):
+        done, num_served = asyncio.Event(), 0
+
+        async def call_on_and_on() -> None:
+            nonlocal num_served
+            while not done.is_set():
+                await client.score([ITEM])
+                num_served += 1
+
+        callers = [asyncio.create_task(call_on_and_on()) for _ in range(4)]
+        url = f"https://{service.http}/v1/model"
+        kept = http_context(variables)
+        async with session.get(url, ssl=kept) as answer:
+            assert answer.status == 200
+        (tls / "ca.crt").write_bytes(both)
+        await asyncio.sleep(1.3)
+        renewed = issue(new, tls, "localhost", "127.0.0.1")
+        (tls / "ca.crt").write_bytes(both)
+        await asyncio.sleep(1.3)
+        (tls / "ca.crt").write_bytes(new.cert_pem.bytes())
+        await asyncio.sleep(1.3)
+        served_before = num_served
+        await asyncio.sleep(0.3)
+        done.set()
+        await asyncio.gather(*callers)
+        assert num_served > served_before > 0
+        # The HTTP connection from before is still good; on a new one both show the new authority's certificate.
+        async with session.get(url, ssl=kept) as answer:
+            assert answer.status == 200
+        assert (await post(service.http, "/v1/score", BODY, tls=http_context(renewed)))[0] == 200
+        with pytest.raises(aiohttp.ClientError):
+            await post(service.http, "/v1/score", BODY, tls=kept)
+
+
+async def test_a_call_in_flight_ends_on_the_channel_it_began_on(authority, tmp_path, variables):
+    started, finish = asyncio.Event(), asyncio.Event()
+
+    async def slow(request):
+        started.set()
+        await finish.wait()
+        return await score_one(request)
+
+    async with Toy() as toy:
+        await toy.server.wait_ready()
+        toy.servicer.score = slow
+        call = asyncio.create_task(toy.client.score([ITEM]))
+        await started.wait()
+        issue(authority, tmp_path / "tls", "localhost", "127.0.0.1")
+        await asyncio.sleep(1.1)
+        toy.servicer.score = score_one
+        assert (await toy.client.score([ITEM])).results == [Reward("", 1.5)]
+        assert not call.done()
+        finish.set()
+        assert (await call).results == [Reward("", 1.5)]
 
 
 def shown_certificate(port: int, context: ssl.SSLContext) -> str:
