@@ -1,0 +1,258 @@
+"""The reward service's own routes over HTTP: real sockets, the same rewards as over gRPC, and what is refused."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from http_service import Served, length_rule, served, tiny_model
+from number_scorer import NumberScorer, until
+from tiny_model import ASSISTANT_ID, EOS_ID, USER_ID
+
+from rlhf_services.clients.reward import ComparisonItem, Reward, ScoreItem
+from rlhf_services.common.errors import ConfigError
+from rlhf_services.models.loading import load_tokenizer
+from rlhf_services.reward.config import HttpConfig
+from rlhf_services.reward.gateway.side import HttpGateway
+
+PROMPT, COMPLETION = "How are you?", "Fine, thanks."
+RAW_PROMPT = f"<|user|>{PROMPT}<|end|><|assistant|>"
+
+
+def numbers(*completions: str) -> dict[str, Any]:
+    """The body of a call for a NumberScorer."""
+    return {"items": [{"text": {"prompt": "p", "completion": completion}} for completion in completions]}
+
+
+async def test_every_form_of_an_item_gets_the_reward_that_grpc_gives(tiny_reward_path: Path):
+    tokenizer = load_tokenizer(tiny_reward_path)
+    prompt_ids = [USER_ID, *tokenizer.encode(PROMPT), EOS_ID, ASSISTANT_ID]
+    completion_ids = [*tokenizer.encode(COMPLETION), EOS_ID]
+    turns = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": COMPLETION}]
+    items = [
+        {"item_id": "text", "text": {"prompt": PROMPT, "completion": COMPLETION}},
+        {"item_id": "tokens", "tokens": {"prompt_ids": prompt_ids, "completion_ids": completion_ids}},
+        {"item_id": "conversation", "conversation": {"messages": turns}},
+        {"item_id": "raw", "raw": {"prompt": RAW_PROMPT, "completion": f"{COMPLETION}<|end|>"}},
+        {"item_id": "sequence", "sequence": {"ids": [*prompt_ids, *completion_ids]}},
+    ]
+    async with served(tiny_model(tiny_reward_path)) as service:
+        batch = await service.client.score([ScoreItem.tokens(prompt_ids, completion_ids)])
+        status, answer = await service.post("/v1/score", {"items": items})
+    (expected,) = batch.results
+    assert isinstance(expected, Reward)
+    assert status == 200
+    assert answer["model_version"] == batch.model_version
+    assert [result["item_id"] for result in answer["results"]] == [item["item_id"] for item in items]
+    assert [result["reward"] for result in answer["results"]] == pytest.approx([expected.reward] * 5, abs=1e-5)
+
+
+async def test_an_item_without_a_reward_says_why_and_its_neighbours_keep_theirs():
+    async with served(length_rule) as service:
+        body = numbers("x" * 150) | {"request_id": "call-1"}
+        body["items"] += [{"item_id": "none"}, {"item_id": "empty", "raw": {"completion": ""}}]
+        status, answer = await service.post("/v1/score", body)
+        repeated = await service.post("/v1/score", body)
+    assert status == 200
+    # The target is 200: 1 - |150 - 200| / 200.
+    assert answer["results"][0] == {"item_id": "", "reward": 0.75, "spread": None, "components": []}
+    assert [(each["item_id"], each["error"]["code"]) for each in answer["results"][1:]] == [
+        ("none", "invalid_item"),
+        ("empty", "invalid_item"),
+    ]
+    assert "raw.completion is empty" in answer["results"][2]["error"]["message"]
+    assert repeated == (200, answer)
+    assert service.registry.get_sample_value("rlhf_reward_repeated_calls_total") == 1
+
+
+async def test_pairs_are_compared_as_over_grpc(tiny_reward_path: Path):
+    first, second = {"prompt": "How?", "completion": "So."}, {"prompt": "How?", "completion": "No idea at all."}
+    async with served(tiny_model(tiny_reward_path)) as service:
+        status, answer = await service.post(
+            "/v1/compare", {"items": [{"first": {"text": first}, "second": {"text": second}, "margin": 0.5}, {}]}
+        )
+        assert status == 400
+        assert "items[1].first: Field required" in answer["error"]["message"]
+        _, answer = await service.post(
+            "/v1/compare", {"items": [{"first": {"text": first}, "second": {"text": second}, "margin": 0.5}]}
+        )
+        pair = ComparisonItem(ScoreItem.text(**first), ScoreItem.text(**second), margin=0.5)
+        (expected,) = (await service.client.compare([pair])).results
+    (result,) = answer["results"]
+    for field in ("probability", "first_reward", "second_reward"):
+        assert result[field] == pytest.approx(getattr(expected, field), abs=1e-5)
+
+
+async def test_model_and_limits_are_named_and_loading_another_is_refused_where_it_is_not_set_up():
+    async with served(length_rule, max_items=7) as service:
+        status, model = await service.get("/v1/model")
+        assert (status, await service.get("/v1/report")) == (200, (200, {"reports": []}))
+        refused, answer = await service.post("/v1/load_model", {"model_paths": ["/models/2"]})
+    assert (model["model_name"], model["max_items"], model["logit_scale"]) == ("length", 7, 1.0)
+    assert (refused, answer["error"]["code"]) == (409, "failed_precondition")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "part"),
+    [
+        (b"", 400, "the body is not JSON: EOF"),
+        (b'{"items": [\xff]}', 400, "the body is not JSON"),
+        (b'{"items": [{"text": {"prompt": "\xff", "completion": "c"}}]}', 400, "invalid unicode"),
+        (b'{"items": ' + b"[" * 3000, 400, "recursion limit"),
+        (b'{"items": [' + b'{"item_id": "\\ud800"}]}', 400, "the body is not JSON"),
+        ({"items": []}, 400, "items is empty; send at least one"),
+        ({"items": [{}] * 11}, 400, "items has 11 entries, the limit is 10; split the batch"),
+        ({"items": [{}], "more": 1}, 400, "more: no such field"),
+        ({"items": [{"text": {"prompt": 7, "completion": "c"}}]}, 400, "items[0].text.prompt is 7: Input should be a"),
+        ({"items": [{"raw": {"completion": "a"}, "sequence": {"ids": [1]}}]}, 400, "items[0]: has raw and sequence"),
+        ({"items": [{"sequence": {"ids": [1, 2**40]}}]}, 400, "items[0].sequence.ids[1] is 1099511627776: Input"),
+        ({"items": [{"sequence": {"ids": ["1"] * 500}}]}, 400, "items[0].sequence.ids[0] is '1': Input should be a"),
+        ({"items": [{}], "tokenizer_digest": "other"}, 400, "tokenizer_digest is 'other'"),
+        (b'{"items": "' + b"x" * 5000 + b'"}', 413, "larger than 4096 bytes (http.max_body_bytes)"),
+    ],
+)
+async def test_a_call_that_is_wrong_as_a_whole_is_refused_with_field_value_and_remedy(body, status, part):
+    async with served(length_rule, max_items=10, max_body_bytes=4096) as service:
+        found, answer = await service.post("/v1/score", body, content_type="application/json")
+        assert (found, answer["error"]["code"]) == (status, "invalid_argument" if status == 400 else "body_too_large")
+        assert part in answer["error"]["message"]
+        assert (await service.post("/v1/score", numbers("x")))[0] == 200
+
+
+async def test_a_margin_that_is_no_number_is_refused_by_name():
+    item = '{"raw": {"completion": "a"}}'
+    async with served(length_rule) as service:
+        for margin in ("NaN", "Infinity", "1e400"):
+            body = f'{{"items": [{{"first": {item}, "second": {item}, "margin": {margin}}}]}}'.encode()
+            status, answer = await service.post("/v1/compare", body, content_type="application/json")
+            assert status == 400
+            assert "items[0].margin is" in answer["error"]["message"]
+
+
+async def test_a_large_body_is_refused_before_it_is_read():
+    async with served(length_rule, max_body_bytes=1024) as service:
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.gateway.port)
+        head = "POST /v1/score HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\n"
+        writer.write(f"{head}content-length: 100000000000\r\n\r\n{{".encode())
+        assert b"413" in await reader.readline()
+        writer.close()
+
+        async def endless() -> Any:
+            while True:
+                yield b" " * 512
+
+        # Without a length the body is read up to the bound; the connection is then closed on the rest.
+        try:
+            async with service.http.post(
+                "/v1/score", data=endless(), headers={"content-type": "application/json"}
+            ) as no:
+                assert no.status == 413
+        except aiohttp.ClientConnectionError:
+            pass
+        assert (await service.get("/ready"))[0] == 200
+
+
+async def test_other_kinds_of_bodies_and_unknown_routes_have_answers_of_the_same_shape():
+    async with served(length_rule) as service:
+        for headers in ({"content_type": "text/plain"}, {"content_type": "application/json; charset=utf-16"}):
+            status, answer = await service.post("/v1/score", b"{}", **headers)
+            assert (status, answer["error"]["code"]) == (415, "unsupported_media_type")
+        status, answer = await service.post("/v1/score", b"{}", content_encoding="gzip")
+        assert (status, answer["error"]["code"]) == (415, "unsupported_media_type")
+        status, answer = await service.post("/v1/nothing", {})
+        assert (status, answer["error"]["code"]) == (404, "not_found")
+        status, answer = await service.get("/v1/score")
+        assert (status, answer["error"]["code"]) == (405, "method_not_allowed")
+        status, document = await service.get("/openapi.json")
+    assert status == 200
+    assert document["components"]["schemas"]["ScoreBody"]["examples"]
+    assert "/get_reward" in document["paths"]
+
+
+async def test_a_full_queue_is_refused_at_once_with_the_time_to_come_back():
+    scorer = NumberScorer()
+    scorer.gate.clear()
+    async with served(lambda: scorer, max_items=2, max_queue_items=2) as service:
+        first = asyncio.create_task(service.post("/v1/score", numbers("1")))
+        await scorer.wait_until_running()
+        second = asyncio.create_task(service.post("/v1/score", numbers("2", "3")))
+        await until(lambda: service.registry.get_sample_value("rlhf_reward_queue_items") == 2)
+        async with service.http.post("/v1/score", json=numbers("4")) as refused:
+            assert refused.status == 429
+            assert int(refused.headers["retry-after"]) >= 1
+            assert (await refused.json())["error"]["code"] == "resource_exhausted"
+        scorer.gate.set()
+        assert [result["reward"] for result in (await first)[1]["results"]] == [1.0]
+        assert [result["reward"] for result in (await second)[1]["results"]] == [2.0, 3.0]
+
+
+async def test_work_that_nobody_waits_for_any_more_is_not_done():
+    scorer = NumberScorer()
+    scorer.gate.clear()
+    async with served(lambda: scorer) as service:
+        first = asyncio.create_task(service.post("/v1/score", numbers("1")))
+        await scorer.wait_until_running()
+        status, answer = await service.post("/v1/score", numbers("2"), x_request_timeout_seconds="0.1")
+        assert (status, answer["error"]["code"]) == (504, "deadline_exceeded")
+        leaving = asyncio.create_task(service.post("/v1/score", numbers("3")))
+        await until(lambda: service.registry.get_sample_value("rlhf_reward_queue_items") == 1)
+        leaving.cancel()
+        await until(lambda: service.registry.get_sample_value("rlhf_reward_queue_items") == 0)
+        scorer.gate.set()
+        assert (await first)[0] == 200
+        assert (await service.post("/v1/score", numbers("4")))[0] == 200
+        status, answer = await service.post("/v1/score", numbers("5"), x_request_timeout_seconds="soon")
+        assert "x-request-timeout-seconds is 'soon'; send a positive number" in answer["error"]["message"]
+    assert scorer.scored == ["1", "4"]
+    codes = {code: _num_calls(service, code) for code in ("OK", "CANCELLED", "DEADLINE_EXCEEDED", "INVALID_ARGUMENT")}
+    assert codes == {"OK": 2, "CANCELLED": 1, "DEADLINE_EXCEEDED": 1, "INVALID_ARGUMENT": 1}
+
+
+def _num_calls(service: Served, code: str) -> float | None:
+    labels = {"service": "rlhf_services.v1.RewardService", "method": "Score", "code": code}
+    return service.registry.get_sample_value("rlhf_rpc_requests_total", labels)
+
+
+async def test_health_and_readiness_follow_the_scorer():
+    scorer = NumberScorer()
+    scorer.gate.clear()
+
+    def build() -> NumberScorer:
+        assert scorer.gate.wait(10)
+        return scorer
+
+    async with served(build, ready=False) as service:
+        assert await service.get("/health") == (200, {"status": "live"})
+        assert await service.get("/v2/health/live") == (200, None)
+        for path in ("/ready", "/v2/health/ready", "/v2/models/reward_model/ready", "/v1/model"):
+            status, answer = await service.get(path)
+            assert status == 503
+            assert "still loading" in json.dumps(answer)
+        scorer.gate.set()
+        await service.server.wait_ready()
+        assert await service.get("/ready") == (200, {"status": "ready"})
+        assert await service.get("/v2/models/reward_model/ready") == (200, None)
+
+
+async def test_ids_of_requests_come_back_and_a_fault_of_the_scorer_is_the_items_own():
+    async with served(NumberScorer) as service:
+        async with service.http.post("/v1/score", json=numbers("7", "?"), headers={"x-request-id": "r-1"}) as answer:
+            assert answer.headers["x-request-id"] == "r-1"
+            results = (await answer.json())["results"]
+        assert results[0]["reward"] == 7.0
+        assert results[1]["error"]["code"] == "scorer_failed"
+
+
+async def test_a_thousand_connections_are_answered_each_with_its_own():
+    async with served(NumberScorer) as service:
+        answers = await asyncio.gather(*(service.post("/v1/score", numbers(str(number))) for number in range(1000)))
+    assert [answer["results"][0]["reward"] for _, answer in answers] == [float(number) for number in range(1000)]
+
+
+async def test_a_port_that_is_taken_is_named():
+    async with served(length_rule) as service:
+        other = HttpGateway(service.gateway._core, HttpConfig(port=service.gateway.port), "127.0.0.1")
+        with pytest.raises(ConfigError, match=rf"http.port is {service.gateway.port} on 127.0.0.1: .*--http.port 0"):
+            await other.start(None)
