@@ -94,8 +94,10 @@ class ModelLoader:
         """Runs in a thread."""
         if not paths:
             raise InvalidRequestError("model_paths is empty; name the folder of a checkpoint")
-        folders = [str(resolve_checkpoint(path, self._models.allowed_roots)) for path in paths]
         try:
+            # Before the folders are walked: whether they are as many as are needed.
+            self._reloaded(self._config, paths, component)
+            folders = [str(resolve_checkpoint(path, self._models.allowed_roots)) for path in paths]
             config = self._reloaded(self._config, folders, component)
         except ConfigError as error:
             raise InvalidRequestError(str(error)) from error

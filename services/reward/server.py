@@ -11,7 +11,9 @@ from rlhf_services.reward.config import RewardConfig
 from rlhf_services.reward.core import RewardCore
 from rlhf_services.reward.factory import build_scorer
 from rlhf_services.reward.gateway.side import HttpGateway
+from rlhf_services.reward.loading import ModelLoader
 from rlhf_services.reward.metrics import RewardMetrics
+from rlhf_services.reward.scorer_config import reloaded
 from rlhf_services.reward.servicer import RewardServicer
 from rlhf_services.reward.watch import RewardWatch
 from rlhf_services.v1 import reward_pb2_grpc
@@ -40,4 +42,5 @@ def make_core(config: RewardConfig, metrics: RewardMetrics) -> RewardCore:
     """Returns what serves the configured scorer, still to be loaded."""
     heldout = None if config.watch.heldout is None else partial(build_scorer, config.watch.heldout)
     watch = RewardWatch(config.watch, metrics, heldout)
-    return RewardCore(partial(build_scorer, config.scorer), config.limits, metrics, watch)
+    loader = ModelLoader(config.scorer, config.models, build_scorer, reloaded)
+    return RewardCore(partial(build_scorer, config.scorer), config.limits, metrics, watch, loader)
