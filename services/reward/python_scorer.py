@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
@@ -32,6 +33,8 @@ class PythonScorer:
         Args: decoder: turns token ids into text; None if only text is taken.
         Raises: ConfigError, with the user's own error, if the class cannot be found or made.
         """
+        if config.path and not Path(config.path).is_dir():
+            raise ConfigError(f"scorer.python.path is '{config.path}': no such directory; give the module's folder")
         self._config = config
         self._reader = ItemReader(decoder)
         self._worker: WorkerProcess | None = None
@@ -168,7 +171,7 @@ class PythonScorer:
         request = {
             "target": config.target,
             "options": config.options,
-            "path": config.path,
+            "path": str(Path(config.path).resolve()) if config.path else "",
             "max_memory_mib": config.max_memory_mib,
         }
         try:

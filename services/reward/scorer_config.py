@@ -80,15 +80,15 @@ class PartConfig(Section):
     @field_validator("judge")
     @classmethod
     def _require_judge(cls, value: JudgeConfig, info: ValidationInfo) -> JudgeConfig:
-        if info.data.get("kind") == "judge" and not value.endpoint:
-            raise ValueError("kind judge needs to know whom to ask: --scorer.judge.endpoint URL")
+        if info.data.get("kind") == "judge":
+            value.require_complete()
         return value
 
     @field_validator("python")
     @classmethod
     def _require_python(cls, value: PythonScorerConfig, info: ValidationInfo) -> PythonScorerConfig:
-        if info.data.get("kind") == "python" and not value.target:
-            raise ValueError("kind python needs a class: --scorer.python.target module:Class")
+        if info.data.get("kind") == "python":
+            value.require_complete()
         return value
 
 
