@@ -1,6 +1,7 @@
 """Loading policies and tokenizers, and what is refused."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,29 @@ def test_stop_ids_come_from_model_generation_config_and_tokenizer(tiny_model_pat
     assert stop_ids_of(model, tokenizer) == [EOS_ID, 7]
     assert stop_ids_of(model.config, tokenizer) == [EOS_ID]
     assert PAD_ID not in stop_ids_of(model, tokenizer)
+
+
+class Trap:
+    """Writes a file when it is unpickled, as a checkpoint of an attacker could."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+def test_pickled_weights_are_refused_unread(tmp_path: Path):
+    folder, trap = make_tiny_model(tmp_path / "model"), tmp_path / "sprung"
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": Trap(trap)}))
+    with pytest.raises(ConfigError, match=r"its weights are pickles \(pytorch_model.bin\).* convert them"):
+        load_policy(folder, dtype="float32")
+    assert not trap.exists()
+
+
+def test_a_pickle_beside_safetensors_is_not_read(tmp_path: Path):
+    folder, trap = make_tiny_model(tmp_path / "model"), tmp_path / "sprung"
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": Trap(trap)}))
+    load_policy(folder, dtype="float32")
+    assert not trap.exists()
