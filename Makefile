@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PLATFORM ?= $(wildcard ../shared/platform)
 ROOMS := $(notdir $(patsubst %/__init__.py,%,$(wildcard services/*/__init__.py)))
 
-.PHONY: help setup demo test test-unit test-all test-deploy test-k8s check-deploy k8s-jobs lint format protos dashboards bench bench-train bench-frontier images locks clean
+.PHONY: help setup demo test test-unit test-all test-deploy test-k8s check-deploy k8s-jobs lint format protos dashboards bench bench-train bench-frontier bench-reward images locks clean
 help: ## Show this list.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
@@ -81,6 +81,9 @@ bench: setup ## Measure one PPO step, and the same work in TRL (see docs/benchma
 
 bench-train: setup ## Measure training steps, and the same in TRL (see docs/benchmarks.md).
 	$(BIN)/python bench/train.py $(ARGS)
+
+bench-reward: setup ## Measure the reward service under load (about 10 minutes on 2 cores; see docs/benchmarks.md).
+	$(BIN)/python bench/reward_service.py $(ARGS)
 
 bench-frontier: setup ## Draw reward against KL for PPO and DPO (about 30 minutes on 2 cores; goes on where it stopped).
 	$(BIN)/python bench/frontier.py $(ARGS)
