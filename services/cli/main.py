@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
-from rlhf_services.cli import model, pipeline, runs, train
+from rlhf_services.cli import model, pipeline, reward, runs, train
 from rlhf_services.cli.demo import demo
 from rlhf_services.cli.evaluate import evaluate, frontier
 from rlhf_services.cli.generate import generate
@@ -38,6 +38,7 @@ app.add_typer(pipeline.app, name="pipeline")
 app.add_typer(model.app, name="model")
 app.command()(generate)
 app.command()(score)
+app.add_typer(reward.app, name="reward")
 app.command()(logprobs)
 app.command()(status)
 app.command("eval")(evaluate)

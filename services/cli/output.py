@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -31,17 +31,21 @@ def print_json(value: object) -> None:
 
 
 def print_table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], *, styles: Mapping[str, str] | None = None
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    styles: Mapping[str, str] | None = None,
+    unbroken: Collection[str] = ("target",),
 ) -> None:
     """Prints rows of text under headings to stdout.
 
     Args:
         styles: the style in which every cell with that text is shown.
+        unbroken: columns whose cells stay on one line: an address is there to be copied.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        # An address is there to be copied.
-        table.add_column(column, overflow="fold", no_wrap=column == "target")
+        table.add_column(column, overflow="fold", no_wrap=column in unbroken)
     for row in rows:
         table.add_row(*(_styled(cell, (styles or {}).get(cell)) for cell in row))
     stdout.print(table)

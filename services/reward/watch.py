@@ -1,5 +1,6 @@
 """The watch over rewards: signs, by model version and caller, that a policy exploits its reward."""
 
+import random
 from collections.abc import Callable, Hashable, Sequence
 from threading import Lock
 from typing import Any
@@ -29,6 +30,7 @@ class RewardWatch:
         """Args: heldout_scorer_factory: makes the held-out scorer, in its own thread; None: there is none."""
         self._config = config
         self._callers = CallerLabels()
+        self._random = random.Random()
         self._lock = Lock()
         self._versions: dict[str, dict[str, RewardSeries]] = {}
         self._heldout: HeldoutScoring | None = None
@@ -46,9 +48,10 @@ class RewardWatch:
         """
         if not observations:
             return
-        stride = -(-len(observations) // REPETITION_ITEMS)
+        # By lot: every nth could be the same place of every group of completions.
+        chosen = set(self._random.sample(range(len(observations)), min(len(observations), REPETITION_ITEMS)))
         series = self._series_of(model_version, self._callers.of(caller))
-        series.add([_point_of(each, index % stride == 0) for index, each in enumerate(observations)])
+        series.add([_point_of(each, closely=index in chosen) for index, each in enumerate(observations)])
         if self._heldout is not None:
             self._heldout.offer(series, observations, tokenizer_digest)
 
@@ -79,7 +82,7 @@ class RewardWatch:
             return callers[caller]
 
 
-def _point_of(observation: Observation, closely: bool) -> Point:
+def _point_of(observation: Observation, *, closely: bool) -> Point:
     completion = observation.completion
     return Point(
         reward=observation.reward,
