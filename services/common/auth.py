@@ -79,7 +79,7 @@ class ListedClients:
         kind, _, token = authorization.partition(" ")
         if kind.lower() != "bearer":
             raise UnauthenticatedError("the header 'authorization' is not of the form 'Bearer TOKEN'")
-        digest = hashlib.sha256(token.strip().encode()).digest()
+        digest = hashlib.sha256(token.strip().encode(errors="surrogatepass")).digest()
         found = None
         # All are compared, and each in constant time: how long it takes says nothing about what is listed.
         for client in self.clients:

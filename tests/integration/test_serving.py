@@ -11,7 +11,9 @@ from collections.abc import Awaitable, Callable
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
 from rlhf_services.clients.reward import Reward, RewardClient, RewardError, ScoreItem
@@ -23,6 +25,7 @@ from rlhf_services.common.errors import (
     InvalidRequestError,
     NotReadyError,
     OverloadedError,
+    from_rpc_error,
 )
 from rlhf_services.common.serving import ServiceServer
 from rlhf_services.v1 import reward_pb2, reward_pb2_grpc
@@ -155,6 +158,23 @@ async def test_an_error_class_crosses_the_wire_with_its_message(error_class):
         toy.servicer.score = fail
         with pytest.raises(error_class, match=r"items\[3\]\.prompt is ''; send some text"):
             await toy.client.score([ITEM])
+
+
+async def test_an_overload_says_when_to_come_back_to_our_client_and_to_any_other():
+    async def fail(_):
+        raise OverloadedError("full", retry_after_seconds=1.25)
+
+    async with Toy() as toy:
+        await toy.server.wait_ready()
+        toy.servicer.score = fail
+        async with grpc.aio.insecure_channel(toy.target) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await reward_pb2_grpc.RewardServiceStub(channel).Score(reward_pb2.ScoreRequest())
+    assert from_rpc_error(error.value, "x", "y").retry_after_seconds == 1.25
+    (detail,) = rpc_status.from_call(error.value).details
+    info = error_details_pb2.RetryInfo()
+    assert detail.Unpack(info)
+    assert info.retry_delay.ToMilliseconds() == 1250
 
 
 async def test_an_unforeseen_fault_becomes_internal_and_the_service_keeps_serving():
