@@ -162,6 +162,41 @@ async def test_few_failed_scores_are_dropped_and_counted(world: World) -> None:
     assert [(row["rollouts"], row["dropped_rollouts"]) for row in world.rows()] == [(3, 1)]
 
 
+async def test_what_the_scorer_cannot_score_now_is_asked_again_and_not_dropped(world: World) -> None:
+    world.settings["training"]["steps"] = 1
+    # Of the first step's 4 rollouts each is refused once: a judge that is away, a scorer that took too long.
+    refusals = iter(["UNAVAILABLE", "TIMEOUT", "UNAVAILABLE", "TIMEOUT"])
+    world.reward.outcome = lambda completion_ids: next(refusals, 2.0)
+    assert await world.start() == 0
+    assert [(row["rollouts"], row["dropped_rollouts"], row["reward_mean"]) for row in world.rows()] == [(4, 0, 2.0)]
+    assert world.reward.scored == 8
+    assert "refused by the fake; waiting up to 30 s for it" in world.output.getvalue()
+
+
+async def test_a_rollout_that_the_scorer_never_gets_done_with_is_dropped(world: World) -> None:
+    world.settings["training"] |= {"max_dropped_fraction": 0.25, "steps": 1}
+    poison: list[list[int]] = []
+
+    def outcome(completion_ids: list[int]) -> float | str:
+        if not poison:
+            poison.append(completion_ids)
+        return "TIMEOUT" if completion_ids == poison[0] else 1.0
+
+    world.reward.outcome = outcome
+    assert await world.start() == 0
+    assert [(row["rollouts"], row["dropped_rollouts"]) for row in world.rows()] == [(3, 1)]
+    assert world.reward.scored == 6  # the others once, and that one three times
+
+
+async def test_a_scorer_that_stays_away_ends_the_run_with_its_reason(world: World) -> None:
+    world.settings["services"]["wait_for_services_seconds"] = 0.5
+    world.reward.outcome = lambda completion_ids: "UNAVAILABLE"
+    assert await world.start() == 1
+    printed = world.output.getvalue()
+    assert f"failed at step 1: reward service at {world.reward.target}: refused by the fake" in printed
+    assert "--resume" in printed
+
+
 async def test_a_run_can_be_watched_paused_saved_resumed_and_stopped(world: World) -> None:
     world.settings["training"]["steps"] = 10_000
     world.settings["checkpoint"]["every_steps"] = 0

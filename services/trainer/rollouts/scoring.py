@@ -2,19 +2,24 @@
 
 import math
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from rlhf_services.clients.reference import LogprobsItem
 from rlhf_services.clients.reward import Reward, RewardClient, RewardError, ScoreItem
-from rlhf_services.common.errors import InternalError
+from rlhf_services.common.errors import InternalError, NotReadyError
 from rlhf_services.common.rollout import Rollout
 from rlhf_services.trainer.errors import RunError
 from rlhf_services.trainer.rollouts.peers import TRAINING_REWARD, Peers
 from rlhf_services.trainer.rollouts.tasks import task_group
 
 T = TypeVar("T")
+
+MAX_TIMEOUTS = 3
+"""How often a scorer may take too long over a rollout before it is dropped: it may be one that it never gets done with,
+and a run shall not end for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,17 +87,9 @@ class Scoring:
         )
 
     async def _score(self, client: RewardClient, rollout: Rollout) -> Reward:
-        item = ScoreItem.tokens(rollout.prompt_ids, rollout.completion_ids, rollout.rollout_id)
-        batch = await self._peers.call(
-            client,
-            lambda: client.score(
-                [item],
-                tokenizer_digest=self._peers.tokenizer_digest,
-                deadline_seconds=self._peers.config.score_deadline_seconds,
-            ),
-        )
+        asking = _Asking(client, rollout, self._peers)
+        result = await self._peers.call(client, asking.ask)
         self.scored_at = time.monotonic()
-        result = _only(batch.results, client.service, client.target)
         if isinstance(result, RewardError):
             raise UnusableError(f"score_{result.code}")
         if not math.isfinite(result.reward):
@@ -127,6 +124,38 @@ class Scoring:
         if not _all_finite(logprobs):
             raise UnusableError("reference_not_finite")
         return logprobs
+
+
+class _Asking:
+    """Asks for one rollout's score, as often as the reward service is away, or says that its scorer is."""
+
+    def __init__(self, client: RewardClient, rollout: Rollout, peers: Peers) -> None:
+        self._client = client
+        self._item = ScoreItem.tokens(rollout.prompt_ids, rollout.completion_ids, rollout.rollout_id)
+        self._peers = peers
+        self._request_id = uuid.uuid4().hex
+        self._num_timeouts = 0
+
+    async def ask(self) -> Reward | RewardError:
+        """Returns the reward, or an error that asking again would not mend.
+
+        Raises: NotReadyError if it may be mended later; other ServiceErrors of the call.
+        """
+        batch = await self._client.score(
+            [self._item],
+            tokenizer_digest=self._peers.tokenizer_digest,
+            # The same each time, so that a call whose answer was lost is computed and counted once.
+            request_id=self._request_id,
+            deadline_seconds=self._peers.config.score_deadline_seconds,
+        )
+        result = _only(batch.results, self._client.service, self._client.target)
+        if not isinstance(result, RewardError) or not result.is_retryable:
+            return result
+        self._request_id = uuid.uuid4().hex  # the service would repeat its answer to the old one
+        self._num_timeouts += result.code == "timeout"
+        if self._num_timeouts == MAX_TIMEOUTS:
+            return result
+        raise NotReadyError(f"{self._client.service} at {self._client.target}: {result.message}")
 
 
 def _only(results: Sequence[T], service: str, target: str) -> T:
