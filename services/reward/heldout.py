@@ -1,6 +1,5 @@
 """The held-out scorer: asked about a sample of the items, in a thread of its own, and never waited for."""
 
-import logging
 import math
 import queue
 import random
@@ -10,6 +9,7 @@ from typing import Any
 
 from prometheus_client import Counter
 
+from rlhf_services.common.logs import get_logger
 from rlhf_services.reward.scorer import (
     Item,
     Observation,
@@ -21,7 +21,7 @@ from rlhf_services.reward.scorer import (
 )
 from rlhf_services.reward.watch_series import RewardSeries
 
-logger = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _QUEUE_ITEMS = 256
 _BATCH_ITEMS = 16
@@ -77,7 +77,7 @@ class HeldoutScoring:
             scorer = self._build_scorer()
         # A border: whatever the held-out scorer's fault is, rewards go on without it.
         except Exception:
-            logger.exception("the held-out scorer cannot be built; there is no held-out gap. Mend watch.heldout")
+            log.exception("the held-out scorer cannot be built; there is no held-out gap. Mend watch.heldout")
             self._ended = True
             self._counter.labels("failed").inc(len(self._take_waiting(_QUEUE_ITEMS)))
             return
@@ -104,7 +104,7 @@ class HeldoutScoring:
             rewards = _rewards_of(scorer, work)
         # A border: see _run.
         except Exception:
-            logger.warning("the held-out scorer failed on %d items", len(work), exc_info=True)
+            log.warning("the held-out scorer failed", num_items=len(work), exc_info=True)
             rewards = [None] * len(work)
         for (series, reward, _, _), heldout in zip(work, rewards, strict=True):
             self._counter.labels("failed" if heldout is None else "scored").inc()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.reward.metrics import RewardMetrics
@@ -145,15 +146,16 @@ def test_token_ids_of_another_tokenizer_are_not_scored() -> None:
     watch.close()
 
 
-def test_a_held_out_scorer_that_cannot_be_built_takes_nothing_with_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_held_out_scorer_that_cannot_be_built_takes_nothing_with_it() -> None:
     def build() -> Any:
         raise ConfigError("watch.heldout.path is 'x': no such directory")
 
     registry = CollectorRegistry()
     watch = RewardWatch(CONFIG, RewardMetrics(registry), build)
-    watch.observe("v1", "trainer", [seen(1.0, 2.0)])
-    wait_until(lambda: "cannot be built" in caplog.text)
-    wait_until(lambda: counted(registry, "failed") == 1)
+    with capture_logs() as logs:
+        watch.observe("v1", "trainer", [seen(1.0, 2.0)])
+        wait_until(lambda: counted(registry, "failed") == 1)
+    assert [(log["log_level"], "cannot be built" in log["event"]) for log in logs] == [("error", True)]
     watch.observe("v1", "trainer", [seen(1.0, 2.0)])
     assert counted(registry, "failed") == 2
     assert only_report(watch).item_count == 2
