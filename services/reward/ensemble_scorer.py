@@ -50,7 +50,9 @@ class EnsembleScorer:
             name=f"{rule} of {', '.join(info.name for info in infos)}",
             version=f"{rule}:{versions}",
             tokenizer_digest=infos[0].tokenizer_digest,
-            max_sequence_tokens=min(info.max_sequence_tokens for info in infos),
+            max_sequence_tokens=min(
+                (info.max_sequence_tokens for info in infos if info.max_sequence_tokens), default=0
+            ),
             # Each member has a scale of its own; a difference of combined rewards is taken on the mean of them.
             logit_scale=statistics.fmean(info.logit_scale for info in infos),
             pads=any(info.pads for info in infos),

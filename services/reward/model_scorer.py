@@ -6,12 +6,13 @@ import torch
 from blake3 import blake3
 
 from rlhf_services.common.token_checks import fault_of_ids
+from rlhf_services.common.weights import tensor_digest
 from rlhf_services.models import attention
 from rlhf_services.models.devices import resolve_device
 from rlhf_services.models.scalar_model import ScalarModel
 from rlhf_services.models.sequences import pad_whole
 from rlhf_services.models.token_scores import sequence_scores
-from rlhf_services.models.weights import checkpoint_manifest
+from rlhf_services.models.weights import tensor_bytes
 from rlhf_services.reward.scorer import (
     Conversation,
     ErrorCode,
@@ -75,11 +76,12 @@ class ModelScorer:
         return self._if_not_too_long(ids)
 
     def _if_not_too_long(self, ids: Ids) -> Ids | ScoreError:
-        if len(ids) > self.info.max_sequence_tokens:
+        limit = self.info.max_sequence_tokens
+        if limit and len(ids) > limit:
             return ScoreError(
                 ErrorCode.TOO_LONG,
-                f"prompt and completion have {len(ids)} tokens, the model takes at most "
-                f"{self.info.max_sequence_tokens}; send a shorter pair (nothing is cut silently)",
+                f"prompt and completion have {len(ids)} tokens, the model takes at most {limit}; send a shorter pair "
+                "(nothing is cut silently)",
             )
         return ids
 
@@ -106,22 +108,26 @@ def load_model_scorer(config: PartConfig, field: str = "scorer.path") -> ModelSc
     """Returns the scorer of a checkpoint. Raises: ConfigError naming `field` if the directory holds no reward model."""
     device = resolve_device(config.device, "scorer.device")
     tokenizer = PairTokenizer(config.path, field)
-    model = ScalarModel.load(config.path, dtype=config.dtype, field=field).to(device).eval()
-    backbone = model.backbone.config
+    model = ScalarModel.load(config.path, dtype=config.dtype, field=field)
+    backbone = model.backbone.config.get_text_config()
     info = ScorerInfo(
         name=config.path,
-        version=_version(config, model, tokenizer),
+        version=_version(model, tokenizer),
         tokenizer_digest=tokenizer.digest,
-        max_sequence_tokens=backbone.max_position_embeddings,
+        # Some architectures know no limit.
+        max_sequence_tokens=getattr(backbone, "max_position_embeddings", 0),
         # Rewards are logits less their mean over their standard deviation.
         logit_scale=model.std,
-        pads=backbone._attn_implementation != attention.NAME,
+        pads=model.backbone.config._attn_implementation != attention.NAME,
     )
-    return ModelScorer(model, tokenizer, info, backbone.vocab_size)
+    return ModelScorer(model.to(device).eval(), tokenizer, info, backbone.vocab_size)
 
 
-def _version(config: PartConfig, model: ScalarModel, tokenizer: PairTokenizer) -> str:
+def _version(model: ScalarModel, tokenizer: PairTokenizer) -> str:
     """Digest of all that the scores depend on: weights and their type, normalisation, tokenizer, chat template."""
-    manifest = checkpoint_manifest(config.path, config.dtype)
-    parts = (manifest.digest, model.mean, model.std, tokenizer.digest, tokenizer.template_digest)
-    return blake3(repr(parts).encode()).hexdigest()[:16]
+    settings = (model.mean, model.std, tokenizer.digest, tokenizer.template_digest)
+    weights = [
+        (name, str(tensor.dtype), tuple(tensor.shape), tensor_digest(tensor_bytes(tensor.cpu().contiguous())))
+        for name, tensor in sorted(model.state_dict().items())
+    ]
+    return blake3(repr((settings, weights)).encode()).hexdigest()[:16]

@@ -51,7 +51,7 @@ class PairTokenizer:
         say is never a special token, whatever it looks like: nobody can end a turn, or begin one, from inside it. A raw
         pair is one text, tokenized with the special tokens that are written out in it.
 
-        Args: max_tokens: what the model takes; a text that is certain to have more is not tokenized.
+        Args: max_tokens: what the model takes; a text that is certain to have more is not tokenized. 0: any number.
         """
         try:
             if isinstance(item, RawPair):
@@ -118,7 +118,7 @@ class PairTokenizer:
     def _fault_of_length(self, num_characters: int, max_tokens: int) -> ScoreError | None:
         """Refuses a text that is sure to be too long, before a second is spent on tokenizing it."""
         longest = self._plain.max_token_characters
-        if longest is None or num_characters <= max_tokens * longest:
+        if not max_tokens or longest is None or num_characters <= max_tokens * longest:
             return None
         return ScoreError(
             ErrorCode.TOO_LONG,
