@@ -22,9 +22,18 @@ class ServiceClient:
     retried_methods: ClassVar[Sequence[str]] = ()
     """Methods that may be repeated when the service is UNAVAILABLE."""
 
-    def __init__(self, target: str) -> None:
-        """Opens a channel to "host:port" (or "dns:///name:port"); nothing is connected before the first call."""
+    def __init__(self, target: str, *, token: str | None = None, caller: str = "") -> None:
+        """Opens a channel; nothing is connected before the first call.
+
+        Args:
+            target: "host:port", or "dns:///name:port".
+            token: shown to the service; None takes the one in the file that RLHF_TOKEN_FILE names, if it is set.
+            caller: a name for the service's logs, metrics and reports; one that it has authenticated comes first, and
+                without either it takes the host's.
+        """
         self.target = target
+        self._token = token
+        self._caller = caller
         self._channel = self._open_channel()
         self._health = health_pb2_grpc.HealthStub(self._channel)
 
@@ -53,6 +62,8 @@ class ServiceClient:
             service=self.full_name,
             retried_methods=self.retried_methods,
             own_connections=own_connections,
+            token=self._token,
+            caller=self._caller,
         )
 
     async def _call(self, call: Awaitable[T]) -> T:

@@ -27,7 +27,6 @@ from rlhf_services.clients.reward_types import (
     ScoreBatch,
     ScoreItem,
 )
-from rlhf_services.common.calls import CALLER_KEY
 from rlhf_services.common.errors import InternalError
 from rlhf_services.v1 import reward_pb2, reward_pb2_grpc
 
@@ -69,6 +68,7 @@ class RewardClient(ServiceClient):
         self,
         target: str,
         *,
+        token: str | None = None,
         caller: str = "",
         wait_when_overloaded: bool = True,
         hedge_after_seconds: float | None = None,
@@ -77,17 +77,14 @@ class RewardClient(ServiceClient):
         """Opens a channel; nothing is connected before the first call.
 
         Args:
-            target: as for ServiceClient.
-            caller: a name for the service's metrics and reports, of letters, digits and ._-; one that it has
-                authenticated comes first, and without either it takes the host's.
+            target, token, caller: as for ServiceClient.
             wait_when_overloaded: whether to come back when the service asks for it; OverloadedError at once if not, or
                 if that would be after the deadline.
             hedge_after_seconds: make a second, equal call over another connection, and with several replicas perhaps to
                 another one, when a call has taken so long; the first good answer wins. None: never.
             breaker: fails calls at once while the service is known to be away. None: every call is tried.
         """
-        super().__init__(target)
-        self._metadata = ((CALLER_KEY, caller),) if caller else ()
+        super().__init__(target, token=token, caller=caller)
         self._stub = reward_pb2_grpc.RewardServiceStub(self._channel)
         self._asking = Asking(
             f"{self.service} at {target}",
@@ -231,9 +228,7 @@ class RewardClient(ServiceClient):
         Raises: ServiceError; the previous model is then still served, unless the deadline passed: ask get_model.
         """
         request = reward_pb2.LoadModelRequest(request_id=uuid.uuid4().hex, model_paths=model_paths, component=component)
-        return codec.decode_loaded(
-            await self._call(self._stub.LoadModel(request, timeout=deadline_seconds, metadata=self._metadata))
-        )
+        return codec.decode_loaded(await self._call(self._stub.LoadModel(request, timeout=deadline_seconds)))
 
     async def close(self) -> None:
         """Closes the channels; calls in flight are cancelled."""
@@ -245,7 +240,7 @@ class RewardClient(ServiceClient):
         """Makes a call without side effects."""
 
         def call(stub: reward_pb2_grpc.RewardServiceStub, timeout: float) -> Awaitable[T]:
-            return self._call(method(stub)(request, timeout=timeout, metadata=self._metadata))
+            return self._call(method(stub)(request, timeout=timeout))
 
         first, second = partial(call, self._stub), partial(call, self._second_stub)
         return await self._asking.ask(first, second, deadline_seconds)

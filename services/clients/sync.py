@@ -32,6 +32,7 @@ class SyncRewardClient:
         self,
         target: str,
         *,
+        token: str | None = None,
         caller: str = "",
         wait_when_overloaded: bool = True,
         hedge_after_seconds: float | None = None,
@@ -44,6 +45,7 @@ class SyncRewardClient:
         async def make() -> RewardClient:  # a channel belongs to the loop that is running when it is made
             return RewardClient(
                 target,
+                token=token,
                 caller=caller,
                 wait_when_overloaded=wait_when_overloaded,
                 hedge_after_seconds=hedge_after_seconds,

@@ -16,9 +16,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from rlhf_services.common.calls import CALLER_KEY, Call, CallCredentials
-from rlhf_services.common.errors import InvalidRequestError, ServiceError
+from rlhf_services.common.errors import DeadlineExceededError, InvalidRequestError, ServiceError
+from rlhf_services.common.tracing import continued
 from rlhf_services.reward.gateway.bodies import CallerLeftError, decoded, parse_json, read_body, require_json
-from rlhf_services.reward.gateway.http_errors import DeadlineError, error_response
+from rlhf_services.reward.gateway.http_errors import error_response
 
 REQUEST_ID_KEY = "x-request-id"
 TIMEOUT_KEY = "x-request-timeout-seconds"
@@ -61,9 +62,10 @@ class Gateway:
         """
         request_id = re.sub(r"[^\x21-\x7e]", "", request.headers.get(REQUEST_ID_KEY, ""))[:128]
         try:
-            async with self.guard.around(method, _credentials_of(request), request_id) as call:
-                request_id = call.request_id
-                response = await self._in_time(request, call, work)
+            with continued(request.headers):
+                async with self.guard.around(method, _credentials_of(request), request_id) as call:
+                    request_id = call.request_id
+                    response = await self._in_time(request, call, work)
         except ServiceError as error:
             response = error_response(error, plain=plain_errors)
         except CallerLeftError:
@@ -80,7 +82,7 @@ class Gateway:
         except TimeoutError:
             if not deadline.expired():
                 raise
-            raise DeadlineError(f"not done within {TIMEOUT_KEY} = {seconds:g}; allow more or send less") from None
+            raise DeadlineExceededError(f"not done within {TIMEOUT_KEY} = {seconds:g}; allow more or send less") from None
 
 
 class GuardedRoute(APIRoute):
