@@ -44,6 +44,13 @@ def test_the_ensemble_example_is_a_configuration_of_the_reward_service():
     assert (scorer.kind, len(scorer.paths), scorer.combine) == ("ensemble", 3, "mean_minus_std")
 
 
+def test_the_reward_service_example_is_a_sum_of_a_model_and_a_rule():
+    config = load_toml(RewardConfig, ROOT / "examples/reward_service.toml")
+    parts = [(part.name, part.weight, part.kind) for part in config.scorer.components]
+    assert parts == [("helpful", 1.0, "model"), ("brief", 0.2, "length")]
+    assert (config.http.port, config.models.allowed_roots) == (8052, ["/srv/reward-models"])
+
+
 def test_the_sft_example_is_a_configuration_with_conversations_that_can_be_read():
     config = load_toml(SftRunConfig, ROOT / "examples/sft.toml")
     loaded = load_chat_examples(ROOT / config.data.path, make_tiny_tokenizer(), max_tokens=512)

@@ -19,7 +19,7 @@ from rlhf_services.reward.ensemble_scorer import COMBINE_RULES, EnsembleScorer
 from rlhf_services.reward.factory import build_scorer
 from rlhf_services.reward.metrics import RewardMetrics
 from rlhf_services.reward.model_scorer import load_model_scorer
-from rlhf_services.reward.scorer import ErrorCode, Score, ScoreError, TextPair, TokenPair
+from rlhf_services.reward.scorer import ErrorCode, RawPair, Score, ScoreError, TextPair, TokenPair, TokenSequence
 
 PAIR = TokenPair([2, 5], [6, 7])
 
@@ -88,6 +88,24 @@ async def test_nan_of_one_member_is_that_items_error_under_every_rule(member_pat
     assert isinstance(bad, ScoreError)
     assert bad.code is ErrorCode.NOT_FINITE
     assert f"member {member_paths[1]} answered nan" in bad.message
+
+
+def test_the_scale_of_logits_is_the_mean_of_the_members(member_paths: list[str], tmp_path: Path) -> None:
+    paths = []
+    for member, std in ((member_paths[0], 2.0), (member_paths[1], 4.0)):
+        model = ScalarModel.load(member, "float32")
+        model.set_normalization(mean=0.0, std=std)
+        model.save(tmp_path / f"{std}", load_tokenizer(member))
+        paths.append(str(tmp_path / f"{std}"))
+    assert build_scorer(config_of(paths)).info.logit_scale == 3.0
+
+
+def test_raw_text_and_sequences_go_to_every_member(member_paths: list[str]) -> None:
+    scorer = build_scorer(config_of(member_paths))
+    assert scorer.prepare(TokenSequence([2, 5, 6, 7])) == scorer.prepare(PAIR) == [2, 5, 6, 7]
+    fault = scorer.prepare(RawPair("", "x" * 513))
+    assert isinstance(fault, ScoreError)
+    assert fault.code is ErrorCode.TOO_LONG
 
 
 async def test_disagreement_is_a_histogram(member_paths: list[str]) -> None:

@@ -3,7 +3,16 @@
 import pytest
 
 from rlhf_services.reward.rule_scorer import Rule, RuleScorer, length_rule, pattern_rule, sentiment_rule
-from rlhf_services.reward.scorer import ErrorCode, ScoreError, TextPair, TokenPair
+from rlhf_services.reward.scorer import (
+    ChatMessage,
+    Conversation,
+    ErrorCode,
+    RawPair,
+    ScoreError,
+    TextPair,
+    TokenPair,
+    TokenSequence,
+)
 
 
 class LetterDecoder:
@@ -14,6 +23,9 @@ class LetterDecoder:
 
     def decode(self, ids: list[int]) -> str:
         return "".join(chr(ord("a") + token) for token in ids)
+
+    def without_special_tokens(self, text: str) -> str:
+        return text.replace("<end>", "")
 
 
 def scorer(rule: Rule, *, decoder: LetterDecoder | None = None, max_characters: int | None = None) -> RuleScorer:
@@ -60,6 +72,29 @@ def test_text_is_scored_without_a_tokenizer():
     prepared = rules.prepare(TextPair("hello", "abcd"))
     assert isinstance(prepared, str)
     assert rules.score([prepared, "abc"]) == [1.0, 0.75]
+
+
+def test_of_a_conversation_the_last_message_is_scored():
+    rules = scorer(length_rule(4, "characters"))
+    messages = (ChatMessage("system", "s"), ChatMessage("user", "hello"), ChatMessage("assistant", "abcd"))
+    assert rules.prepare(Conversation(messages)) == "abcd"
+    for unfinished in (messages[:2], ()):
+        fault = rules.prepare(Conversation(unfinished))
+        assert isinstance(fault, ScoreError)
+        assert "the last of conversation.messages must be the assistant's" in fault.message
+
+
+def test_of_raw_text_the_completion_is_scored_without_the_special_tokens_that_are_known():
+    raw = RawPair("<user>hello<end>", "abcd<end>")
+    assert scorer(length_rule(4, "characters"), decoder=LetterDecoder()).prepare(raw) == "abcd"
+    assert scorer(length_rule(4, "characters")).prepare(raw) == "abcd<end>"
+
+
+def test_a_sequence_of_ids_is_refused_with_the_remedy():
+    fault = scorer(length_rule(4, "characters"), decoder=LetterDecoder()).prepare(TokenSequence([1, 2]))
+    assert isinstance(fault, ScoreError)
+    assert fault.code is ErrorCode.INVALID_ITEM
+    assert "send tokens with prompt_ids and completion_ids, or text" in fault.message
 
 
 def test_tokens_are_decoded_by_the_configured_tokenizer():
