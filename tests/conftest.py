@@ -1,6 +1,7 @@
 """Fixtures that several tests share. The models are made once a session; a test that changes one loads its own."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -9,6 +10,9 @@ from rlhf_services.common.threads import sleep_at_barriers
 sleep_at_barriers()  # tests run whole services side by side
 
 from tiny_model import make_tiny_model, make_tiny_reward_model  # noqa: E402 - it imports torch
+
+if TYPE_CHECKING:
+    from node_example import NodeExample
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +25,14 @@ def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_reward_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the tiny random reward model; it shares its tokenizer with the tiny policy."""
     return make_tiny_reward_model(tmp_path_factory.mktemp("tiny_reward"))
+
+
+@pytest.fixture(scope="session")
+def node_example(tmp_path_factory: pytest.TempPathFactory) -> "NodeExample":
+    """The Node.js client with its dependencies, which npm fetches."""
+    from node_example import install_node_example
+
+    return install_node_example(tmp_path_factory.mktemp("node_example"))
 
 
 @pytest.fixture(scope="session")
