@@ -47,6 +47,8 @@ async def test_a_client_with_the_token_and_the_scope_is_served(listed, shown):
         async with RewardClient(service.target) as client:
             (result,) = (await client.score([ITEM])).results
             assert isinstance(result, Reward)
+        async with RewardClient(service.target, token=ADMIN) as client:
+            assert (await client.score([ITEM])).results == [result]
         status, answer = await post(service.http, "/v1/score", BODY, token=TRAINER)
         assert status == 200
         assert answer["results"][0]["reward"] == pytest.approx(result.reward, abs=1e-6)
