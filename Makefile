@@ -2,11 +2,12 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+FUZZ_SECONDS ?= 60
 # A folder of scripts that bring an engine, tools and a base image to a machine that lacks them (scripts/with-engine).
 PLATFORM ?= $(wildcard ../shared/platform)
 ROOMS := $(notdir $(patsubst %/__init__.py,%,$(wildcard services/*/__init__.py)))
 
-.PHONY: help setup demo test test-unit test-all test-deploy test-k8s check-deploy k8s-jobs lint format protos dashboards bench bench-train bench-frontier bench-reward images locks clean
+.PHONY: help setup demo test test-unit test-all test-deploy test-k8s check-deploy k8s-jobs lint format protos dashboards fuzz bench bench-train bench-frontier bench-reward images locks clean
 help: ## Show this list.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
@@ -27,6 +28,11 @@ test-unit: setup ## Run the unit tests alone (under a minute).
 
 test-all: lint test ## Run the linters and all tests, those that take minutes included.
 	$(BIN)/pytest -m exhaustive $(ARGS)
+
+fuzz: setup ## Look for inputs that break the reward service's decoding (FUZZ_SECONDS=60 for each of two targets).
+	@mkdir -p build/fuzz/grpc build/fuzz/json
+	$(BIN)/python tests/fuzz/fuzz_grpc.py -max_total_time=$(FUZZ_SECONDS) -timeout=10 -artifact_prefix=build/fuzz/ build/fuzz/grpc
+	$(BIN)/python tests/fuzz/fuzz_json.py -max_total_time=$(FUZZ_SECONDS) -timeout=10 -artifact_prefix=build/fuzz/ build/fuzz/json
 
 test-deploy: export PLATFORM := $(PLATFORM)
 test-deploy: setup ## Build the images, bring the compose stack up, train in it, watch it, break it (needs a container engine).

@@ -82,7 +82,8 @@ class Gateway:
         except TimeoutError:
             if not deadline.expired():
                 raise
-            raise DeadlineExceededError(f"not done within {TIMEOUT_KEY} = {seconds:g}; allow more or send less") from None
+            late = f"not done within {TIMEOUT_KEY} = {seconds:g}; allow more, or send fewer items"
+            raise DeadlineExceededError(late) from None
 
 
 class GuardedRoute(APIRoute):

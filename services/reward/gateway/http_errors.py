@@ -49,12 +49,6 @@ class SlowBodyError(InvalidRequestError):
     code: ClassVar[str] = "request_timeout"
 
 
-class DeadlineError(ServiceError):
-    """The caller's own deadline has passed."""
-
-    status = grpc.StatusCode.DEADLINE_EXCEEDED
-
-
 class ItemRefusedError(InvalidRequestError):
     """An item has no reward, on a route that can say so only for the whole call. Do not repeat it."""
 

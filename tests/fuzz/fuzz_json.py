@@ -1,0 +1,89 @@
+"""Coverage-guided fuzzing of the HTTP routes without sockets: any bytes to any route, no fault of ours.
+
+python tests/fuzz/fuzz_json.py -max_total_time=60 [FOLDER]: libFuzzer's flags; a folder keeps what was found.
+"""
+
+import copy
+import json
+import math
+import random
+import sys
+from pathlib import Path
+
+import atheris
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+with atheris.instrument_imports(include=["rlhf_services.reward", "rlhf_services.common"]):
+    from fuzzing import fuzz
+    from gateway_app import JSON, POST_ROUTES, VALID_BODIES, GatewayApp, gateway_app, places
+
+    from rlhf_services.reward.config import ScorerConfig
+    from rlhf_services.reward.factory import build_scorer
+
+VALUES = (None, True, 0, -1, 2**31, 2**64, 1e308, math.nan, math.inf, "", "\ud800", "1" * 300, [], {}, [[]])
+TENSORS = "/v2/models/reward_model/infer"
+
+
+def test_one_input(app: GatewayApp, data: bytes) -> None:
+    """Sends the bytes behind the first two to the route that the first two name."""
+    if len(data) < 2:
+        return
+    path = POST_ROUTES[data[0] % len(POST_ROUTES)]
+    # The second byte is where a tensor's JSON ends, in units of 8 bytes; elsewhere it is not looked at.
+    headers = [("inference-header-content-length", str(8 * data[1]))] if path == TENSORS and data[1] else JSON
+    answer = app.post(path, data[2:], headers)
+    assert answer.status < 500, (path, answer)
+    content = json.loads(answer.body, parse_constant=_refuse)
+    if answer.status >= 400:
+        assert content["error"], answer
+    elif path == "/v1/score":
+        for result in content["results"]:
+            assert ("error" in result) != math.isfinite(result.get("reward", math.nan)), result
+
+
+def _refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} in an answer")
+
+
+def seeds() -> list[bytes]:
+    """One valid body for each route."""
+    found = []
+    for path, body in VALID_BODIES:
+        found.append(bytes([POST_ROUTES.index(path), 0]) + json.dumps(body).encode())
+    tensor = {"name": "sentences", "datatype": "BYTES", "shape": [1, 1], "parameters": {"binary_data_size": 5}}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    head += b" " * (-len(head) % 8)
+    found.append(bytes([POST_ROUTES.index(TENSORS), len(head) // 8]) + head + b"\x01\x00\x00\x00a")
+    return found
+
+
+def mutated(data: bytes, max_size: int, seed: int) -> bytes:
+    """Returns a change of an input: of its bytes, or, where it is JSON, of one of its values."""
+    chance = random.Random(seed)
+    if chance.random() < 0.3:
+        return atheris.Mutate(data, max_size)
+    try:
+        body = {"body": json.loads(data[2:])}
+    except ValueError:
+        return atheris.Mutate(data, max_size)
+    holder, place = chance.choice(list(places(body)))
+    match chance.randrange(4):
+        case 0:
+            holder[place] = chance.choice(VALUES)
+        case 1:
+            # A part of another body, of this route's or another's.
+            parts = list(places({"body": copy.deepcopy(chance.choice(VALID_BODIES)[1])}))
+            other, where = chance.choice(parts)
+            holder[place] = other[where]
+        case 2:
+            holder[place] = [holder[place]] * chance.randrange(4)
+        case _ if isinstance(holder[place], str):
+            text = atheris.Mutate(holder[place].encode("utf-8", "surrogatepass"), 64)
+            holder[place] = text.decode("utf-8", "replace")
+    return (data[:2] + json.dumps(body["body"]).encode())[:max_size]
+
+
+if __name__ == "__main__":
+    with gateway_app(build_scorer(ScorerConfig(kind="length")), max_body_bytes=100_000, max_items=64) as app:
+        fuzz(lambda data: test_one_input(app, data), seeds(), mutated)
