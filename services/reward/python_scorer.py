@@ -1,7 +1,6 @@
 """Rewards from a user's own class, which runs in a process of its own and cannot take the service down with it."""
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from blake3 import blake3
 
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.common.logs import get_logger
+from rlhf_services.reward.isolation import run_isolated
 from rlhf_services.reward.item_texts import ItemReader
 from rlhf_services.reward.python_config import PythonScorerConfig
 from rlhf_services.reward.python_process import WorkerEndedError, WorkerProcess, WorkerTimeoutError
@@ -18,10 +18,8 @@ from rlhf_services.reward.scorer import ErrorCode, Item, ScoreError, ScorerError
 
 log = get_logger(__name__)
 
-SEARCH_TIMEOUTS = 4
-MIN_SEARCH_SECONDS = 30.0
-"""How long, at least and in timeouts, the items of calls that failed are asked one by one for whose fault it is. A
-scorer that hangs on everything would hold up its queue for hours."""
+MAX_STARTS = 32
+"""How often the process may end in one batch. A class that does nothing else would hold up the queue for hours."""
 
 
 class PythonScorer:
@@ -38,6 +36,7 @@ class PythonScorer:
         self._config = config
         self._reader = ItemReader(decoder)
         self._worker: WorkerProcess | None = None
+        self._num_starts = 0
         try:
             self._source = self._start()
         except _StartError as error:
@@ -73,19 +72,14 @@ class PythonScorer:
         return 1 + (len(prepared.prompt) + len(prepared.completion)) // 4
 
     def score(self, batch: list[TextPair]) -> list[float | ScoreError]:
-        """Returns the rewards of the pairs that have one, and the errors of the others.
-
-        Raises: ScorerError, UNAVAILABLE, if the process cannot be started again.
-        """
+        """Returns the rewards of the pairs that have one, and the errors of the others."""
         outcomes: list[float | ScoreError] = []
-        search_seconds = max(MIN_SEARCH_SECONDS, SEARCH_TIMEOUTS * self._config.timeout_seconds)
+        self._num_starts = 0
         for pairs in _chunks(batch, self._config.batch_items):
-            called_at = time.monotonic()
-            answer = self._call(pairs)
-            if isinstance(answer, ScoreError):
-                search_seconds -= time.monotonic() - called_at
-                answer, search_seconds = self._search(pairs, answer, search_seconds)
-            outcomes += answer
+            outcomes += run_isolated(self._call, pairs, lambda outcome: outcome)
+            if all(isinstance(each, ScoreError) and each.code is ErrorCode.TIMEOUT for each in outcomes):
+                # It hangs on whatever it is given.
+                return outcomes + outcomes[-1:] * (len(batch) - len(outcomes))
         return outcomes
 
     def close(self) -> None:
@@ -94,43 +88,21 @@ class PythonScorer:
             self._worker.kill()
             self._worker = None
 
-    def _search(
-        self, pairs: list[TextPair], failure: ScoreError, search_seconds: float
-    ) -> tuple[list[float | ScoreError], float]:
-        """Returns the outcomes of a call that failed, its pairs asked one by one, and what is left of the time."""
-        if len(pairs) == 1:
-            return [failure], search_seconds
-        outcomes: list[float | ScoreError] = []
-        for pair in pairs:
-            if search_seconds <= 0:
-                outcomes.append(
-                    ScoreError(
-                        ErrorCode.UNAVAILABLE,
-                        "the user's scorer was not asked: it hung or ended on too many others of this batch "
-                        f"({failure.message})",
-                    )
-                )
-                continue
-            called_at = time.monotonic()
-            answer = self._call([pair])
-            outcomes += [answer] if isinstance(answer, ScoreError) else answer
-            search_seconds -= time.monotonic() - called_at
-        return outcomes, search_seconds
-
-    def _call(self, pairs: list[TextPair]) -> list[float | ScoreError] | ScoreError:
-        """Returns what the class answers, or why all of it failed; a process that ended is missing afterwards."""
+    def _call(self, pairs: list[TextPair]) -> list[float | ScoreError]:
+        """Returns what the class answers. Raises: ScorerError if all of the call failed."""
         worker = self._ready_worker()
         seconds = self._config.timeout_seconds
         try:
             answer = worker.ask({"pairs": [[pair.prompt, pair.completion] for pair in pairs]}, seconds)
         except WorkerTimeoutError:
-            return self._lost(ErrorCode.TIMEOUT, f"it took longer than scorer.python.timeout_seconds = {seconds:g}")
+            reason = f"it took longer than scorer.python.timeout_seconds = {seconds:g}"
+            raise self._lost(ErrorCode.TIMEOUT, reason) from None
         except WorkerEndedError as error:
-            return self._lost(ErrorCode.SCORER_FAILED, f"it ended its process: {error}")
+            raise self._lost(ErrorCode.SCORER_FAILED, f"it ended its process: {error}") from None
         if "error" in answer:
             if answer.get("spent"):
-                return self._lost(ErrorCode.SCORER_FAILED, answer["error"])
-            return ScoreError(ErrorCode.SCORER_FAILED, self._named(answer["error"]))
+                raise self._lost(ErrorCode.SCORER_FAILED, answer["error"])
+            raise ScorerError(ErrorCode.SCORER_FAILED, self._named(answer["error"]))
         return [self._outcome(reward) for reward in answer["rewards"]]
 
     def _outcome(self, reward: Any) -> float | ScoreError:
@@ -138,16 +110,24 @@ class PythonScorer:
             return ScoreError(ErrorCode.SCORER_FAILED, self._named(reward["error"]))
         return float(reward)
 
-    def _lost(self, code: ErrorCode, reason: str) -> ScoreError:
+    def _lost(self, code: ErrorCode, reason: str) -> ScorerError:
+        """Returns the error of a call that cost the process."""
         self.close()
         log.warning("the user's scorer is started anew", target=self._config.target, reason=reason)
-        return ScoreError(code, self._named(reason))
+        return ScorerError(code, self._named(reason))
 
     def _named(self, reason: str) -> str:
         return f"the user's scorer '{self._config.target}' failed on this item: {reason}"
 
     def _ready_worker(self) -> WorkerProcess:
         if self._worker is None:
+            if self._num_starts == MAX_STARTS:
+                raise ScorerError(
+                    ErrorCode.UNAVAILABLE,
+                    f"the user's scorer '{self._config.target}' was not asked: it ended its process {MAX_STARTS} times "
+                    "in this batch; mend it",
+                )
+            self._num_starts += 1
             try:
                 source = self._start()
             except _StartError as error:

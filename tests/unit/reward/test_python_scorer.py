@@ -19,7 +19,6 @@ from rlhf_services.reward.scorer import (
     ErrorCode,
     RawPair,
     ScoreError,
-    ScorerError,
     TextPair,
     TokenPair,
     TokenSequence,
@@ -72,6 +71,12 @@ class Leaving:
 
 class Slow:
     def __init__(self):
+        time.sleep(60)
+
+class Hanging:
+    def score(self, pairs):
+        with open(os.path.dirname(__file__) + "/calls", "a") as file:
+            print(len(pairs), file=file)
         time.sleep(60)
 
 class NoScorer:
@@ -152,14 +157,22 @@ def test_a_wrong_count_is_never_matched_to_items(make: Make) -> None:
     assert scorer.score(pairs("a", "b")) == [1.0, 1.0]  # asked one by one it counts right
 
 
-def test_a_class_that_only_hangs_does_not_hold_up_the_queue_for_long(
+def test_a_class_that_only_hangs_does_not_hold_up_the_queue_for_long(make: Make, tmp_path: Path) -> None:
+    outcomes = make("Hanging", timeout_seconds=0.2, batch_items=10).score(pairs(*"abcdefghijklmnopqrst"))
+    assert codes(outcomes) == [ErrorCode.TIMEOUT] * 20
+    # The first 10 together, then 3 of them alone; nobody waits for the others.
+    assert (tmp_path / "calls").read_text().split() == ["10", "1", "1", "1"]
+
+
+def test_a_class_that_only_ends_its_process_is_not_started_for_ever(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlhf_services.reward.python_scorer.MIN_SEARCH_SECONDS", 0.0)
-    outcomes = make(timeout_seconds=0.2).score(pairs(*["hang"] * 20))
-    # 4 timeouts of 0.2 s: the call of all 20, and at most 4 alone; the rest are to be asked again later.
-    assert 1 <= codes(outcomes).count(ErrorCode.TIMEOUT) <= 4
-    assert codes(outcomes)[4:] == [ErrorCode.UNAVAILABLE] * 16
+    monkeypatch.setattr("rlhf_services.reward.python_scorer.MAX_STARTS", 3)
+    scorer = make()
+    outcomes = scorer.score(pairs(*["die"] * 8))
+    # In halves: 8, 4, 2 and 1 of them cost the first process and the 3 that may follow.
+    assert codes(outcomes) == [ErrorCode.SCORER_FAILED] + [ErrorCode.UNAVAILABLE] * 7
+    assert scorer.score(pairs("ab")) == [2.0]
 
 
 def test_characters_that_are_no_text_reach_the_class(make: Make) -> None:
@@ -206,9 +219,10 @@ def test_the_version_changes_with_the_options_and_with_the_file(make: Make, tmp_
 def test_a_process_that_would_come_back_as_another_version_is_not_used(make: Make, tmp_path: Path) -> None:
     scorer = make()
     (tmp_path / "own_scorers.py").write_text(MODULE + "# changed\n")
-    with pytest.raises(ScorerError, match="has changed since the service started") as caught:
-        scorer.score(pairs("die", "a"))
-    assert caught.value.code is ErrorCode.UNAVAILABLE
+    outcomes = scorer.score(pairs("die", "a"))
+    assert codes(outcomes) == [ErrorCode.UNAVAILABLE] * 2
+    assert isinstance(outcomes[0], ScoreError)
+    assert "has changed since the service started" in outcomes[0].message
 
 
 def test_items_are_read_as_text_or_refused(make: Make) -> None:
