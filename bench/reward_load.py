@@ -19,9 +19,6 @@ from reward_senders import FORMS, FailedError, RefusedError, Sender, open_sender
 from reward_work import RewardWork
 
 PROBE_SECONDS = 0.1
-PATIENCE_SECONDS = 5.0
-"""A refused caller comes again after this time at the latest."""
-
 Event = tuple[float, float, int]
 """When it ended, how long it took, and its tokens."""
 
@@ -72,8 +69,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 async def _call_on(sender: Sender, number: int, work: RewardWork, record: Record) -> None:
     """One caller, which goes on until it is cancelled."""
-    generator = random.Random(number)
-    place = generator.randrange(len(work.requests))
+    place = random.Random(number).randrange(len(work.requests))
     while True:
         place = (place + 1) % len(work.requests)
         num_tokens = len(work.requests[place].ids)
@@ -82,8 +78,7 @@ async def _call_on(sender: Sender, number: int, work: RewardWork, record: Record
             await sender.score(place, number)
         except RefusedError as refusal:
             record.refused.append((time.perf_counter(), time.perf_counter() - begin, num_tokens))
-            # Not all at the same moment.
-            await asyncio.sleep(min(refusal.retry_after_seconds, PATIENCE_SECONDS) * generator.uniform(0.5, 1.0))
+            await asyncio.sleep(refusal.retry_after_seconds)
         except FailedError as error:
             record.failures.append(str(error))
             await asyncio.sleep(1.0)

@@ -16,8 +16,8 @@ from rlhf_services.v1 import reward_pb2
 FORMS = ("grpc", "http", "get_reward")
 DEADLINE_SECONDS = 300.0
 DEFAULT_RETRY_SECONDS = 1.0
-NUM_CHANNELS = 4
-"""Connections that gRPC's callers share, as if from so many processes."""
+NUM_SYSTEMS = 8
+"""The callers are shared out over so many systems, each with a name, and for gRPC with a connection, of its own."""
 
 _HTTP_PATHS: Mapping[str, str] = MappingProxyType({"http": "/v1/score", "get_reward": "/get_reward"})
 _HTTP_PROBES: Mapping[str, str] = MappingProxyType({"http": "/ready", "get_reward": "/health"})
@@ -51,7 +51,7 @@ async def open_sender(form: str, target: str, work: RewardWork) -> AsyncIterator
     if form == "grpc":
         channels = [
             grpc.aio.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)])
-            for _ in range(NUM_CHANNELS)
+            for _ in range(NUM_SYSTEMS)
         ]
         yield _GrpcSender(channels, work)
         for channel in channels:
@@ -80,7 +80,7 @@ class _GrpcSender:
 
     async def score(self, place: int, caller: int) -> None:
         call = self._score[caller % len(self._score)]
-        metadata = (("x-rlhf-caller", f"caller-{caller}"),)
+        metadata = (("x-rlhf-caller", _system(caller)),)
         try:
             answer = await call(self._messages[place], metadata=metadata, timeout=DEADLINE_SECONDS)
         except grpc.aio.AioRpcError as error:
@@ -111,7 +111,7 @@ class _HttpSender:
         self._bodies = [json.dumps(_json_body(form, request)).encode() for request in work.requests]
 
     async def score(self, place: int, caller: int) -> None:
-        headers = {"content-type": "application/json", "x-rlhf-caller": f"caller-{caller}"}
+        headers = {"content-type": "application/json", "x-rlhf-caller": _system(caller)}
         try:
             async with self._session.post(self._path, data=self._bodies[place], headers=headers) as answer:
                 body = await answer.read()
@@ -133,6 +133,10 @@ class _HttpSender:
             raise FailedError(f"health: {error!r}") from None
         if answer.status != 200:
             raise FailedError(f"health: HTTP {answer.status}")
+
+
+def _system(caller: int) -> str:
+    return f"system-{caller % NUM_SYSTEMS}"
 
 
 def _grpc_message(request: Request) -> bytes:

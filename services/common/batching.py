@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 from rlhf_services.common.batch_plan import batch_of_first
 from rlhf_services.common.errors import InternalError, NotReadyError, OverloadedError
 from rlhf_services.common.fair_queue import FairQueue, Waiting
+from rlhf_services.common.pace import Pace
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -20,12 +21,6 @@ WINDOW_BATCHES = 4
 
 RESERVED_SHARE = 8
 """One part in so many of the queue is kept for callers of which nothing waits."""
-
-
-UNMEASURED_RETRY_SECONDS = 1.0
-"""When to come again, as long as no run has been measured."""
-
-MIN_RETRY_SECONDS = 0.01
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -134,7 +129,9 @@ class Batcher(Generic[Item, Result]):
             limit -= limit // RESERVED_SHARE
         if len(self._queue) + num_items > limit:
             raise self._overloaded(
-                f"the queue holds {len(self._queue)} of {self._max_queue_items} items, no room for {num_items} more"
+                f"the queue holds {len(self._queue)} of {self._max_queue_items} items, no room for {num_items} more",
+                # What they hold is not known yet: about as much as the others.
+                num_items * self._queue.num_tokens / max(1, len(self._queue)),
             )
 
     async def submit_all(self, items: Sequence[Item], caller: str = "") -> list[Result]:
@@ -179,13 +176,13 @@ class Batcher(Generic[Item, Result]):
         if seconds is not None and seconds > self._max_queue_seconds:
             raise self._overloaded(
                 f"the items would wait about {seconds:.1f} s, the limit is {self._max_queue_seconds:g} s "
-                "(limits.max_queue_seconds)"
+                "(limits.max_queue_seconds)",
+                num_tokens,
             )
 
-    def _overloaded(self, fault: str) -> OverloadedError:
-        """The refusal of work; the hint is when what waits now will have run."""
-        seconds = self._pace.seconds_for(self._queue.num_tokens)
-        hint = UNMEASURED_RETRY_SECONDS if seconds is None else max(MIN_RETRY_SECONDS, seconds)
+    def _overloaded(self, fault: str, num_tokens: float) -> OverloadedError:
+        """The refusal of about so many tokens."""
+        hint = self._pace.retry_after(num_tokens, self._queue.num_tokens, time.monotonic())
         return OverloadedError(
             f"{fault}; send fewer items at a time, repeat in {hint:.2g} s, or add replicas", retry_after_seconds=hint
         )
@@ -226,26 +223,6 @@ class Batcher(Generic[Item, Result]):
             batch = self._queue.window(self._max_batch_tokens)
         self._queue.take(batch)
         return batch
-
-
-class Pace:
-    """How fast the work went lately."""
-
-    KEPT = 0.9
-    """What a run counts for when another has followed it."""
-
-    def __init__(self) -> None:
-        self._tokens = 0.0
-        self._seconds = 0.0
-
-    def observe(self, num_tokens: int, seconds: float) -> None:
-        """Counts a run."""
-        self._tokens = self.KEPT * self._tokens + num_tokens
-        self._seconds = self.KEPT * self._seconds + seconds
-
-    def seconds_for(self, num_tokens: int) -> float | None:
-        """How long so many tokens will take; None before anything was measured."""
-        return num_tokens * self._seconds / self._tokens if self._tokens else None
 
 
 def _settle(batch: list[_Entry[Item, Result]], run: "asyncio.Future[list[Result]]") -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded_batches import Recorder, running
 
-from rlhf_services.common.batching import Batcher, Pace
+from rlhf_services.common.batching import Batcher
 from rlhf_services.common.errors import NotReadyError, OverloadedError
 
 
@@ -96,16 +96,6 @@ async def test_what_would_wait_too_long_is_refused_and_told_how_long():
         assert refusal.value.retry_after_seconds >= 0.01
         recorder.gate.set()
         assert await asyncio.gather(first, second) == [[10], [9000]]
-
-
-def test_the_pace_is_that_of_the_latest_runs():
-    pace = Pace()
-    assert pace.seconds_for(100) is None
-    pace.observe(100, 1.0)
-    assert pace.seconds_for(50) == 0.5
-    pace.observe(10, 1.1)
-    # 0.9 * 100 + 10 tokens in 0.9 * 1 + 1.1 seconds: 50 tokens/s.
-    assert pace.seconds_for(100) == pytest.approx(2.0)
 
 
 async def test_an_idle_thread_waits_for_company():
