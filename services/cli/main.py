@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
-from rlhf_services.cli import model, pipeline, reward, runs, train
+from rlhf_services.cli import model, pipeline, reward, runs, tokens, train
 from rlhf_services.cli.demo import demo
 from rlhf_services.cli.evaluate import evaluate, frontier
 from rlhf_services.cli.generate import generate
@@ -45,6 +45,7 @@ app.command("eval")(evaluate)
 app.command()(frontier)
 app.command()(submit)
 app.add_typer(runs.app, name="runs")
+app.add_typer(tokens.app, name="token")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
