@@ -8,9 +8,11 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import grpc
 import pytest
 import trustme
 from certificates import http_context, issue
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from secured_service import BODY, entry, post, replace, secured_service
 
 from rlhf_services.clients.reward import Reward, RewardClient, ScoreItem
@@ -93,8 +95,14 @@ async def test_only_an_admin_may_load_a_model(listed, shown):
         assert (await post(service.http, "/v1/score", BODY, token=ADMIN))[0] == 200
 
 
-async def test_health_is_open_to_everyone(listed):
+async def test_health_and_reflection_are_open_to_everyone(listed):
     async with secured_service() as service:
+
+        def reflected() -> list[str]:
+            with grpc.insecure_channel(service.target) as channel:
+                return list(ProtoReflectionDescriptorDatabase(channel).get_services())
+
+        assert "rlhf_services.v1.RewardService" in await asyncio.to_thread(reflected)
         async with RewardClient(service.target) as client:
             assert await client.is_serving()
         assert (await post(service.http, "/ready"))[0] == 200
