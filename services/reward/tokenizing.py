@@ -67,14 +67,14 @@ class PairTokenizer:
 
     def _encode_raw(self, item: RawPair, max_tokens: int) -> list[int] | ScoreError:
         text = item.prompt + item.completion
-        fault = self._fault_of_length(len(text), max_tokens)
+        fault = self._fault_of_length([text], max_tokens)
         if fault is not None:
             return fault
         ids: list[int] = self._tokenizer(text, add_special_tokens=item.add_special_tokens)["input_ids"]
         return ids or _invalid("raw.completion has no token in this model's tokenizer; send some text")
 
     def _encode_without_template(self, item: TextPair, max_tokens: int) -> list[int] | ScoreError:
-        fault = self._fault_of_length(len(item.prompt) + len(item.completion), max_tokens)
+        fault = self._fault_of_length([item.prompt, item.completion], max_tokens)
         if fault is not None:
             return fault
         prompt_ids = self._plain.encode(item.prompt, add_special_tokens=True)
@@ -103,9 +103,8 @@ class PairTokenizer:
             rendered, hidden = self._plain.render(messages)
         except TemplateError as error:
             return _invalid(f"the served model's chat template refuses the messages: {error}; see which roles it takes")
-        num_hidden = sum(len(hidden[place]) for place in rendered[1::2])
-        num_characters = sum(map(len, rendered[::2])) + num_hidden + len(completion)
-        fault = self._fault_of_length(num_characters, max_tokens)
+        said = [hidden[place] for place in rendered[1::2]]
+        fault = self._fault_of_length([*rendered[::2], *said, completion], max_tokens)
         if fault is not None:
             return fault
         return [*self._plain.encode_rendered(rendered, hidden), *self._encode_completion(completion)]
@@ -115,15 +114,15 @@ class PairTokenizer:
         eos = self._tokenizer.eos_token_id
         return ids if eos is None else [*ids, eos]
 
-    def _fault_of_length(self, num_characters: int, max_tokens: int) -> ScoreError | None:
-        """Refuses a text that is sure to be too long, before a second is spent on tokenizing it."""
-        longest = self._plain.max_token_characters
-        if not max_tokens or longest is None or num_characters <= max_tokens * longest:
+    def _fault_of_length(self, texts: Sequence[str], max_tokens: int) -> ScoreError | None:
+        """Refuses texts that are sure to be too long, before a second is spent on tokenizing them."""
+        num_tokens = self._plain.least_num_tokens(texts) if max_tokens else 0
+        if num_tokens <= max_tokens:
             return None
         return ScoreError(
             ErrorCode.TOO_LONG,
-            f"prompt and completion have {num_characters} characters, so at least {-(-num_characters // longest)} "
-            f"tokens, the model takes at most {max_tokens}; send a shorter pair (nothing is cut silently)",
+            f"prompt and completion have {sum(map(len, texts))} characters, so at least {num_tokens} tokens, the model "
+            f"takes at most {max_tokens}; send a shorter pair (nothing is cut silently)",
         )
 
 

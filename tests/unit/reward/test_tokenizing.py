@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from tiny_model import ASSISTANT_ID, EOS_ID, MAX_SEQUENCE_TOKENS, USER_ID, make_tiny_tokenizer
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rlhf_services.reward.plain_text import PlainText
@@ -169,6 +169,21 @@ def test_a_text_that_is_sure_to_be_too_long_is_refused_by_its_characters(tokeniz
         assert fault_of(tokenizer, item).code is ErrorCode.TOO_LONG
 
 
+def test_bytes_that_are_no_token_do_not_count(tmp_path: Path):
+    # "é" is the bytes 0xC3 and 0xA9; the second is no token here, and the tokenizer leaves it out.
+    alphabet = [each for each in sorted(pre_tokenizers.ByteLevel.alphabet()) if each != "\xa9"]
+    backend = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert PlainText(tokenizer).least_num_tokens(["éé", "a"]) == len(tokenizer("ééa")["input_ids"]) == 3
+
+
+def test_every_byte_has_the_character_by_which_byte_level_vocabularies_write_it(plain: PreTrainedTokenizerBase):
+    text = "".join(map(chr, range(256))) + "€🙂"
+    assert PlainText(plain).least_num_tokens([text]) == -(-len(text.encode()) // len("<|assistant|>"))
+
+
 def word_tokenizer(**special: bool) -> PreTrainedTokenizerFast:
     """Words in lower case, and one id for all that are not known: a text may have far fewer tokens than characters."""
     tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "[END]": 1, "yes": 2, "end": 3}, unk_token="[UNK]"))
@@ -180,7 +195,7 @@ def word_tokenizer(**special: bool) -> PreTrainedTokenizerFast:
 
 def test_no_bound_is_guessed_where_a_token_may_be_any_number_of_characters(tmp_path: Path):
     tokenizer = saved(tmp_path, word_tokenizer())
-    assert PlainText(word_tokenizer()).max_token_characters is None
+    assert PlainText(word_tokenizer()).least_num_tokens(["yes"]) == 0
     assert tokenizer.encode(TextPair("x" * 100_000, "yes"), 3) == [0, 2, 1]
 
 
