@@ -1,4 +1,4 @@
-"""Measures the reward service under load: python bench/reward_service.py [--model smollm2] [--seconds 18] [--json FILE]
+"""Measures the reward service under load: python bench/reward_service.py [--model smollm2] [--seconds 15] [--json FILE]
 
 Requests per second and latencies at several numbers of callers, over gRPC and HTTP; tokens per second beside the same
 model in an offline loop; what happens past capacity; and all of it beside a server that runs one request at a time. See
@@ -159,7 +159,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="smollm2", help="whose rewards are served, in bfloat16")
     parser.add_argument("--callers", type=positive, nargs="+", default=list(CALLERS), help="at a time")
-    parser.add_argument("--seconds", type=float, default=18.0, help="that a phase is measured for; longer if need be")
+    parser.add_argument("--seconds", type=float, default=15.0, help="that a phase is measured for; longer if need be")
     parser.add_argument("--warmup", type=float, default=4.0, help="seconds before that; longer if need be")
     parser.add_argument("--rounds", type=positive, default=3, help="turns of service and offline loop")
     parser.add_argument("--requests", type=positive, default=1024, help="different ones, sent in turn")

@@ -19,6 +19,8 @@ from rlhf_services.local.supervisor import ServiceSpec, Supervisor, free_ports, 
 
 HERE = Path(__file__).parent
 READY_TIMEOUT_SECONDS = 120.0
+MAX_ROUND_SECONDS = 30.0
+"""On a slow machine many callers do not come round in the time that a benchmark may take."""
 
 
 class StartError(Exception):
@@ -49,7 +51,7 @@ class Load:
     def measure(self, side: Side, form: str, callers: int) -> dict[str, Any]:
         """The figures of one phase. Raises: WorkerError."""
         tokens = sum(len(request.ids) for request in self.work.requests) / len(self.work.requests)
-        round_seconds = 1.2 * callers * tokens / self.tokens_per_second
+        round_seconds = min(MAX_ROUND_SECONDS, 1.2 * callers * tokens / self.tokens_per_second)
         command = [sys.executable, str(HERE / "reward_load.py"), "--work", str(work_file(self.folder))]
         command += ["--form", form, "--target", side.targets[form], "--metrics", side.metrics]
         command += ["--callers", str(callers), "--warmup", str(max(self.warmup, round_seconds))]
