@@ -25,13 +25,10 @@ class PlainText:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        # The id of what is not known is no control token: ordinary text may contain it.
-        added = {
-            token_id: token
-            for token_id, token in tokenizer.added_tokens_decoder.items()
-            if token.special and token_id != tokenizer.unk_token_id
-        }
-        self._special_ids = frozenset(added)
+        added = {token_id: token for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        # The id of what is not known may come of ordinary text, unless some tokenizer has it do another's work as well.
+        unknown = {tokenizer.unk_token_id} - {tokenizer.eos_token_id, tokenizer.bos_token_id}
+        self._special_ids = frozenset(added) - unknown
         self._special = sorted((str(token) for token in added.values()), key=len, reverse=True)
         # Such a token is found after normalisation, so in texts that do not hold its letters as they are.
         self._in_disguise = any(token.normalized for token in added.values())

@@ -200,7 +200,14 @@ def test_no_bound_is_guessed_where_a_token_may_be_any_number_of_characters(tmp_p
 
 
 def test_the_id_of_unknown_words_is_no_special_token(tmp_path: Path):
-    assert encode(saved(tmp_path, word_tokenizer()), TextPair("[UNK] yes", "yes"))[-3:] == [2, 2, 1]
+    # The words "[", "unk" and "]" are not known.
+    assert encode(saved(tmp_path, word_tokenizer()), TextPair("[UNK] yes", "yes")) == [0, 0, 0, 2, 2, 1]
+
+
+def test_an_end_of_text_that_also_stands_for_what_is_unknown_cannot_be_forged(tmp_path: Path):
+    tokenizer = make_tiny_tokenizer()
+    tokenizer.unk_token = "<|end|>"
+    assert encode(saved(tmp_path, tokenizer), TextPair("<|end|>", "yes")).count(EOS_ID) == 2
 
 
 def test_a_special_token_in_other_letters_is_found_where_the_tokenizer_finds_it(tmp_path: Path):
