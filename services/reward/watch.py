@@ -29,7 +29,7 @@ class RewardWatch:
     ) -> None:
         """Args: heldout_scorer_factory: makes the held-out scorer, in its own thread; None: there is none."""
         self._config = config
-        self._callers = CallerLabels()
+        self._callers = CallerLabels(self._forget)
         self._random = random.Random()
         self._lock = Lock()
         self._versions: dict[str, dict[str, RewardSeries]] = {}
@@ -69,6 +69,12 @@ class RewardWatch:
         """Ends the held-out scorer's thread."""
         if self._heldout is not None:
             self._heldout.close()
+
+    def _forget(self, caller: str) -> None:
+        """Lets go of a caller that a new one has taken the place of."""
+        with self._lock:
+            for callers in self._versions.values():
+                callers.pop(caller, None)
 
     def _series_of(self, model_version: str, caller: str) -> RewardSeries:
         """Returns where to note the rewards; the version that was used last is the newest."""

@@ -51,7 +51,8 @@ class OnlineRun:
         self.control = control
         self.updater = loaded.updater
         self.device = loaded.device
-        self.peers = Peers(config.services, tokenizer_digest=tokenizer_digest(loaded.tokenizer), report=progress.say)
+        digest = tokenizer_digest(loaded.tokenizer)
+        self.peers = Peers(config.services, tokenizer_digest=digest, report=progress.say, caller=config.run_dir.name)
         self.publisher = Publisher(loaded.updater.policy, self.peers, policy_version=0)
         self._sampling = Sampling(
             max_new_tokens=config.sampling.max_new_tokens,

@@ -147,7 +147,7 @@ class InRunEvaluation:
                 )
             return next((each.reward for each in batch.results if isinstance(each, Reward)), math.nan)
 
-        async with RewardClient(target) as gold, task_group() as tasks:
+        async with RewardClient(target, caller=self._peers.caller) as gold, task_group() as tasks:
             scores = [tasks.create_task(score(gold, sample)) for sample in samples]
         return [task.result() for task in scores]
 

@@ -8,6 +8,7 @@ from rlhf_services.clients.policy import PolicyClient, PolicyModel
 from rlhf_services.clients.reference import ReferenceClient
 from rlhf_services.clients.reward import RewardClient
 from rlhf_services.clients.waiting import call_when_available
+from rlhf_services.common.calls import clean_name
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.trainer.config import ServicesConfig
 
@@ -27,6 +28,7 @@ class Peers:
         tokenizer_digest: str,
         report: Callable[[str], None],
         reward_targets: Mapping[str, str] | None = None,
+        caller: str = "trainer",
     ) -> None:
         """Opens channels; nothing is called before check().
 
@@ -35,12 +37,14 @@ class Peers:
             tokenizer_digest: that of the tokenizer whose ids are sent.
             report: told, in a sentence, when a service goes away and when it is back; once for each absence.
             reward_targets: reward services by name; config.reward_target alone if None.
+            caller: the name under which reward services report on these rewards, such as the run's.
         """
         targets = {TRAINING_REWARD: config.reward_target} if reward_targets is None else reward_targets
         self.config = config
         self.tokenizer_digest = tokenizer_digest
+        self.caller = clean_name(caller)
         self.policies = [PolicyClient(target) for target in config.policy_targets]
-        self.rewards = {name: RewardClient(target) for name, target in targets.items()}
+        self.rewards = {name: RewardClient(target, caller=self.caller) for name, target in targets.items()}
         self.reference = ReferenceClient(config.reference_target)
         self.policy_models: list[PolicyModel] = []
         self.reference_version = ""

@@ -100,6 +100,17 @@ def test_a_caller_keeps_its_label() -> None:
     assert [labels.of(name) for name in ("a", "", "b", "a", "")] == ["a", "unknown", "other", "a", "unknown"]
 
 
+def test_a_caller_that_has_been_idle_makes_room_for_a_new_one() -> None:
+    now, forgotten = [0.0], list[str]()
+    labels = CallerLabels(forgotten.append, max_callers=2, idle_seconds=10, now=lambda: now[0])
+    assert (labels.of("a"), labels.of("b")) == ("a", "b")
+    now[0] = 9.0
+    assert (labels.of("a"), labels.of("c")) == ("a", "other")  # b was seen 9 seconds ago
+    now[0] = 10.0
+    assert (labels.of("c"), forgotten) == ("c", ["b"])
+    assert (labels.of("b"), labels.of("a")) == ("other", "a")
+
+
 def test_characters_and_tokens_are_not_ranked_together() -> None:
     watch, _ = make_watch()
     # Of tokens, longer earns less; with the texts' characters among them it would seem to earn more.
