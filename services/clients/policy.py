@@ -49,8 +49,9 @@ class PolicyClient(ServiceClient):
     full_name = "rlhf_services.v1.PolicyService"
     retried_methods = ("GetModel",)
 
-    def __init__(self, target: str) -> None:
-        super().__init__(target)
+    def __init__(self, target: str, *, token: str | None = None, caller: str = "") -> None:
+        """Opens a channel; nothing is connected before the first call. The arguments are those of ServiceClient."""
+        super().__init__(target, token=token, caller=caller)
         self._stub = policy_pb2_grpc.PolicyServiceStub(self._channel)
 
     async def generate(

@@ -42,8 +42,9 @@ class ReferenceClient(ServiceClient):
     full_name = "rlhf_services.v1.ReferenceService"
     retried_methods = ("ComputeLogprobs", "GetModel")
 
-    def __init__(self, target: str) -> None:
-        super().__init__(target)
+    def __init__(self, target: str, *, token: str | None = None, caller: str = "") -> None:
+        """Opens a channel; nothing is connected before the first call. The arguments are those of ServiceClient."""
+        super().__init__(target, token=token, caller=caller)
         self._stub = reference_pb2_grpc.ReferenceServiceStub(self._channel)
 
     async def compute_logprobs(

@@ -42,8 +42,9 @@ class TrainerClient(ServiceClient):
     full_name = "rlhf_services.v1.TrainerService"
     retried_methods = ("GetRun", "Pause", "Resume", "Stop")
 
-    def __init__(self, target: str) -> None:
-        super().__init__(target)
+    def __init__(self, target: str, *, token: str | None = None, caller: str = "") -> None:
+        """Opens a channel; nothing is connected before the first call. The arguments are those of ServiceClient."""
+        super().__init__(target, token=token, caller=caller)
         self._stub = trainer_pb2_grpc.TrainerServiceStub(self._channel)
 
     async def get_run(self, deadline_seconds: float = 10.0) -> Run:

@@ -13,12 +13,17 @@ import pytest
 import trustme
 from certificates import http_context, issue
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from real_services import make_policy
 from secured_service import BODY, entry, post, replace, secured_service
 
+from rlhf_services.clients.policy import PolicyClient
 from rlhf_services.clients.reward import Reward, RewardClient, ScoreItem
 from rlhf_services.common.auth import AUTH_VARIABLE
+from rlhf_services.common.channel import open_channel
 from rlhf_services.common.client_token import TOKEN_VARIABLE
 from rlhf_services.common.errors import ConfigError, PermissionDeniedError, UnauthenticatedError
+from rlhf_services.common.rollout import Prompt, Sampling
+from rlhf_services.v1 import policy_pb2_grpc
 
 ITEM = ScoreItem.text("a prompt", "a completion")
 TRAINER, WATCHER, ADMIN = "token-of-the-trainer", "token-of-the-watcher", "token-of-the-admin"
@@ -93,6 +98,39 @@ async def test_only_an_admin_may_load_a_model(listed, shown):
         # The admin comes past the door, to where LoadModel is refused for want of allowed roots; and may score, too.
         assert (await post(service.http, "/v1/load_model", LOAD, token=ADMIN))[0] not in (401, 403)
         assert (await post(service.http, "/v1/score", BODY, token=ADMIN))[0] == 200
+
+
+async def test_the_policy_streams_to_those_who_may_generate_and_takes_weights_from_the_admin_alone(
+    tiny_model_path, tmp_path, monkeypatch
+):
+    path = tmp_path / "clients.toml"
+    path.write_text(entry("eval", ["generate"], token=TRAINER) + entry("trainer", ["admin"], token=ADMIN))
+    monkeypatch.setenv(AUTH_VARIABLE, str(path))
+    server = make_policy(tiny_model_path)
+    await server.start()
+    try:
+        await server.wait_ready()
+        target = f"127.0.0.1:{server.port}"
+
+        async def generated(token: str | None) -> int:
+            async with PolicyClient(target, token=token) as client:
+                prompts = [Prompt(group_id="g", prompt_ids=[5, 6], seed=1)]
+                return len([rollout async for rollout in client.generate(prompts, Sampling(max_new_tokens=2))])
+
+        async def pushed(token: str) -> grpc.StatusCode:
+            async with open_channel(target, service=PolicyClient.full_name, retried_methods=(), token=token) as channel:
+                with pytest.raises(grpc.aio.AioRpcError) as error:
+                    await policy_pb2_grpc.PolicyServiceStub(channel).UpdateWeights(iter([]), timeout=10)
+                return error.value.code()
+
+        assert await generated(TRAINER) == await generated(ADMIN) == 1
+        with pytest.raises(UnauthenticatedError):
+            await generated(None)
+        assert await pushed(TRAINER) is grpc.StatusCode.PERMISSION_DENIED
+        # The admin comes past the door: it is told that it has sent nothing.
+        assert await pushed(ADMIN) is grpc.StatusCode.INVALID_ARGUMENT
+    finally:
+        await server.stop()
 
 
 async def test_health_and_reflection_are_open_to_everyone(listed):
