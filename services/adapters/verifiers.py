@@ -1,4 +1,4 @@
-"""The reward service as a reward of verifiers: of a task (verifiers.v1), or of a Rubric (before 0.2)."""
+"""The reward service as a reward of verifiers: of a task (verifiers.v1), or of a Rubric (verifiers 0.1)."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
