@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from rlhf_services.cli.main import main
 from rlhf_services.clients.reward import RewardClient, ScoreItem
+from rlhf_services.demo.model_sources import fetch_model
 from rlhf_services.local.local_services import LocalServices
 from rlhf_services.local.services_file import read_services
 from rlhf_services.local.supervisor import Supervisor
@@ -159,3 +161,33 @@ def test_compare_says_which_completion_is_the_better_one(services: str, capsys: 
 def test_a_service_of_a_rule_loads_no_weights(services: str, capsys: Capture) -> None:
     assert main(["reward", "load", "--services", services, "--path", "/nowhere"]) == 1
     assert "has no checkpoint to load" in capsys.readouterr().err
+
+
+def test_load_swaps_the_model_and_says_what_was_served_before(tmp_path: Path, capsys: Capture) -> None:
+    for number in (1, 2):
+        fetch_model(f"tiny-reward:{number}", tmp_path / f"reward-{number}", print)
+    (tmp_path / "reward.toml").write_text(
+        f'scorer = {{kind = "model", path = "{tmp_path}/reward-1", dtype = "float32", device = "cpu"}}\n'
+        f'models = {{allowed_roots = ["{tmp_path}"]}}\n'
+    )
+    with Supervisor(tmp_path / "logs", print, stop_grace_seconds=2.0) as supervisor:
+        local = LocalServices(supervisor, tmp_path / "services.toml", environment={"OMP_NUM_THREADS": "1"})
+        entry = local.start("model", "reward", ["--config", str(tmp_path / "reward.toml")])
+        local.wait_ready([entry], 120.0, lambda states: None)
+        before = asyncio.run(version_of(entry.target))
+        capsys.readouterr()
+        command = ["reward", "load", "--target", entry.target]
+        assert main([*command, "--path", str(tmp_path / "reward-2"), "--json"]) == 0
+        (loaded,) = json_lines(capsys)
+        after = asyncio.run(version_of(entry.target))
+        assert (loaded["previous_model_version"], loaded["model_version"]) == (before, after)
+        assert before != after
+        assert main([*command, "--path", str(tmp_path / "reward-1")]) == 0
+        assert re.fullmatch(rf"serving {before} after \d+\.\d s, before that {after}\n", capsys.readouterr().out)
+        assert main([*command, "--path", "/"]) == 1
+        assert "models.allowed_roots" in capsys.readouterr().err
+
+
+async def version_of(target: str) -> str:
+    async with RewardClient(target) as client:
+        return (await client.get_model()).model_version
