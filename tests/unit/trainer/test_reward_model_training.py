@@ -19,7 +19,7 @@ from rlhf_services.common.errors import ConfigError
 from rlhf_services.models.scalar_model import ScalarModel
 from rlhf_services.reward.config import ScorerConfig
 from rlhf_services.reward.factory import build_scorer
-from rlhf_services.reward.scorer import TextPair, TokenPair
+from rlhf_services.reward.scorer import TextPair
 from rlhf_services.trainer.config import LoraConfig
 from rlhf_services.trainer.data.preferences import Choice, PreferenceGroup
 from rlhf_services.trainer.errors import RunError, StoppedError
@@ -199,13 +199,12 @@ def test_transformers_and_the_reward_service_read_the_saved_model_alike(tmp_path
     assert report is not None
     path = config.run_dir / "model"
     scorer = build_scorer(ScorerConfig(kind="model", path=str(path), dtype="float32", device="cpu"))
-    tokens = scorer.prepare(TextPair("say 1", "w1!"))
-    assert isinstance(tokens, TokenPair)
+    ids = scorer.prepare(TextPair("say 1", "w1!"))
     classifier = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32).eval()
     with torch.no_grad():
-        raw = float(classifier(torch.tensor([tokens.prompt_ids + tokens.completion_ids])).logits)
+        raw = float(classifier(torch.tensor([ids])).logits)
     (member,) = report.members
-    assert scorer.score([tokens]) == pytest.approx([(raw - member.reward_mean) / member.reward_std], abs=1e-4)
+    assert scorer.score([ids]) == pytest.approx([(raw - member.reward_mean) / member.reward_std], abs=1e-4)
 
 
 def test_an_ensemble_trains_members_that_differ_and_reports_their_disagreement(
