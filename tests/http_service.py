@@ -5,13 +5,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 from prometheus_client import CollectorRegistry
+from tiny_model import ASSISTANT_ID, EOS_ID, USER_ID
 
-from rlhf_services.clients.reward import RewardClient
+from rlhf_services.clients.reward import Reward, RewardClient, ScoreItem
 from rlhf_services.common.serving import ServiceServer
+from rlhf_services.models.loading import load_tokenizer
 from rlhf_services.reward.config import HttpConfig, LimitsConfig, RewardServerConfig, ScorerConfig
 from rlhf_services.reward.core import RewardCore
 from rlhf_services.reward.factory import build_scorer
@@ -21,6 +23,11 @@ from rlhf_services.reward.scorer import Scorer
 from rlhf_services.reward.server import FULL_NAME, SCOPE_OF_METHOD
 from rlhf_services.reward.servicer import RewardServicer
 from rlhf_services.v1 import reward_pb2_grpc
+
+QUESTIONS = ("How are you?", "And you?")
+ANSWERS = ("Fine, thanks.", "No.")
+PROMPTS = [f"<|user|>{question}<|end|><|assistant|>" for question in QUESTIONS]
+QUERIES = [f"{prompt}{answer}<|end|>" for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -86,3 +93,26 @@ def tiny_model(path: Path) -> Callable[[], Scorer[Any]]:
 def length_rule() -> Scorer[Any]:
     """Returns the rule that pays 1 - |characters - 200| / 200."""
     return build_scorer(ScorerConfig(kind="length"))
+
+
+class Known(NamedTuple):
+    """A service with the tiny reward model, and what it is known to give."""
+
+    service: Served
+    ids: list[list[int]]
+    rewards: list[float]
+
+
+@asynccontextmanager
+async def known(path: Path) -> AsyncIterator[Known]:
+    """Gives the service with the tiny reward model, and the rewards of QUESTIONS and ANSWERS over gRPC."""
+    tokenizer = load_tokenizer(path)
+    ids = [
+        [USER_ID, *tokenizer.encode(question), EOS_ID, ASSISTANT_ID, *tokenizer.encode(answer), EOS_ID]
+        for question, answer in zip(QUESTIONS, ANSWERS, strict=True)
+    ]
+    async with served(tiny_model(path)) as service:
+        results = (await service.client.score([ScoreItem.tokens(each[:5], each[5:]) for each in ids])).results
+        rewards = [result.reward for result in results if isinstance(result, Reward)]
+        assert len(set(rewards)) == 2
+        yield Known(service, ids, rewards)
