@@ -25,6 +25,10 @@ class NumberScorer:
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
+        self.prepare_gate = threading.Event()
+        self.prepare_gate.set()
+        self.preparing = threading.Event()
+        self.prepared: list[str] = []
         self.batches: list[list[str]] = []
         self.closed = threading.Event()
 
@@ -35,6 +39,9 @@ class NumberScorer:
 
     def prepare(self, item: Item) -> str | ScoreError:
         assert isinstance(item, TextPair)
+        self.prepared.append(item.completion)
+        self.preparing.set()
+        assert self.prepare_gate.wait(10)
         if item.completion == "word":
             return ScoreError(ErrorCode.INVALID_ITEM, "not a number")
         if item.completion == "unreadable":

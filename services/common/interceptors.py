@@ -19,6 +19,9 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 
+MAX_MESSAGE_BYTES = 2000
+"""Of an error's message. A client takes no more than 8 KiB of metadata, and mistakes what is longer for an overload."""
+
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Surrounds each call of one service; health and reflection pass untouched, so that they always answer."""
@@ -104,7 +107,16 @@ def _described(request: Any) -> tuple[str, int | None]:
 
 
 async def _abort(context: Context, error: ServiceError) -> None:
-    await context.abort(error.status, str(error), _retry_metadata(error))
+    await context.abort(error.status, clipped(str(error)), _retry_metadata(error))
+
+
+def clipped(message: str) -> str:
+    """Returns the message, its middle left out if it is too long to be sent: a value that the caller sent is there."""
+    if len(message.encode(errors="replace")) <= MAX_MESSAGE_BYTES:
+        return message
+    # A character has up to 4 bytes.
+    num_kept = (MAX_MESSAGE_BYTES if message.isascii() else MAX_MESSAGE_BYTES // 4) // 2
+    return f"{message[:num_kept]} [...] {message[-num_kept:]}"
 
 
 def _retry_metadata(error: ServiceError) -> tuple[tuple[str, str | bytes], ...]:

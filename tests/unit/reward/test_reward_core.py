@@ -138,6 +138,35 @@ async def test_items_of_a_caller_that_left_are_not_scored():
     assert scorer.scored == ["1", "3"]
 
 
+async def test_a_small_call_is_prepared_between_the_parts_of_a_large_one():
+    scorer = NumberScorer()
+    async with loaded(scorer) as (core, registry):
+        scorer.prepare_gate.clear()
+        large = asyncio.create_task(core.score([text("1")] * 100))
+        await asyncio.to_thread(scorer.preparing.wait, 10)
+        small = asyncio.create_task(core.score([text("2")]))
+        await until(lambda: registry.get_sample_value("rlhf_reward_queue_items") == 101)
+        scorer.prepare_gate.set()
+        await asyncio.gather(large, small)
+    # The part of 32 that was being prepared, the small call, and the other 68.
+    assert scorer.prepared.index("2") == 32
+
+
+async def test_a_caller_that_leaves_while_its_items_are_prepared_ends_that_after_the_present_part():
+    scorer = NumberScorer()
+    async with loaded(scorer) as (core, registry):
+        scorer.prepare_gate.clear()
+        leaving = asyncio.create_task(core.score([text("1")] * 100))
+        await asyncio.to_thread(scorer.preparing.wait, 10)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        assert registry.get_sample_value("rlhf_reward_queue_items") == 0
+        scorer.prepare_gate.set()
+        await core.score([text("2")])
+    assert scorer.prepared == ["1"] * 32 + ["2"]
+    assert scorer.scored == ["2"]
+
+
 async def test_a_stuck_scorer_turns_readiness_off_until_it_answers():
     scorer = NumberScorer()
     async with loaded(scorer, stuck_after_seconds=0.01) as (core, _):
