@@ -25,6 +25,8 @@ from rlhf_services.reward.scorer import (
 from rlhf_services.reward.scorer_config import ComponentConfig, ScorerConfig
 from rlhf_services.reward.sum_scorer import Component, SumScorer
 
+ROOT = Path(__file__).parents[3]
+
 
 class Table:
     """A Scorer that looks its outcomes up by the completion."""
@@ -212,6 +214,20 @@ def test_a_sum_of_a_model_and_a_rule_takes_text_and_tokens_alike(tiny_reward_pat
     assert tokens.reward == pytest.approx(text.reward, abs=1e-5)
     assert [part.name for part in text.components] == ["model", "short"]
     assert scorer.info.max_sequence_tokens == 512
+
+
+def test_a_sum_of_a_rule_and_a_scorer_of_ones_own():
+    own = {"target": "json_answer:JsonAnswer", "path": str(ROOT / "examples/scorers")}
+    scorer = build_scorer(
+        sum_of(
+            {"name": "json", "weight": 3, "kind": "python", "python": own},
+            {"name": "short", "weight": 1, "kind": "length", "target_length": 2},
+        )
+    )
+    outcomes = scorer.score([scorer.prepare(TextPair("p", completion)) for completion in ("{}", "no")])
+    scorer.close()
+    # A JSON object earns 3 * 1, and both are of the best length.
+    assert [outcome.reward for outcome in outcomes if isinstance(outcome, Score)] == [4.0, 1.0]
 
 
 def test_a_component_that_cannot_be_built_is_named(tmp_path: Path):
