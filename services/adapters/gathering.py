@@ -1,7 +1,6 @@
 """Many calls for one item each, made at about the same time, become one call of the service."""
 
 import asyncio
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -82,11 +81,14 @@ class Gatherer:
                 outcome.set_result(task.result()[place])
 
 
-_gatherers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Key, Gatherer]] = weakref.WeakKeyDictionary()
+_gatherers: dict[asyncio.AbstractEventLoop, dict[Key, Gatherer]] = {}
 
 
 def gatherer_for(target: str, caller: str, patience: Patience, *, window_seconds: float = WINDOW_SECONDS) -> Gatherer:
     """Returns the one gatherer of the running loop for these arguments; all who call it share its client."""
+    for loop in list(_gatherers):
+        if loop.is_closed():  # asyncio.run makes a loop for each call
+            _gatherers.pop(loop, None)
     of_loop = _gatherers.setdefault(asyncio.get_running_loop(), {})
     key = (target, caller, window_seconds, patience)
     if key not in of_loop:

@@ -18,9 +18,9 @@ class LoopThread:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Returns what the coroutine returns; an interrupt of the waiting thread cancels it."""
-        if not self._thread.is_alive():
+        if problem := self._why_not():
             work.close()
-            raise RuntimeError(f"the thread {self._thread.name!r} has ended: closed, or left behind by a fork")
+            raise RuntimeError(f"the thread {self._thread.name!r} {problem}")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
@@ -42,6 +42,14 @@ class LoopThread:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
         self._loop.close()
+
+    def _why_not(self) -> str:
+        """Returns why nothing can be run; empty if it can."""
+        if not self._thread.is_alive():
+            return "has ended: closed, or left behind by a fork"
+        if threading.current_thread() is self._thread:
+            return "cannot wait for itself: do not call its client from a callback"
+        return ""
 
 
 async def _cancel_others() -> None:

@@ -8,7 +8,7 @@ import grpc
 import pytest
 from fake_text_reward import FakeTextReward
 
-from rlhf_services.adapters import scoring
+from rlhf_services.adapters import gathering, scoring
 from rlhf_services.adapters.gathering import Gatherer, close_gatherers, gatherer_for
 from rlhf_services.adapters.scoring import ItemScorer, Patience
 from rlhf_services.clients import waiting
@@ -109,3 +109,11 @@ async def test_a_loop_has_one_gatherer_for_a_service(service: FakeTextReward):
     await close_gatherers()
     assert gatherer_for(service.target, "me", Patience()) is not gatherer
     await close_gatherers()
+
+
+def test_loops_that_have_ended_are_forgotten(service_elsewhere: FakeTextReward):
+    async def score() -> Reward | RewardError:
+        return await gatherer_for(service_elsewhere.target, "", Patience()).score(text("abc"))
+
+    assert [asyncio.run(score()) for _ in range(3)] == [Reward("", 3.0)] * 3
+    assert len([loop for loop in gathering._gatherers if loop.is_closed()]) == 1

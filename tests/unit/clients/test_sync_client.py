@@ -1,6 +1,8 @@
 """The client for threads, against a service in an event loop of its own."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -77,3 +79,18 @@ def test_a_closed_client_says_so(service: FakeTextReward):
     client.close()
     with pytest.raises(RuntimeError, match="closed"):
         client.get_model()
+
+
+def test_a_callback_that_would_wait_for_itself_says_so(service: FakeTextReward):
+    with SyncRewardClient(service.target) as client, pytest.raises(RuntimeError, match="cannot wait for itself"):
+        client.score_many([text("x")], on_progress=lambda *_: client.get_model() and None)
+
+
+def test_a_client_that_is_not_closed_ends_with_its_process(service: FakeTextReward):
+    script = (
+        "from rlhf_services.clients.sync import SyncRewardClient\n"
+        f"client = SyncRewardClient({service.target!r})\n"
+        "print(client.get_model().model_version)"
+    )
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "v1\n", "")
