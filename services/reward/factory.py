@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from rlhf_services.common.errors import ConfigError
@@ -22,10 +23,14 @@ from rlhf_services.reward.sum_scorer import Component, SumScorer
 KINDS_THAT_WAIT = frozenset({"judge", "python"})
 """Their work is done by another process."""
 
+# transformers cannot load in two threads at once, and the watch's held-out scorer is built beside LoadModel's.
+_ONE_AT_A_TIME = Lock()
+
 
 def build_scorer(config: ScorerConfig) -> Scorer[Any]:
     """Returns the scorer. Raises: ConfigError if its files are missing or wrong."""
-    return _build_sum(config.components) if config.kind == "sum" else _build_part(config)
+    with _ONE_AT_A_TIME:
+        return _build_sum(config.components) if config.kind == "sum" else _build_part(config)
 
 
 def _build_sum(parts: Sequence[ComponentConfig]) -> Scorer[Any]:
