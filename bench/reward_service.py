@@ -165,7 +165,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--requests", type=positive, default=1024, help="different ones, sent in turn")
     parser.add_argument("--budget", type=positive, help="tokens of a batch; found out offline if absent")
     parser.add_argument("--folder", type=Path, default=Path("build/bench"), help="for models, logs and results")
-    parser.add_argument("--json", metavar="FILE", help="also write JSON; - for standard output")
+    parser.add_argument("--json", "--output", metavar="FILE", help="also write JSON; - for standard output")
     return parser.parse_args()
 
 
