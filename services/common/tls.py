@@ -140,6 +140,9 @@ def _http_context(files: TlsFiles) -> ssl.SSLContext:
     files.read()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.verify_mode = ssl.CERT_REQUIRED
+    # A session that is resumed is not checked again, so that a certificate would hold for longer than it is valid.
+    context.options |= ssl.OP_NO_TICKET
+    context.num_tickets = 0
     context.set_alpn_protocols(["http/1.1"])
     context.load_cert_chain(files.cert, files.key)
     context.load_verify_locations(files.ca)

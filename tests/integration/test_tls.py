@@ -163,7 +163,7 @@ async def test_renewed_certificates_of_both_sides_are_taken_up_while_calls_run_a
         url = f"https://{service.http}/v1/model"
         kept = http_context(variables)
         async with session.get(url, ssl=kept) as answer:
-            assert answer.status == 200
+            assert (answer.status, len(await answer.read()) > 0) == (200, True)
         (tls / "ca.crt").write_bytes(both)
         await asyncio.sleep(1.3)
         renewed = issue(new, tls, "localhost", "127.0.0.1")
@@ -178,10 +178,24 @@ async def test_renewed_certificates_of_both_sides_are_taken_up_while_calls_run_a
         assert num_served > served_before > 0
         # The HTTP connection from before is still good; on a new one both show the new authority's certificate.
         async with session.get(url, ssl=kept) as answer:
-            assert answer.status == 200
+            assert (answer.status, len(await answer.read()) > 0) == (200, True)
         assert (await post(service.http, "/v1/score", BODY, tls=http_context(renewed)))[0] == 200
         with pytest.raises(aiohttp.ClientError):
             await post(service.http, "/v1/score", BODY, tls=kept)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+async def test_a_new_http_connection_is_shown_the_renewed_certificate_even_if_it_names_no_host(
+    authority, tmp_path, variables, host
+):
+    """A client that calls an address sends no name with its handshake."""
+    async with secured_service() as service:
+        port, first = int(service.http.rpartition(":")[2]), (tmp_path / "tls/tls.crt").read_text()
+        assert await asyncio.to_thread(shown_certificate, port, http_context(variables), host) == first
+        issue(authority, tmp_path / "tls", "localhost", "127.0.0.1")
+        await asyncio.sleep(1.1)
+        second = await asyncio.to_thread(shown_certificate, port, http_context(variables), host)
+        assert second == (tmp_path / "tls/tls.crt").read_text() != first
 
 
 async def test_a_call_in_flight_ends_on_the_channel_it_began_on(authority, tmp_path, variables):
@@ -206,10 +220,10 @@ async def test_a_call_in_flight_ends_on_the_channel_it_began_on(authority, tmp_p
         assert (await call).results == [Reward("", 1.5)]
 
 
-def shown_certificate(port: int, context: ssl.SSLContext) -> str:
+def shown_certificate(port: int, context: ssl.SSLContext, host: str = "localhost") -> str:
     """Returns the certificate, in PEM, that a new connection is shown."""
     with (
         socket.create_connection(("127.0.0.1", port)) as plain,
-        context.wrap_socket(plain, server_hostname="localhost") as wrapped,
+        context.wrap_socket(plain, server_hostname=host) as wrapped,
     ):
         return ssl.DER_cert_to_PEM_cert(wrapped.getpeercert(binary_form=True) or b"")

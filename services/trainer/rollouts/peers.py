@@ -37,15 +37,15 @@ class Peers:
             tokenizer_digest: that of the tokenizer whose ids are sent.
             report: told, in a sentence, when a service goes away and when it is back; once for each absence.
             reward_targets: reward services by name; config.reward_target alone if None.
-            caller: the name under which reward services report on these rewards, such as the run's.
+            caller: the name under which services know these calls, and report on these rewards, such as the run's.
         """
         targets = {TRAINING_REWARD: config.reward_target} if reward_targets is None else reward_targets
         self.config = config
         self.tokenizer_digest = tokenizer_digest
         self.caller = clean_name(caller)
-        self.policies = [PolicyClient(target) for target in config.policy_targets]
+        self.policies = [PolicyClient(target, caller=self.caller) for target in config.policy_targets]
         self.rewards = {name: RewardClient(target, caller=self.caller) for name, target in targets.items()}
-        self.reference = ReferenceClient(config.reference_target)
+        self.reference = ReferenceClient(config.reference_target, caller=self.caller)
         self.policy_models: list[PolicyModel] = []
         self.reference_version = ""
         self._report = report
