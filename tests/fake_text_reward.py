@@ -21,6 +21,8 @@ class FakeTextReward(FakeServer, reward_pb2_grpc.RewardServiceServicer):
         self.version = "v1"
         self.requests: list[reward_pb2.ScoreRequest] = []
         self.callers: list[str] = []
+        self.connections: list[str] = []
+        """Address of the other end, of each call."""
         self.arrivals = asyncio.Semaphore(0)
         """Released by each call that arrives."""
         self.refusals: deque[tuple[grpc.StatusCode, str]] = deque()
@@ -43,6 +45,7 @@ class FakeTextReward(FakeServer, reward_pb2_grpc.RewardServiceServicer):
 
     async def Score(self, request: Any, context: Any) -> reward_pb2.ScoreResponse:
         self.requests.append(request)
+        self.connections.append(context.peer())
         self.arrivals.release()
         self.callers.append(dict(context.invocation_metadata()).get("x-rlhf-caller", ""))
         if self.refusals:
