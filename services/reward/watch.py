@@ -1,6 +1,7 @@
 """The watch over rewards: signs, by model version and caller, that a policy exploits its reward."""
 
 import random
+import time
 from collections.abc import Callable, Hashable, Sequence
 from threading import Lock
 from typing import Any
@@ -17,6 +18,8 @@ from rlhf_services.reward.watch_statistics import repetition_of
 REPETITION_UNITS = 512
 """Words or tokens of a completion's end in which repetition is looked for: loops come at the end."""
 REPETITION_CHARACTERS = 8 * REPETITION_UNITS
+QUIET_SECONDS = 1800.0
+"""A caller that has asked for nothing in so long is left out of the metrics: an alert on a run that is over must end."""
 REPETITION_ITEMS = 16
 """Items of one call that are looked at so closely; it happens in the thread that answers all calls."""
 
@@ -25,11 +28,17 @@ class RewardWatch:
     """Keeps the first and the newest rewards of each caller and version, and compares them when asked."""
 
     def __init__(
-        self, config: WatchConfig, metrics: RewardMetrics, heldout_scorer_factory: Callable[[], Scorer[Any]] | None
+        self,
+        config: WatchConfig,
+        metrics: RewardMetrics,
+        heldout_scorer_factory: Callable[[], Scorer[Any]] | None,
+        *,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         """Args: heldout_scorer_factory: makes the held-out scorer, in its own thread; None: there is none."""
         self._config = config
-        self._callers = CallerLabels(self._forget)
+        self._now = now
+        self._callers = CallerLabels(self._forget, now=now)
         self._random = random.Random()
         self._lock = Lock()
         self._versions: dict[str, dict[str, RewardSeries]] = {}
@@ -37,7 +46,7 @@ class RewardWatch:
         if heldout_scorer_factory is not None:
             counter = metrics.watch.heldout_items
             self._heldout = HeldoutScoring(heldout_scorer_factory, config.heldout_fraction, counter)
-        metrics.watch.read_from(self.reports)
+        metrics.watch.read_from(self.recent_reports)
 
     def observe(
         self, model_version: str, caller: str, observations: Sequence[Observation], tokenizer_digest: str = ""
@@ -51,6 +60,7 @@ class RewardWatch:
         # By lot: every nth could be the same place of every group of completions.
         chosen = set(self._random.sample(range(len(observations)), min(len(observations), REPETITION_ITEMS)))
         series = self._series_of(model_version, self._callers.of(caller))
+        series.seen_at = self._now()
         series.add([_point_of(each, closely=index in chosen) for index, each in enumerate(observations)])
         if self._heldout is not None:
             self._heldout.offer(series, observations, tokenizer_digest)
@@ -60,15 +70,22 @@ class RewardWatch:
 
         With many callers that takes a few hundred milliseconds: not for the thread of the event loop.
         """
-        with self._lock:
-            series = [each for version in reversed(self._versions.values()) for each in version.values()]
-        reports = [each.report() for each in series]
-        return [report for report in reports if report is not None]
+        return _reports_of(self._all_series())
+
+    def recent_reports(self) -> list[Report]:
+        """The same without the callers that have been quiet for long."""
+        oldest = self._now() - QUIET_SECONDS
+        return _reports_of([series for series in self._all_series() if series.seen_at > oldest])
 
     def close(self) -> None:
         """Ends the held-out scorer's thread."""
         if self._heldout is not None:
             self._heldout.close()
+
+    def _all_series(self) -> list[RewardSeries]:
+        """Returns the series, newest version first."""
+        with self._lock:
+            return [each for version in reversed(self._versions.values()) for each in version.values()]
 
     def _forget(self, caller: str) -> None:
         """Lets go of a caller that a new one has taken the place of."""
@@ -86,6 +103,11 @@ class RewardWatch:
             if caller not in callers:
                 callers[caller] = RewardSeries(model_version, caller, self._config)
             return callers[caller]
+
+
+def _reports_of(series: Sequence[RewardSeries]) -> list[Report]:
+    reports = [each.report() for each in series]
+    return [report for report in reports if report is not None]
 
 
 def _point_of(observation: Observation, *, closely: bool) -> Point:

@@ -66,6 +66,8 @@ class RewardSeries:
 
     def __init__(self, model_version: str, caller: str, config: WatchConfig) -> None:
         self._model_version, self._caller, self._config = model_version, caller, config
+        self.seen_at = 0.0
+        """When its caller last asked, by the watch's clock."""
         self._lock = Lock()
         self._num_items = 0
         self._first = _First(config.baseline_items)

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from rlhf_services.reward.caller_labels import CallerLabels
 from rlhf_services.reward.metrics import RewardMetrics
 from rlhf_services.reward.scorer import Observation, TextPair, TokenPair
-from rlhf_services.reward.watch import REPETITION_ITEMS, REPETITION_UNITS, RewardWatch
+from rlhf_services.reward.watch import QUIET_SECONDS, REPETITION_ITEMS, REPETITION_UNITS, RewardWatch
 from rlhf_services.reward.watch_config import ThresholdsConfig, WatchConfig
 from rlhf_services.reward.watch_report import Report
 
@@ -109,6 +109,25 @@ def test_a_caller_that_has_been_idle_makes_room_for_a_new_one() -> None:
     now[0] = 10.0
     assert (labels.of("c"), forgotten) == ("c", ["b"])
     assert (labels.of("b"), labels.of("a")) == ("other", "a")
+
+
+def test_a_caller_that_has_been_quiet_is_still_reported_on_and_no_longer_alerted_about() -> None:
+    now = [0.0]
+    registry = CollectorRegistry()
+    watch = RewardWatch(CONFIG, RewardMetrics(registry), None, now=lambda: now[0])
+
+    def mean(caller: str) -> float | None:
+        return registry.get_sample_value("rlhf_reward_watch_mean", {"model_version": "v1", "caller": caller})
+
+    watch.observe("v1", "run-1", [seen(1.0)])
+    now[0] = QUIET_SECONDS - 1
+    watch.observe("v1", "run-2", [seen(2.0)])
+    assert (mean("run-1"), mean("run-2")) == (1.0, 2.0)
+    now[0] = QUIET_SECONDS + 1
+    assert (mean("run-1"), mean("run-2")) == (None, 2.0)
+    assert [report.caller for report in watch.reports()] == ["run-1", "run-2"]
+    watch.observe("v1", "run-1", [seen(3.0)])
+    assert mean("run-1") == 2.0
 
 
 def test_characters_and_tokens_are_not_ranked_together() -> None:
