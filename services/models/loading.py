@@ -1,5 +1,6 @@
 """Loading tokenizers and causal language models from local folders, ready for training and scoring."""
 
+import threading
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,9 @@ DtypeName = Literal["bfloat16", "float32"]
 """Element types that models are loaded in."""
 
 TORCH_DTYPES: dict[DtypeName, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+_ONE_AT_A_TIME = threading.Lock()
+"""transformers sets torch's default element type while it loads, for all threads; two loads could leave a wrong one."""
 
 
 def require_model_folder(path: str | Path, field: str = "model.path") -> Path:
@@ -104,15 +108,16 @@ def load_pretrained(
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, **config_overrides)
         _switch_dropout_off(config)
-        model, report = auto_class.from_pretrained(
-            folder,
-            config=config,
-            dtype=TORCH_DTYPES[dtype],
-            attn_implementation="sdpa",
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with _ONE_AT_A_TIME:
+            model, report = auto_class.from_pretrained(
+                folder,
+                config=config,
+                dtype=TORCH_DTYPES[dtype],
+                attn_implementation="sdpa",
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{field} is '{path}': transformers cannot load it: {error}") from error
     if report["missing_keys"]:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -140,3 +141,11 @@ def test_a_pickle_beside_safetensors_is_not_read(tmp_path: Path):
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": Trap(trap)}))
     load_policy(folder, dtype="float32")
     assert not trap.exists()
+
+
+def test_loads_in_several_threads_leave_torchs_default_type_alone(tmp_path: Path):
+    folder = make_tiny_model(tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        models = list(pool.map(lambda dtype: load_policy(folder, dtype=dtype), ["bfloat16", "float32"] * 4))
+    assert [model.dtype for model in models] == [torch.bfloat16, torch.float32] * 4
+    assert torch.get_default_dtype() is torch.float32
