@@ -118,6 +118,17 @@ def test_no_score_depends_on_its_neighbours_packed_or_padded(fixture: str, reque
     assert max(alone) - min(alone) > 0.01  # there is a difference to see
 
 
+@pytest.mark.parametrize("fixture", ["tiny_reward_path", "windowed_path"])
+def test_scores_are_the_same_while_another_model_loads(fixture: str, request: pytest.FixtureRequest):
+    scorer, rows = load_model_scorer(config_of(request.getfixturevalue(fixture))), rows_of_many_lengths()
+    usual = scorer.score(rows)
+    torch.set_default_dtype(torch.bfloat16)  # as transformers does while it loads a model of that type
+    try:
+        assert scorer.score(rows) == usual
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_closing_frees_the_weights(tiny_reward_path: Path):
     scorer = load_model_scorer(config_of(tiny_reward_path))
     weights = weakref.ref(scorer._model.head.weight)
