@@ -32,14 +32,17 @@ class ItemReader:
     def read(self, item: Item) -> TextPair | ScoreError:
         """Returns the item as text.
 
-        A conversation's prompt is what the user said, or all messages with their roles if there are several. Of token
-        ids the special ones are left out; a chat template's own words stay in the prompt.
+        A conversation's prompt is what the user said, or all messages with their roles if there are several. Special
+        tokens are left out, of raw text only if there is a decoder; a chat template's own words stay in the prompt.
         """
         match item:
             case TextPair():
                 return item
             case RawPair():
-                return TextPair(item.prompt, item.completion)
+                if self._decoder is None:
+                    return TextPair(item.prompt, item.completion)
+                plain = self._decoder.without_special_tokens
+                return TextPair(plain(item.prompt), plain(item.completion))
             case Conversation():
                 return _read_conversation(item.messages)
             case TokenPair():
