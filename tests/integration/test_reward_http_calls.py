@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -33,6 +34,25 @@ async def test_a_full_queue_is_refused_at_once_with_the_time_to_come_back():
         scorer.gate.set()
         assert [result["reward"] for result in (await first)[1]["results"]] == [1.0]
         assert [result["reward"] for result in (await second)[1]["results"]] == [2.0, 3.0]
+
+
+async def test_large_bodies_share_their_room_and_what_is_over_it_may_come_back():
+    scorer = NumberScorer()
+    scorer.gate.clear()
+    # A number of 2000 digits and more around it; there is room for four bodies of 3000 bytes.
+    body = numbers("0" * 2000 + "7")
+    async with served(lambda: scorer, max_body_bytes=3000) as service:
+        waiting = [asyncio.create_task(service.post("/v1/score", body)) for _ in range(5)]
+        await scorer.wait_until_running()
+        queued = partial(service.registry.get_sample_value, "rlhf_reward_queue_items")
+        await until(lambda: len(scorer.scored) + (queued() or 0) == 5)
+        status, answer = await service.post("/v1/score", body)
+        assert (status, answer["error"]["code"]) == (429, "resource_exhausted")
+        assert "too many large bodies at once" in answer["error"]["message"]
+        assert (await service.post("/v1/score", b"x" * 4000, content_type="application/json"))[0] == 413
+        scorer.gate.set()
+        assert [status for status, _ in await asyncio.gather(*waiting)] == [200] * 5
+        assert (await service.post("/v1/score", body))[1]["results"][0]["reward"] == 7.0
 
 
 async def test_work_that_nobody_waits_for_any_more_is_not_done():

@@ -2,13 +2,14 @@
 
 import asyncio
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
-from rlhf_services.common.errors import InvalidRequestError
+from rlhf_services.common.errors import InvalidRequestError, OverloadedError
 from rlhf_services.reward.gateway.http_errors import BodyTooLargeError, MediaTypeError, SlowBodyError
 
 M = TypeVar("M", bound=BaseModel)
@@ -16,6 +17,8 @@ T = TypeVar("T")
 
 BODY_SECONDS = 60.0
 """A body that takes longer to arrive is refused: its connection would be held for nothing."""
+BODIES_AT_ONCE = 4
+"""How many of the largest bodies there is room for; of smaller ones as many as fit into that."""
 THREAD_BYTES = 100_000
 """A larger body is decoded in a thread; a smaller one takes less time than the change of threads."""
 MAX_FAULTS_NAMED = 3
@@ -25,24 +28,60 @@ class CallerLeftError(asyncio.CancelledError):
     """The caller has closed the connection. Raised so that its work ends as a cancelled call does."""
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """Returns the body. Raises: BodyTooLargeError, before all of it is read; SlowBodyError; CallerLeftError."""
-    _require_identity(request)
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > max_bytes:
-        raise _too_large(max_bytes)
-    parts = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for part in request.stream():
-                parts += part
-                if len(parts) > max_bytes:
-                    raise _too_large(max_bytes)
-    except TimeoutError:
-        raise SlowBodyError(f"the body did not arrive within {BODY_SECONDS:g} s; send it at once") from None
-    except ClientDisconnect:
-        raise CallerLeftError from None
-    return bytes(parts)
+class BodyRoom:
+    """Room for the bodies of all calls together: without a bound many large ones would take the process's memory."""
+
+    def __init__(self, max_body_bytes: int) -> None:
+        """Args: max_body_bytes: the largest single body."""
+        self.max_body_bytes = max_body_bytes
+        self._bytes_left = BODIES_AT_ONCE * max_body_bytes
+
+    @contextmanager
+    def reader(self) -> Iterator["BodyReader"]:
+        """Gives what reads one body; the body has its room until the end of the block."""
+        reader = BodyReader(self)
+        try:
+            yield reader
+        finally:
+            self._bytes_left += reader.num_bytes
+
+    def take(self, num_bytes: int) -> None:
+        """Takes room. Raises: OverloadedError."""
+        if num_bytes > self._bytes_left:
+            raise OverloadedError("too many large bodies at once; come back later, or send smaller batches", 1.0)
+        self._bytes_left -= num_bytes
+
+
+class BodyReader:
+    """Reads the body of one call."""
+
+    def __init__(self, room: BodyRoom) -> None:
+        self.num_bytes = 0
+        """Bytes read so far."""
+        self._room = room
+
+    async def read(self, request: Request) -> bytes:
+        """Returns the body. Raises: BodyTooLargeError, before all of it is read; OverloadedError; CallerLeftError."""
+        _require_identity(request)
+        max_bytes = self._room.max_body_bytes
+        length = request.headers.get("content-length", "")
+        if length.isdecimal() and int(length) > max_bytes:
+            raise _too_large(max_bytes)
+        parts = bytearray()
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for part in request.stream():
+                    # As it arrives, not as announced: a caller that sends nothing takes nobody's room.
+                    self._room.take(len(part))
+                    self.num_bytes += len(part)
+                    parts += part
+                    if len(parts) > max_bytes:
+                        raise _too_large(max_bytes)
+        except TimeoutError:
+            raise SlowBodyError(f"the body did not arrive within {BODY_SECONDS:g} s; send it at once") from None
+        except ClientDisconnect:
+            raise CallerLeftError from None
+        return bytes(parts)
 
 
 def require_json(request: Request) -> None:

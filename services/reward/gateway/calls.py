@@ -18,7 +18,7 @@ from starlette.responses import Response
 from rlhf_services.common.calls import CALLER_KEY, Call, CallCredentials
 from rlhf_services.common.errors import DeadlineExceededError, InvalidRequestError, ServiceError
 from rlhf_services.common.tracing import continued
-from rlhf_services.reward.gateway.bodies import CallerLeftError, decoded, parse_json, read_body, require_json
+from rlhf_services.reward.gateway.bodies import BodyReader, BodyRoom, CallerLeftError, decoded, parse_json, require_json
 from rlhf_services.reward.gateway.http_errors import error_response
 
 REQUEST_ID_KEY = "x-request-id"
@@ -47,7 +47,7 @@ class Gateway:
 
     def __init__(self, guard: Guard, max_body_bytes: int) -> None:
         self.guard = guard
-        self.max_body_bytes = max_body_bytes
+        self.room = BodyRoom(max_body_bytes)
 
     async def answer(
         self, request: Request, method: str, work: Callable[[Call], Awaitable[Response]], *, plain_errors: bool = False
@@ -105,19 +105,20 @@ class GuardedRoute(APIRoute):
 
             async def work(call: Call) -> Response:
                 arguments = {name: part for name, part in request.path_params.items() if name in parameters}
-                if model is not None:
-                    arguments["body"] = await self.body_of(request, model, gateway.max_body_bytes)
-                    _name(call, arguments["body"])
-                return _response_of(await while_connected(request, self.endpoint(**arguments)))
+                with gateway.room.reader() as reader:
+                    if model is not None:
+                        arguments["body"] = await self.body_of(request, model, reader)
+                        _name(call, arguments["body"])
+                    return _response_of(await while_connected(request, self.endpoint(**arguments)))
 
             return await gateway.answer(request, self.name, work, plain_errors=self.plain_errors)
 
         return handle
 
-    async def body_of(self, request: Request, model: type[BaseModel], max_bytes: int) -> BaseModel:
-        """Returns the body as the model. Raises: InvalidRequestError; CallerLeftError."""
+    async def body_of(self, request: Request, model: type[BaseModel], reader: BodyReader) -> BaseModel:
+        """Returns the body as the model. Raises: InvalidRequestError; OverloadedError; CallerLeftError."""
         require_json(request)
-        return await decoded(partial(parse_json, model), await read_body(request, max_bytes))
+        return await decoded(partial(parse_json, model), await reader.read(request))
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from rlhf_services.common.errors import InvalidRequestError, NotFoundError
 from rlhf_services.reward.core import RewardCore
-from rlhf_services.reward.gateway.bodies import decoded, parse_json, read_body
+from rlhf_services.reward.gateway.bodies import BodyReader, decoded, parse_json
 from rlhf_services.reward.gateway.calls import Guard, GuardedRoute
 from rlhf_services.reward.gateway.http_errors import error_body, error_response
 from rlhf_services.reward.gateway.rewards import rewards_of
@@ -38,9 +38,9 @@ class TritonRoute(GuardedRoute):
 
     plain_errors = True
 
-    async def body_of(self, request: Request, model: type[BaseModel], max_bytes: int) -> BaseModel:
-        """Returns the body with its tensors. Raises: InvalidRequestError; CallerLeftError."""
-        body = await read_body(request, max_bytes)
+    async def body_of(self, request: Request, model: type[BaseModel], reader: BodyReader) -> BaseModel:
+        """Returns the body with its tensors. Raises: InvalidRequestError; OverloadedError; CallerLeftError."""
+        body = await reader.read(request)
         size = json_size_of(request.headers.get(JSON_SIZE_KEY), body)
         return await decoded(partial(_decode, size), body)
 
