@@ -8,7 +8,6 @@ The health name "live" is SERVING from the start to the end: a process that load
 
 import asyncio
 import contextlib
-import math
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -17,7 +16,7 @@ from typing import Protocol
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from rlhf_services.common.auth import make_authorizer
 from rlhf_services.common.calls import CallGuard
@@ -26,6 +25,7 @@ from rlhf_services.common.errors import ConfigError, FatalError, NotReadyError, 
 from rlhf_services.common.interceptors import CallInterceptor
 from rlhf_services.common.logs import configure_logging, get_logger
 from rlhf_services.common.metrics import RpcMetrics
+from rlhf_services.common.ports import bind_grpc, make_grpc_server, serve_metrics
 from rlhf_services.common.probe import LIVE
 from rlhf_services.common.threads import sleep_at_barriers
 from rlhf_services.common.tls import server_credentials
@@ -110,7 +110,7 @@ class ServiceServer:
         self._lifecycle: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Binds the ports and begins to load. Raises ConfigError if a port is taken, or TLS is set up wrong."""
+        """Binds the ports and begins to load. Raises ConfigError if a port is taken, or security is set up wrong."""
         config = self._config
         # The ports first: a process that cannot listen should not load a model for a minute before it says so.
         credentials = server_credentials()
@@ -122,9 +122,7 @@ class ServiceServer:
             self._scope_of_method,
             config.slow_call_seconds,
         )
-        self._server = grpc.aio.server(
-            interceptors=[CallInterceptor(self._full_name, guard)], options=_server_options(config)
-        )
+        self._server = make_grpc_server(config, CallInterceptor(self._full_name, guard))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._register(self._server)
         reflection.enable_server_reflection(
@@ -132,18 +130,8 @@ class ServiceServer:
         )
         await self._set_serving(False)
         await self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
-        try:
-            address = f"{config.host}:{config.port}"
-            if credentials is None:
-                self.port = self._server.add_insecure_port(address)
-            else:
-                self.port = self._server.add_secure_port(address, credentials)
-        except RuntimeError:
-            raise _port_taken("server.port", config.port) from None
-        try:
-            self._http, _ = start_http_server(config.metrics_port, config.host, self._registry)
-        except OSError:
-            raise _port_taken("server.metrics_port", config.metrics_port) from None
+        self.port = bind_grpc(self._server, config, credentials)
+        self._http = serve_metrics(config, self._registry)
         self.metrics_port = self._http.server_port
         for side in self._sides:
             await side.start(guard)
@@ -258,23 +246,3 @@ async def _serve(server: ServiceServer) -> int:
     if isinstance(failure, ConfigError):
         raise failure
     return 0 if failure is None else 1
-
-
-def _server_options(config: ServerConfig) -> list[tuple[str, int]]:
-    options = [
-        ("grpc.max_send_message_length", config.max_message_bytes),
-        ("grpc.max_receive_message_length", config.max_message_bytes),
-        ("grpc.so_reuseport", 0),  # else a second process shares the port in silence
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # our clients' keepalive is 20 s
-        ("grpc.http2.max_ping_strikes", 0),
-    ]
-    if config.max_connection_age_seconds > 0:
-        # No grace is set: without one, streams on an old connection are never cut.
-        options.append(("grpc.max_connection_age_ms", math.ceil(1000 * config.max_connection_age_seconds)))
-    return options
-
-
-def _port_taken(field: str, port: int) -> ConfigError:
-    return ConfigError(
-        f"{field} is {port}: already in use; stop the process that has it, or take a free one with --{field} 0"
-    )
