@@ -19,7 +19,7 @@ REPETITION_UNITS = 512
 """Words or tokens of a completion's end in which repetition is looked for: loops come at the end."""
 REPETITION_CHARACTERS = 8 * REPETITION_UNITS
 QUIET_SECONDS = 1800.0
-"""A caller that has asked for nothing in so long is left out of the metrics: an alert on a run that is over must end."""
+"""A caller that asked for nothing in so long is left out of the metrics: an alert on a run that is over must end."""
 REPETITION_ITEMS = 16
 """Items of one call that are looked at so closely; it happens in the thread that answers all calls."""
 
