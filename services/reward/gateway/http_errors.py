@@ -9,6 +9,7 @@ import grpc
 from fastapi.responses import JSONResponse
 
 from rlhf_services.common.errors import InvalidRequestError, NotReadyError, OverloadedError, ServiceError
+from rlhf_services.reward.gateway.native_models import Message
 
 RETRY_AFTER_SECONDS = 1.0
 """What a caller is told where nothing better is known."""
@@ -26,6 +27,21 @@ _HTTP_STATUS: Mapping[grpc.StatusCode, int] = MappingProxyType(
         grpc.StatusCode.DEADLINE_EXCEEDED: 504,
     }
 )
+
+
+class Problem(Message):
+    """What went wrong."""
+
+    code: str
+    """invalid_argument, unauthenticated, permission_denied, resource_exhausted, unavailable, and so on."""
+    message: str
+    """Names the field, the value and the remedy."""
+
+
+class ErrorAnswer(Message):
+    """The body of every response that is no success."""
+
+    error: Problem
 
 
 class BodyTooLargeError(InvalidRequestError):

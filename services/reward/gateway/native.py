@@ -9,12 +9,12 @@ from rlhf_services.common.calls import current_caller
 from rlhf_services.reward.comparing import ComparisonOutcome, ComparisonPair
 from rlhf_services.reward.core import RewardCore
 from rlhf_services.reward.gateway.calls import GuardedRoute
+from rlhf_services.reward.gateway.http_errors import ErrorAnswer
 from rlhf_services.reward.gateway.native_models import (
     CompareAnswer,
     CompareBody,
     ComparisonResult,
     ComponentReward,
-    ErrorAnswer,
     ErrorResult,
     ItemError,
     RewardResult,

@@ -241,18 +241,3 @@ class CompareAnswer(Message):
 
     results: list[ComparisonResult | ErrorResult]
     model_version: str
-
-
-class Problem(Message):
-    """What went wrong."""
-
-    code: str
-    """invalid_argument, unauthenticated, permission_denied, resource_exhausted, unavailable, and so on."""
-    message: str
-    """Names the field, the value and the remedy."""
-
-
-class ErrorAnswer(Message):
-    """The body of every response that is no success."""
-
-    error: Problem
