@@ -32,8 +32,8 @@ class OpenAiBackend:
 
     async def connect(self) -> str:
         """Opens the client; nothing is asked yet, and the API does not say which weights are served."""
-        # They log every request, which holds the texts; what goes wrong is in the items' errors.
-        for name in ("openai", "httpx", "httpcore"):
+        # They log every request, some with its texts; what goes wrong is in the items' errors.
+        for name in ("openai", "httpx", "httpcore", "httpx2", "httpcore2"):
             logging.getLogger(name).setLevel(logging.WARNING)
         config = self._config
         self._client = openai.AsyncOpenAI(

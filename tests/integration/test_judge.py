@@ -125,6 +125,7 @@ def test_the_key_is_sent_and_never_shown(
         assert KEY not in f"{scorer.info} {caught.value}"
     assert Counter(judge.keys) == {f"Bearer {KEY}": 2}
     assert KEY not in caplog.text
+    assert "HTTP" not in caplog.text  # no line for every question
 
 
 @pytest.mark.parametrize(
