@@ -71,12 +71,12 @@ class BodyReader:
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 async for part in request.stream():
+                    if len(parts) + len(part) > max_bytes:
+                        raise _too_large(max_bytes)
                     # As it arrives, not as announced: a caller that sends nothing takes nobody's room.
                     self._room.take(len(part))
                     self.num_bytes += len(part)
                     parts += part
-                    if len(parts) > max_bytes:
-                        raise _too_large(max_bytes)
         except TimeoutError:
             raise SlowBodyError(f"the body did not arrive within {BODY_SECONDS:g} s; send it at once") from None
         except ClientDisconnect:
