@@ -43,7 +43,7 @@ def repetition_of(units: Sequence[Hashable], n: int = NGRAM) -> float | None:
     num_ngrams = len(units) - n + 1
     if num_ngrams < 1:
         return None
-    distinct = {tuple(units[first : first + n]) for first in range(num_ngrams)}
+    distinct = set(zip(*(units[offset:] for offset in range(n)), strict=False))  # the shortest ends it
     return 1 - len(distinct) / num_ngrams
 
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_services.reward.watch_statistics import (
@@ -89,6 +89,7 @@ def test_a_normal_distribution_that_moves_by_one_standard_deviation_has_a_drift_
     assert 0.2 < bins.drift_of((rng.normal(size=5000) + 0.5).tolist()) < 0.25
 
 
+@settings(deadline=None)
 @given(st.lists(rewards, min_size=1, max_size=200))
 def test_mean_deviation_and_quantiles_are_numpys(values: list[float]) -> None:
     assert mean_of(values) == pytest.approx(np.mean(values), abs=1e-9)
@@ -97,6 +98,7 @@ def test_mean_deviation_and_quantiles_are_numpys(values: list[float]) -> None:
     assert quantiles_of(values, shares) == pytest.approx(np.quantile(values, shares).tolist(), abs=1e-9)
 
 
+@settings(deadline=None)
 @given(st.lists(rewards, min_size=1, max_size=200), st.lists(rewards, min_size=1, max_size=200))
 def test_each_value_is_in_one_bin_and_drift_is_what_a_plain_loop_finds(first: list[float], newest: list[float]) -> None:
     bins = Bins.of(first)
@@ -111,6 +113,7 @@ def test_each_value_is_in_one_bin_and_drift_is_what_a_plain_loop_finds(first: li
     assert bins.drift_of(newest) >= -1e-12
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 3), max_size=60))
 def test_repetition_is_what_looking_back_from_each_n_gram_finds(ids: list[int]) -> None:
     ngrams = [tuple(ids[first : first + 3]) for first in range(len(ids) - 2)]
