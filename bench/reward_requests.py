@@ -16,7 +16,7 @@ from rlhf_services.demo.tiny_model import make_tiny_model
 from rlhf_services.models.loading import load_tokenizer
 from rlhf_services.models.scalar_model import ScalarModel
 from rlhf_services.reward.scorer import ScoreError, TextPair
-from rlhf_services.reward.tokenizing import PairTokenizer
+from rlhf_services.reward.scorers.tokenizing import PairTokenizer
 
 SEED = 20260
 MODELS = ("smollm2", "tiny")

@@ -16,10 +16,10 @@ from rlhf_services.common.serving import ServiceServer
 from rlhf_services.models.loading import load_tokenizer
 from rlhf_services.reward.config import HttpConfig, LimitsConfig, RewardServerConfig, ScorerConfig
 from rlhf_services.reward.core import RewardCore
-from rlhf_services.reward.factory import build_scorer
 from rlhf_services.reward.gateway.side import HttpGateway
 from rlhf_services.reward.metrics import RewardMetrics
 from rlhf_services.reward.scorer import Scorer
+from rlhf_services.reward.scorers.factory import build_scorer
 from rlhf_services.reward.server import FULL_NAME, SCOPE_OF_METHOD
 from rlhf_services.reward.servicer import RewardServicer
 from rlhf_services.v1 import reward_pb2_grpc

@@ -25,8 +25,8 @@ from rlhf_services.reference.servicer import ReferenceServicer
 from rlhf_services.reward.config import LimitsConfig as RewardLimits
 from rlhf_services.reward.config import RewardServerConfig, ScorerConfig
 from rlhf_services.reward.core import RewardCore
-from rlhf_services.reward.factory import build_scorer as build_reward_scorer
 from rlhf_services.reward.metrics import RewardMetrics
+from rlhf_services.reward.scorers.factory import build_scorer as build_reward_scorer
 from rlhf_services.reward.server import FULL_NAME as REWARD_NAME
 from rlhf_services.reward.servicer import RewardServicer
 from rlhf_services.v1 import reference_pb2_grpc, reward_pb2_grpc

@@ -9,11 +9,11 @@ from rlhf_services.common.memory import keep_freed_memory
 from rlhf_services.common.serving import run_service
 from rlhf_services.reward.config import RewardConfig
 from rlhf_services.reward.core import RewardCore
-from rlhf_services.reward.factory import build_scorer
 from rlhf_services.reward.gateway.side import HttpGateway
 from rlhf_services.reward.loading import ModelLoader
 from rlhf_services.reward.metrics import RewardMetrics
-from rlhf_services.reward.scorer_config import reloaded
+from rlhf_services.reward.scorers.factory import build_scorer
+from rlhf_services.reward.scorers.scorer_config import reloaded
 from rlhf_services.reward.servicer import RewardServicer
 from rlhf_services.reward.watch import RewardWatch
 from rlhf_services.v1 import reward_pb2_grpc

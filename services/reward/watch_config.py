@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from rlhf_services.common.config import Section
-from rlhf_services.reward.scorer_config import ScorerConfig
+from rlhf_services.reward.scorers.scorer_config import ScorerConfig
 
 
 class ThresholdsConfig(Section):

@@ -19,7 +19,7 @@ with atheris.instrument_imports(include=["rlhf_services.reward", "rlhf_services.
 
     from rlhf_services.common.errors import InvalidRequestError
     from rlhf_services.reward.config import ScorerConfig
-    from rlhf_services.reward.factory import build_scorer
+    from rlhf_services.reward.scorers.factory import build_scorer
     from rlhf_services.reward.servicer import RewardServicer
     from rlhf_services.v1 import reward_pb2
 

@@ -19,7 +19,7 @@ with atheris.instrument_imports(include=["rlhf_services.reward", "rlhf_services.
     from gateway_app import JSON, POST_ROUTES, VALID_BODIES, GatewayApp, gateway_app, places
 
     from rlhf_services.reward.config import ScorerConfig
-    from rlhf_services.reward.factory import build_scorer
+    from rlhf_services.reward.scorers.factory import build_scorer
 
 VALUES = (None, True, 0, -1, 2**31, 2**64, 1e308, math.nan, math.inf, "", "\ud800", "1" * 300, [], {}, [[]])
 TENSORS = "/v2/models/reward_model/infer"

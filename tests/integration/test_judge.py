@@ -9,9 +9,9 @@ import pytest
 from fake_judge import FIRST_PLACE, KEY, FakeJudge, serving, sigmoid
 
 from rlhf_services.common.errors import ConfigError
-from rlhf_services.reward.judge_config import JudgeConfig
-from rlhf_services.reward.judge_scorer import JudgeScorer, build_judge_scorer
 from rlhf_services.reward.scorer import ErrorCode, PairScorer, ScoreError, ScorerError, TextPair
+from rlhf_services.reward.scorers.judge_config import JudgeConfig
+from rlhf_services.reward.scorers.judge_scorer import JudgeScorer, build_judge_scorer
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ from rlhf_services.clients.policy import PolicyClient
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.models.loading import load_policy, load_tokenizer
 from rlhf_services.models.weights import checkpoint_manifest, checkpoint_tensors, model_manifest, tensor_bytes
-from rlhf_services.reward.judge_answers import FirstTokens, probability_of_first
-from rlhf_services.reward.judge_config import JudgeConfig
-from rlhf_services.reward.judge_policy import PolicyBackend
-from rlhf_services.reward.judge_prompts import Question
-from rlhf_services.reward.judge_scorer import build_judge_scorer
 from rlhf_services.reward.scorer import ErrorCode, ScoreError, ScorerError, TextPair
+from rlhf_services.reward.scorers.judge_answers import FirstTokens, probability_of_first
+from rlhf_services.reward.scorers.judge_config import JudgeConfig
+from rlhf_services.reward.scorers.judge_policy import PolicyBackend
+from rlhf_services.reward.scorers.judge_prompts import Question
+from rlhf_services.reward.scorers.judge_scorer import build_judge_scorer
 
 TEXTS = ("Is it?", "Which one?", "a" * 60)
 

@@ -15,10 +15,10 @@ import torch
 
 from rlhf_services.local.supervisor import free_ports
 from rlhf_services.models.loading import load_policy, load_tokenizer
-from rlhf_services.reward.judge_config import JudgeConfig
-from rlhf_services.reward.judge_prompts import Question, pairwise_question, pointwise_question
-from rlhf_services.reward.judge_scorer import JudgeScorer, build_judge_scorer
 from rlhf_services.reward.scorer import ErrorCode, ScoreError, TextPair
+from rlhf_services.reward.scorers.judge_config import JudgeConfig
+from rlhf_services.reward.scorers.judge_prompts import Question, pairwise_question, pointwise_question
+from rlhf_services.reward.scorers.judge_scorer import JudgeScorer, build_judge_scorer
 
 pytestmark = [pytest.mark.exhaustive, pytest.mark.vllm]
 

@@ -16,7 +16,7 @@ from reward_over_grpc import OWN_CONNECTION, connected, serving_scorer, text_ite
 from tiny_model import MAX_SEQUENCE_TOKENS, VOCAB_SIZE
 
 from rlhf_services.reward.config import ScorerConfig
-from rlhf_services.reward.factory import build_scorer
+from rlhf_services.reward.scorers.factory import build_scorer
 from rlhf_services.v1 import reward_pb2
 
 ScoreItem = reward_pb2.ScoreItem

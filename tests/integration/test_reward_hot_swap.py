@@ -14,9 +14,9 @@ from tiny_model import make_tiny_reward_model
 
 from rlhf_services.reward.comparing import sigmoid
 from rlhf_services.reward.config import ModelsConfig, RewardConfig, ScorerConfig
-from rlhf_services.reward.factory import build_scorer
 from rlhf_services.reward.metrics import RewardMetrics
 from rlhf_services.reward.scorer import ScoreError, TokenPair
+from rlhf_services.reward.scorers.factory import build_scorer
 from rlhf_services.reward.server import make_core
 from rlhf_services.v1 import reward_pb2
 

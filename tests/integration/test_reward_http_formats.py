@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 
 from rlhf_services.models.loading import load_tokenizer
 from rlhf_services.reward.scorer import Item, RawPair
-from rlhf_services.reward.tokenizing import PairTokenizer
+from rlhf_services.reward.scorers.tokenizing import PairTokenizer
 
 Request = dict[str, Any]
 

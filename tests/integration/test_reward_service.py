@@ -27,9 +27,9 @@ from rlhf_services.common.serving import ServiceServer
 from rlhf_services.models.loading import load_tokenizer, tokenizer_digest
 from rlhf_services.reward.config import LimitsConfig, RewardServerConfig, ScorerConfig
 from rlhf_services.reward.core import RewardCore
-from rlhf_services.reward.factory import build_scorer
 from rlhf_services.reward.metrics import RewardMetrics
 from rlhf_services.reward.scorer import Scorer, ScorerInfo, TextPair, TokenPair
+from rlhf_services.reward.scorers.factory import build_scorer
 from rlhf_services.reward.server import FULL_NAME
 from rlhf_services.reward.servicer import RewardServicer
 from rlhf_services.v1 import reward_pb2, reward_pb2_grpc

@@ -4,7 +4,7 @@ import json
 
 from rlhf_services.demo import make_prompts
 from rlhf_services.demo.labeller import SHORT_AND_FINISHED, label_pairs, true_score
-from rlhf_services.reward.rule_scorer import pattern_rule
+from rlhf_services.reward.scorers.rule_scorer import pattern_rule
 
 
 def committed(name: str) -> list[str]:

@@ -15,11 +15,11 @@ from rlhf_services.models.loading import load_tokenizer
 from rlhf_services.models.scalar_model import ScalarModel
 from rlhf_services.reward.config import LimitsConfig, RewardConfig, ScorerConfig
 from rlhf_services.reward.core import RewardCore
-from rlhf_services.reward.ensemble_scorer import COMBINE_RULES, EnsembleScorer
-from rlhf_services.reward.factory import build_scorer
 from rlhf_services.reward.metrics import RewardMetrics
-from rlhf_services.reward.model_scorer import load_model_scorer
 from rlhf_services.reward.scorer import ErrorCode, RawPair, Score, ScoreError, TextPair, TokenPair, TokenSequence
+from rlhf_services.reward.scorers.ensemble_scorer import COMBINE_RULES, EnsembleScorer
+from rlhf_services.reward.scorers.factory import build_scorer
+from rlhf_services.reward.scorers.model_scorer import load_model_scorer
 
 PAIR = TokenPair([2, 5], [6, 7])
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from tiny_model import ASSISTANT_ID, EOS_ID, USER_ID, make_tiny_tokenizer
 
-from rlhf_services.reward.item_texts import ItemReader
 from rlhf_services.reward.scorer import (
     ChatMessage,
     Conversation,
@@ -15,7 +14,8 @@ from rlhf_services.reward.scorer import (
     TokenPair,
     TokenSequence,
 )
-from rlhf_services.reward.tokenizing import PairTokenizer
+from rlhf_services.reward.scorers.item_texts import ItemReader
+from rlhf_services.reward.scorers.tokenizing import PairTokenizer
 
 RAW = RawPair("<|user|>hi<|end|><|assistant|>", "yes<|end|>")
 

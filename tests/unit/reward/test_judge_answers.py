@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from rlhf_services.reward.judge_answers import FirstTokens, probability_of_first
-from rlhf_services.reward.judge_prompts import Question, pairwise_question, pointwise_question
 from rlhf_services.reward.scorer import ErrorCode, ScoreError, TextPair
+from rlhf_services.reward.scorers.judge_answers import FirstTokens, probability_of_first
+from rlhf_services.reward.scorers.judge_prompts import Question, pairwise_question, pointwise_question
 
 YES_OR_NO = Question("Is it?", "Yes", "No", ignore_case=True)
 A_OR_B = Question("Which?", "A", "B", ignore_case=False)

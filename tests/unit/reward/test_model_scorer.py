@@ -15,8 +15,6 @@ from rlhf_services.common.errors import ConfigError
 from rlhf_services.models.loading import load_tokenizer
 from rlhf_services.models.scalar_model import ScalarModel
 from rlhf_services.reward.config import ScorerConfig
-from rlhf_services.reward.factory import build_scorer
-from rlhf_services.reward.model_scorer import ModelScorer, load_model_scorer
 from rlhf_services.reward.scorer import (
     ChatMessage,
     Conversation,
@@ -28,6 +26,8 @@ from rlhf_services.reward.scorer import (
     TokenPair,
     TokenSequence,
 )
+from rlhf_services.reward.scorers.factory import build_scorer
+from rlhf_services.reward.scorers.model_scorer import ModelScorer, load_model_scorer
 
 
 def config_of(path: Path, dtype: str = "float32") -> ScorerConfig:

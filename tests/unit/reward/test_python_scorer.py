@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 
 from rlhf_services.common.errors import ConfigError
-from rlhf_services.reward.python_config import PythonScorerConfig
-from rlhf_services.reward.python_scorer import PythonScorer
 from rlhf_services.reward.scorer import (
     ChatMessage,
     Conversation,
@@ -23,6 +21,8 @@ from rlhf_services.reward.scorer import (
     TokenPair,
     TokenSequence,
 )
+from rlhf_services.reward.scorers.python_config import PythonScorerConfig
+from rlhf_services.reward.scorers.python_scorer import PythonScorer
 
 MODULE = """
 import json, os, re, subprocess, sys, time
@@ -167,7 +167,7 @@ def test_a_class_that_only_hangs_does_not_hold_up_the_queue_for_long(make: Make,
 def test_a_class_that_only_ends_its_process_is_not_started_for_ever(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlhf_services.reward.python_scorer.MAX_STARTS", 3)
+    monkeypatch.setattr("rlhf_services.reward.scorers.python_scorer.MAX_STARTS", 3)
     scorer = make()
     outcomes = scorer.score(pairs(*["die"] * 8))
     # In halves: 8, 4, 2 and 1 of them cost the first process and the 3 that may follow.
@@ -241,8 +241,8 @@ def test_items_are_read_as_text_or_refused(make: Make) -> None:
 
 SERVICE = """
 import sys, threading, time
-from rlhf_services.reward.python_config import PythonScorerConfig
-from rlhf_services.reward.python_scorer import PythonScorer
+from rlhf_services.reward.scorers.python_config import PythonScorerConfig
+from rlhf_services.reward.scorers.python_scorer import PythonScorer
 from rlhf_services.reward.scorer import TextPair
 config = PythonScorerConfig(target="own_scorers:Length", path=sys.argv[1], timeout_seconds=60)
 scorer = PythonScorer(config, None)

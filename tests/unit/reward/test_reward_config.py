@@ -8,8 +8,8 @@ import pytest
 from rlhf_services.common.config import load_config
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.reward.config import RewardConfig, ScorerConfig
-from rlhf_services.reward.factory import build_scorer
 from rlhf_services.reward.scorer import TextPair
+from rlhf_services.reward.scorers.factory import build_scorer
 
 
 def load(*argv: str) -> RewardConfig:
@@ -58,7 +58,7 @@ def test_a_rule_is_served_without_importing_torch():
         "import sys\n"
         "import rlhf_services.reward.server\n"
         "from rlhf_services.reward.config import ScorerConfig\n"
-        "from rlhf_services.reward.factory import build_scorer\n"
+        "from rlhf_services.reward.scorers.factory import build_scorer\n"
         "build_scorer(ScorerConfig(kind='sentiment'))\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)\n"
     )

@@ -17,11 +17,11 @@ from rlhf_services.models.loading import load_tokenizer
 from rlhf_services.models.scalar_model import ScalarModel
 from rlhf_services.reward.config import LimitsConfig, ModelsConfig, ScorerConfig
 from rlhf_services.reward.core import RewardCore
-from rlhf_services.reward.factory import build_scorer
 from rlhf_services.reward.loading import ModelLoader
 from rlhf_services.reward.metrics import RewardMetrics
 from rlhf_services.reward.scorer import ErrorCode, ScoreError, TextPair
-from rlhf_services.reward.scorer_config import reloaded
+from rlhf_services.reward.scorers.factory import build_scorer
+from rlhf_services.reward.scorers.scorer_config import reloaded
 
 PAIR = TextPair("hi", "yes")
 

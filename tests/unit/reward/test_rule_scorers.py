@@ -2,7 +2,6 @@
 
 import pytest
 
-from rlhf_services.reward.rule_scorer import Rule, RuleScorer, length_rule, pattern_rule, sentiment_rule
 from rlhf_services.reward.scorer import (
     ChatMessage,
     Conversation,
@@ -13,6 +12,7 @@ from rlhf_services.reward.scorer import (
     TokenPair,
     TokenSequence,
 )
+from rlhf_services.reward.scorers.rule_scorer import Rule, RuleScorer, length_rule, pattern_rule, sentiment_rule
 
 
 class LetterDecoder:

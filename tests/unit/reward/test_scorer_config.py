@@ -7,7 +7,7 @@ import pytest
 from rlhf_services.common.config import load_config
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.reward.config import RewardConfig
-from rlhf_services.reward.scorer_config import ComponentConfig, ScorerConfig, reloaded
+from rlhf_services.reward.scorers.scorer_config import ComponentConfig, ScorerConfig, reloaded
 
 SUM = """
 [scorer]

@@ -8,9 +8,9 @@ import pytest
 from rlhf_services.common.config import load_toml
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.reward.config import RewardConfig
-from rlhf_services.reward.factory import build_scorer
-from rlhf_services.reward.python_scorer import PythonScorer
 from rlhf_services.reward.scorer import TextPair
+from rlhf_services.reward.scorers.factory import build_scorer
+from rlhf_services.reward.scorers.python_scorer import PythonScorer
 
 ROOT = Path(__file__).parents[3]
 OSLO = '{"city": "Oslo", "country": "Norway"}'

@@ -9,7 +9,6 @@ import pytest
 from tiny_model import make_tiny_tokenizer
 
 from rlhf_services.common.errors import ConfigError
-from rlhf_services.reward.factory import build_scorer
 from rlhf_services.reward.scorer import (
     ComponentReward,
     ErrorCode,
@@ -22,8 +21,9 @@ from rlhf_services.reward.scorer import (
     TextPair,
     TokenPair,
 )
-from rlhf_services.reward.scorer_config import ComponentConfig, ScorerConfig
-from rlhf_services.reward.sum_scorer import Component, SumScorer
+from rlhf_services.reward.scorers.factory import build_scorer
+from rlhf_services.reward.scorers.scorer_config import ComponentConfig, ScorerConfig
+from rlhf_services.reward.scorers.sum_scorer import Component, SumScorer
 
 ROOT = Path(__file__).parents[3]
 

@@ -7,7 +7,6 @@ from tiny_model import ASSISTANT_ID, EOS_ID, MAX_SEQUENCE_TOKENS, USER_ID, make_
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from rlhf_services.reward.plain_text import PlainText
 from rlhf_services.reward.scorer import (
     ChatMessage,
     Conversation,
@@ -17,7 +16,8 @@ from rlhf_services.reward.scorer import (
     ScoreError,
     TextPair,
 )
-from rlhf_services.reward.tokenizing import PairTokenizer
+from rlhf_services.reward.scorers.plain_text import PlainText
+from rlhf_services.reward.scorers.tokenizing import PairTokenizer
 from rlhf_services.trainer.data.chat import read_chat_example
 from rlhf_services.trainer.data.prompts import read_prompt
 

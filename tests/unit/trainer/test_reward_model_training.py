@@ -18,8 +18,8 @@ from rlhf_services.common.config import load_config
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.models.scalar_model import ScalarModel
 from rlhf_services.reward.config import ScorerConfig
-from rlhf_services.reward.factory import build_scorer
 from rlhf_services.reward.scorer import TextPair
+from rlhf_services.reward.scorers.factory import build_scorer
 from rlhf_services.trainer.config import LoraConfig
 from rlhf_services.trainer.data.preferences import Choice, PreferenceGroup
 from rlhf_services.trainer.errors import RunError, StoppedError

@@ -3,7 +3,6 @@
 from typing import assert_never
 
 from rlhf_services.common.token_checks import fault_of_ids
-from rlhf_services.reward.rule_scorer import Decoder
 from rlhf_services.reward.scorer import (
     ChatMessage,
     Conversation,
@@ -15,6 +14,7 @@ from rlhf_services.reward.scorer import (
     TokenPair,
     TokenSequence,
 )
+from rlhf_services.reward.scorers.rule_scorer import Decoder
 
 
 class ItemReader:

@@ -24,8 +24,8 @@ from rlhf_services.reward.scorer import (
     TokenPair,
     TokenSequence,
 )
-from rlhf_services.reward.scorer_config import PartConfig
-from rlhf_services.reward.tokenizing import PairTokenizer
+from rlhf_services.reward.scorers.scorer_config import PartConfig
+from rlhf_services.reward.scorers.tokenizing import PairTokenizer
 
 Ids = list[int]
 """Prompt and completion as the ids of one sequence."""

@@ -8,17 +8,17 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from rlhf_services.common.config import Section
 from rlhf_services.common.errors import ConfigError
-from rlhf_services.reward.judge_config import JudgeConfig
-from rlhf_services.reward.python_config import PythonScorerConfig
+from rlhf_services.reward.scorers.judge_config import JudgeConfig
+from rlhf_services.reward.scorers.python_config import PythonScorerConfig
 
 
 class PartConfig(Section):
     """What gives one reward; `kind` says which of the other keys are read."""
 
     kind: Literal["model", "ensemble", "sentiment", "length", "pattern", "judge", "python", "sum"]
-    """model: a reward model; ensemble: several, combined (reward/ensemble_scorer.py); sentiment, length, pattern: rules
-    over the completion's text (reward/rule_scorer.py); judge: a language model that is asked (reward/judge_scorer.py);
-    python: a class of one's own (reward/python_scorer.py); sum: a weighted sum of others (reward/sum_scorer.py)."""
+    """model: a reward model; ensemble: several, combined; sentiment, length, pattern: rules over the completion's text;
+    judge: a language model that is asked; python: a class of one's own; sum: a weighted sum of others. Each is a module
+    of reward/scorers."""
     path: str = ""
     """model: directory of a transformers sequence-classification checkpoint with one label, safetensors only."""
     paths: list[str] = Field(default=[])

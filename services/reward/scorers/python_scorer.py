@@ -10,11 +10,11 @@ from blake3 import blake3
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.common.logs import get_logger
 from rlhf_services.reward.isolation import run_isolated
-from rlhf_services.reward.item_texts import ItemReader
-from rlhf_services.reward.python_config import PythonScorerConfig
-from rlhf_services.reward.python_process import WorkerEndedError, WorkerProcess, WorkerTimeoutError
-from rlhf_services.reward.rule_scorer import Decoder
 from rlhf_services.reward.scorer import ErrorCode, Item, ScoreError, ScorerError, ScorerInfo, TextPair
+from rlhf_services.reward.scorers.item_texts import ItemReader
+from rlhf_services.reward.scorers.python_config import PythonScorerConfig
+from rlhf_services.reward.scorers.python_process import WorkerEndedError, WorkerProcess, WorkerTimeoutError
+from rlhf_services.reward.scorers.rule_scorer import Decoder
 
 log = get_logger(__name__)
 

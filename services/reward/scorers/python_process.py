@@ -28,7 +28,7 @@ class WorkerProcess:
         lifeline, self._lifeline = os.pipe()
         self._process = subprocess.Popen(
             # -P: what happens to lie in the working directory is not to be imported.
-            [sys.executable, "-P", "-m", "rlhf_services.reward.python_worker", str(lifeline)],
+            [sys.executable, "-P", "-m", "rlhf_services.reward.scorers.python_worker", str(lifeline)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=[lifeline],

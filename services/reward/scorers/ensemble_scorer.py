@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from rlhf_services.common.errors import ConfigError
-from rlhf_services.reward.model_scorer import Ids, ModelScorer
 from rlhf_services.reward.scorer import ErrorCode, Item, Score, ScoreError, ScorerInfo
+from rlhf_services.reward.scorers.model_scorer import Ids, ModelScorer
 
 Rule = Callable[[Sequence[float], float], float]
 

@@ -8,7 +8,6 @@ from blake3 import blake3
 from jinja2 import TemplateError
 
 from rlhf_services.models.loading import load_tokenizer, tokenizer_digest
-from rlhf_services.reward.plain_text import ForgedTokenError, PlainText
 from rlhf_services.reward.scorer import (
     ChatMessage,
     Conversation,
@@ -17,6 +16,7 @@ from rlhf_services.reward.scorer import (
     ScoreError,
     TextPair,
 )
+from rlhf_services.reward.scorers.plain_text import ForgedTokenError, PlainText
 
 _ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 """Letters of no special token: templates write the role between special tokens, or as a part of one."""

@@ -16,11 +16,11 @@ from rlhf_services.common.channel import open_channel
 from rlhf_services.common.errors import ConfigError, InvalidRequestError, from_rpc_error
 from rlhf_services.common.rollout import Prompt, Rollout, Sampling
 from rlhf_services.models.loading import load_tokenizer, tokenizer_digest
-from rlhf_services.reward.judge_answers import FirstTokens
-from rlhf_services.reward.judge_config import JudgeConfig
-from rlhf_services.reward.judge_prompts import Question
-from rlhf_services.reward.plain_text import ForgedTokenError, PlainText
 from rlhf_services.reward.scorer import ErrorCode, ScoreError, ScorerError
+from rlhf_services.reward.scorers.judge_answers import FirstTokens
+from rlhf_services.reward.scorers.judge_config import JudgeConfig
+from rlhf_services.reward.scorers.judge_prompts import Question
+from rlhf_services.reward.scorers.plain_text import ForgedTokenError, PlainText
 from rlhf_services.v1 import policy_pb2, policy_pb2_grpc
 
 FULL_NAME = "rlhf_services.v1.PolicyService"

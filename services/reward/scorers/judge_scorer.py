@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 
 from blake3 import blake3
 
-from rlhf_services.reward.item_texts import ItemReader
-from rlhf_services.reward.judge_answers import JudgeBackend, probability_of_first
-from rlhf_services.reward.judge_config import JudgeConfig
-from rlhf_services.reward.judge_prompts import TEMPLATES, Question, pairwise_question, pointwise_question
-from rlhf_services.reward.rule_scorer import Decoder
 from rlhf_services.reward.scorer import ErrorCode, Item, ScoreError, ScorerInfo, TextPair
+from rlhf_services.reward.scorers.item_texts import ItemReader
+from rlhf_services.reward.scorers.judge_answers import JudgeBackend, probability_of_first
+from rlhf_services.reward.scorers.judge_config import JudgeConfig
+from rlhf_services.reward.scorers.judge_prompts import TEMPLATES, Question, pairwise_question, pointwise_question
+from rlhf_services.reward.scorers.rule_scorer import Decoder
 
 T = TypeVar("T")
 
@@ -105,10 +105,10 @@ _OTHER_PROMPT = ScoreError(
 def build_judge_scorer(config: JudgeConfig, decoder: Decoder | None) -> JudgeScorer:
     """Returns the scorer. Raises: ConfigError. Libraries are imported only for the backend that needs them."""
     if config.backend == "policy":
-        from rlhf_services.reward.judge_policy import PolicyBackend
+        from rlhf_services.reward.scorers.judge_policy import PolicyBackend
 
         return JudgeScorer(config, PolicyBackend(config), decoder)
-    from rlhf_services.reward.judge_openai import OpenAiBackend
+    from rlhf_services.reward.scorers.judge_openai import OpenAiBackend
 
     return JudgeScorer(config, OpenAiBackend(config), decoder)
 

@@ -1,4 +1,4 @@
-"""The process that a user's own scorer runs in: python -m rlhf_services.reward.python_worker FD.
+"""The process that a user's own scorer runs in: python -m rlhf_services.reward.scorers.python_worker FD.
 
 It reads one JSON object a line and answers each with one. The first says which scorer to make:
     {"target": "module:Class", "options": {...}, "path": "", "max_memory_mib": 4096} -> {"source": "digest"}
@@ -24,7 +24,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TextIO
 
-from rlhf_services.reward.user_scorer import Pair, UserScorer
+from rlhf_services.reward.scorers.user_scorer import Pair, UserScorer
 
 ENTRY_POINTS = "rlhf_services.scorers"
 MAX_ERROR_CHARACTERS = 500

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from rlhf_services.reward.judge_prompts import Question
 from rlhf_services.reward.scorer import ErrorCode, ScoreError
+from rlhf_services.reward.scorers.judge_prompts import Question
 
 
 @dataclass(frozen=True, slots=True)

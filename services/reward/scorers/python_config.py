@@ -8,7 +8,7 @@ from rlhf_services.common.config import Section
 
 
 class PythonScorerConfig(Section):
-    """A user's own Python class that scores, in a process of its own (reward/user_scorer.py has its contract)."""
+    """A user's own Python class that scores, in a process of its own (user_scorer.py has its contract)."""
 
     target: str = ""
     """Which class: "module:Class", or the name of an entry point of the group rlhf_services.scorers."""

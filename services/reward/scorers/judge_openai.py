@@ -11,10 +11,10 @@ import openai
 from openai.types.chat import ChatCompletion
 
 from rlhf_services.common.errors import ConfigError
-from rlhf_services.reward.judge_answers import FirstTokens
-from rlhf_services.reward.judge_config import JudgeConfig
-from rlhf_services.reward.judge_prompts import Question
 from rlhf_services.reward.scorer import ErrorCode, ScoreError, ScorerError
+from rlhf_services.reward.scorers.judge_answers import FirstTokens
+from rlhf_services.reward.scorers.judge_config import JudgeConfig
+from rlhf_services.reward.scorers.judge_prompts import Question
 
 MAX_ERROR_CHARACTERS = 300
 _OUR_FAULT = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND)
