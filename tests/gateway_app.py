@@ -17,7 +17,7 @@ from rlhf_services.reward.core import RewardCore
 from rlhf_services.reward.gateway.app import make_app
 from rlhf_services.reward.metrics import RewardMetrics
 from rlhf_services.reward.scorer import Conversation, Item, ScorerInfo, completion_of
-from rlhf_services.reward.watch import RewardWatch
+from rlhf_services.reward.watch.watch import RewardWatch
 
 Headers = Sequence[tuple[str, str]]
 JSON = (("content-type", "application/json"),)

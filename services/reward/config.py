@@ -5,7 +5,7 @@ from pydantic import Field, field_validator
 from rlhf_services.common.config import Port, Section, ServerConfig
 from rlhf_services.common.limits import BatchLimitsConfig
 from rlhf_services.reward.scorers.scorer_config import ScorerConfig
-from rlhf_services.reward.watch_config import WatchConfig
+from rlhf_services.reward.watch.watch_config import WatchConfig
 
 __all__ = [
     "HttpConfig",

@@ -25,7 +25,7 @@ from rlhf_services.reward.scorer import (
     reward_of,
 )
 from rlhf_services.reward.serving_model import ServingModel
-from rlhf_services.reward.watch_report import Report
+from rlhf_services.reward.watch.watch_report import Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class CompareAnswer:
 
 
 class Watch(Protocol):
-    """Looks at rewards that were given, for signs of reward hacking (reward/watch.py)."""
+    """Looks at rewards that were given, for signs of reward hacking (reward/watch/watch.py)."""
 
     def observe(
         self, model_version: str, caller: str, observations: Sequence[Observation], tokenizer_digest: str = ""

@@ -15,7 +15,7 @@ from rlhf_services.reward.metrics import RewardMetrics
 from rlhf_services.reward.scorers.factory import build_scorer
 from rlhf_services.reward.scorers.scorer_config import reloaded
 from rlhf_services.reward.servicer import RewardServicer
-from rlhf_services.reward.watch import RewardWatch
+from rlhf_services.reward.watch.watch import RewardWatch
 from rlhf_services.v1 import reward_pb2_grpc
 
 FULL_NAME = "rlhf_services.v1.RewardService"

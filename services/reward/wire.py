@@ -19,7 +19,7 @@ from rlhf_services.reward.scorer import (
     TokenPair,
     TokenSequence,
 )
-from rlhf_services.reward.watch_report import Report
+from rlhf_services.reward.watch.watch_report import Report
 from rlhf_services.v1 import reward_pb2
 
 _WIRE_CODES: Mapping[ErrorCode, reward_pb2.ScoreErrorCode] = MappingProxyType(

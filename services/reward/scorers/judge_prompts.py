@@ -4,7 +4,7 @@ The texts to be judged stand between lines with a mark that they cannot contain,
 say is no instruction. Control tokens that are written out in them are broken up, for a server that tokenizes the
 rendered conversation would take them for the end of the message. All this makes it harder to talk a judge into a
 reward, not impossible: completions are written by a model that is trained on what the judge says. The watch's held-out
-scorer (reward/watch.py) is there to see it.
+scorer (reward/watch/watch.py) is there to see it.
 """
 
 import re

@@ -22,9 +22,9 @@ from rlhf_services.reward.scorer import (
     TokenPair,
     completion_of,
 )
-from rlhf_services.reward.watch import RewardWatch
-from rlhf_services.reward.watch_config import WatchConfig
-from rlhf_services.reward.watch_report import Report
+from rlhf_services.reward.watch.watch import RewardWatch
+from rlhf_services.reward.watch.watch_config import WatchConfig
+from rlhf_services.reward.watch.watch_report import Report
 
 CONFIG = WatchConfig(heldout_fraction=1.0, heldout_items=20)
 

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from rlhf_services.reward.caller_labels import CallerLabels
 from rlhf_services.reward.metrics import RewardMetrics
 from rlhf_services.reward.scorer import Observation, TextPair, TokenPair
-from rlhf_services.reward.watch import QUIET_SECONDS, REPETITION_ITEMS, REPETITION_UNITS, RewardWatch
-from rlhf_services.reward.watch_config import ThresholdsConfig, WatchConfig
-from rlhf_services.reward.watch_report import Report
+from rlhf_services.reward.watch.caller_labels import CallerLabels
+from rlhf_services.reward.watch.watch import QUIET_SECONDS, REPETITION_ITEMS, REPETITION_UNITS, RewardWatch
+from rlhf_services.reward.watch.watch_config import ThresholdsConfig, WatchConfig
+from rlhf_services.reward.watch.watch_report import Report
 
 CONFIG = WatchConfig(baseline_items=20, window_items=20)
 

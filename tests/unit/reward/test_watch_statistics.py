@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_services.reward.watch_statistics import (
+from rlhf_services.reward.watch.watch_statistics import (
     Bins,
     mean_of,
     quantiles_of,

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from threading import Lock
 
 from rlhf_services.common.correlation import spearman
-from rlhf_services.reward.watch_config import WatchConfig
-from rlhf_services.reward.watch_report import Report, warnings_of
-from rlhf_services.reward.watch_statistics import Bins, mean_of, quantiles_of, std_of
+from rlhf_services.reward.watch.watch_config import WatchConfig
+from rlhf_services.reward.watch.watch_report import Report, warnings_of
+from rlhf_services.reward.watch.watch_statistics import Bins, mean_of, quantiles_of, std_of
 
 _QUANTILES = (0.1, 0.5, 0.9)
 

@@ -19,7 +19,7 @@ from rlhf_services.reward.scorer import (
     TokenSequence,
     reward_of,
 )
-from rlhf_services.reward.watch_series import RewardSeries
+from rlhf_services.reward.watch.watch_series import RewardSeries
 
 log = get_logger(__name__)
 

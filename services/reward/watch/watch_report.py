@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from rlhf_services.reward.watch_config import ThresholdsConfig
+from rlhf_services.reward.watch.watch_config import ThresholdsConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
