@@ -13,6 +13,8 @@ import uvicorn
 from fastapi import FastAPI, Request
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from rlhf_services.common.memory import keep_freed_memory
+
 
 def main() -> None:
     """Serve until stopped."""
@@ -20,6 +22,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="folder of a sequence classifier of one label")
     parser.add_argument("--port", type=int, required=True)
     arguments = parser.parse_args()
+    keep_freed_memory()  # as our service does: it is not what is compared
     uvicorn.run(make_app(arguments.model), host="127.0.0.1", port=arguments.port, log_level="warning")
 
 

@@ -135,12 +135,13 @@ def _show(result: dict[str, Any], *, to_stderr: bool) -> None:
     ]
     show("Beside an offline loop", ["", "value"], rows, to_stderr=to_stderr)
     overload = result["overload"]
-    rows = [_row(str(overload[name]["callers"]), overload[name]) for name in ("capacity", "past")]
+    # Without probe and load, which the first table has.
+    rows = [_row(str(overload[name]["callers"]), overload[name])[:-2] for name in ("capacity", "past")]
     for row, name in zip(rows, ("capacity", "past"), strict=True):
         refusal = overload[name]["refusal_seconds"]
         row += [str(overload[name]["refusals"]), f"{refusal['p99']:.3f}" if refusal else ""]
-    title = f"Past capacity, p99 is {overload['p99_ratio']:.2f} times that at capacity; last column: refusals' p99 s"
-    show(title, [*headings, "refused", "p99 s"], rows, to_stderr=to_stderr)
+    title = f"Past capacity, p99 is {overload['p99_ratio']:.2f} times that at capacity"
+    show(title, [*headings[:-2], "refused", "in p99 s"], rows, to_stderr=to_stderr)
 
 
 def _row(name: str, phase: dict[str, Any]) -> list[str]:

@@ -1,9 +1,11 @@
 """Fixtures that several tests share. The models are made once a session; a test that changes one loads its own."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 
 from rlhf_services.common.threads import sleep_at_barriers
 
@@ -13,6 +15,13 @@ from tiny_model import make_tiny_model, make_tiny_reward_model  # noqa: E402 - i
 
 if TYPE_CHECKING:
     from node_example import NodeExample
+
+
+@pytest.fixture(autouse=True)
+def no_logging_settings_of_other_tests() -> Iterator[None]:
+    """A service that a test runs in its own process sets how all of the process logs."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

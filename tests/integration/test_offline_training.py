@@ -121,6 +121,7 @@ def test_sigterm_leaves_a_checkpoint_and_a_code_that_says_the_work_is_not_done(
     assert not (run_dir / "final").exists()
 
 
+@pytest.mark.exhaustive
 def test_two_ranks_learn_what_one_does_and_resume_on_one(
     tmp_path: Path, tiny_model_path: Path, whole_run: Path
 ) -> None:

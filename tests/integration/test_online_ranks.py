@@ -127,6 +127,7 @@ def require_close(ours: Path, theirs: Path) -> None:
         torch.testing.assert_close(tensor, tensors[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.exhaustive
 async def test_two_ranks_learn_what_one_does(world: World) -> None:
     heldout = world.folder / "heldout.jsonl"
     heldout.write_text("".join(json.dumps({"prompt": word}) + "\n" for word in ("x", "yz", "www")))

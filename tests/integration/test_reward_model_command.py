@@ -79,6 +79,7 @@ def test_an_ensemble_is_trained_shown_and_not_trained_again(tmp_path: Path, tiny
     assert "reward model 1 of 2: finished already" in resumed.stderr
 
 
+@pytest.mark.exhaustive
 def test_two_ranks_train_and_measure_what_one_does(tmp_path: Path, tiny_model_path: Path) -> None:
     one = finish(arguments(tmp_path, tiny_model_path, "one", 1))
     assert one.returncode == 0, one.stderr
