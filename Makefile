@@ -23,7 +23,7 @@ demo: setup ## Train a small real model from simulated preferences: all services
 test: setup ## Run all tests but those that take minutes.
 	$(BIN)/pytest $(ARGS)
 
-test-unit: setup ## Run the unit tests alone (under a minute).
+test-unit: setup ## Run the unit tests alone (about 4 minutes on 2 cores).
 	$(BIN)/pytest tests/unit $(ARGS)
 
 test-all: lint test ## Run the linters and all tests, those that take minutes included.
