@@ -14,6 +14,7 @@ from rlhf_services.models.scalar_model import ScalarModel
 from rlhf_services.trainer.config import OptimizerConfig
 from rlhf_services.trainer.data.chat_masks import ChatExample
 from rlhf_services.trainer.data.preferences import Choice, PreferenceGroup
+from rlhf_services.trainer.fleet.peers import TRAINING_REWARD
 from rlhf_services.trainer.learning.catalog import make_updater
 from rlhf_services.trainer.learning.ranks import Ranks
 from rlhf_services.trainer.learning.trained_model import TrainedModel
@@ -27,7 +28,6 @@ from rlhf_services.trainer.offline.sft import SftTask
 from rlhf_services.trainer.offline.train_step import train_step
 from rlhf_services.trainer.online_config import PpoRunConfig
 from rlhf_services.trainer.rollouts.batch import collate
-from rlhf_services.trainer.rollouts.peers import TRAINING_REWARD
 from rlhf_services.trainer.rollouts.scoring import Sample
 
 MODES = ("bf16",)

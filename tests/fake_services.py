@@ -7,7 +7,7 @@ from typing import Any, Self
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from rlhf_services.common.codec import decode_manifest, decode_prompt, encode_rollout
+from rlhf_services.common.codec import decode_header, decode_prompt, encode_rollout
 from rlhf_services.common.rollout import Rollout
 from rlhf_services.v1 import (
     policy_pb2,
@@ -117,7 +117,7 @@ class FakePolicy(FakeServer, policy_pb2_grpc.PolicyServiceServicer):
                 header = request.header
             num_bytes += len(request.chunk.data)
         assert header is not None
-        assert num_bytes == decode_manifest(header).num_bytes
+        assert num_bytes == decode_header(header).manifest.num_bytes
         self.version, self.digest = header.policy_version, header.weights_digest
         self.pushed_versions.append(self.version)
         return policy_pb2.UpdateWeightsResponse(

@@ -8,8 +8,8 @@ import grpc
 from rlhf_services.clients.base import ServiceClient
 from rlhf_services.common import codec
 from rlhf_services.common.errors import from_rpc_error
+from rlhf_services.common.pushes import PushHeader, PushResult
 from rlhf_services.common.rollout import Prompt, Rollout, Sampling
-from rlhf_services.common.weights import WeightsManifest
 from rlhf_services.v1 import policy_pb2, policy_pb2_grpc
 
 CHUNK_BYTES = 1024 * 1024
@@ -31,15 +31,8 @@ class PolicyModel:
     stop_ids: tuple[int, ...]
     max_prompts: int
     max_chunk_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class PushResult:
-    """A push that took effect."""
-
-    policy_version: int
-    weights_digest: str
-    pause_seconds: float
+    takes_patches: bool = False
+    max_sequences: int = 1
 
 
 class PolicyClient(ServiceClient):
@@ -85,29 +78,22 @@ class PolicyClient(ServiceClient):
 
     async def update_weights(
         self,
-        policy_version: int,
-        manifest: WeightsManifest,
+        header: PushHeader,
         payload: Iterable[bytes | memoryview],
         *,
         deadline_seconds: float = 600.0,
     ) -> PushResult:
-        """Pushes all weights and returns when they are served.
+        """Pushes weights and returns when they are served.
 
         Args:
-            policy_version: the version that the service has afterwards, at least 1.
-            manifest: the tensors with their digests.
-            payload: the raw little-endian bytes of each tensor, in the manifest's order.
-        Raises: ServiceError; the service's weights are then unchanged.
+            header: what is pushed.
+            payload: the raw little-endian bytes of each tensor, or of a patch its frames, in the manifest's order.
+        Raises: ServiceError; the service's weights are then unchanged. PreconditionError means that a patch does not
+            apply to them: push all weights.
         """
-        header = policy_pb2.WeightsHeader(
-            policy_version=policy_version,
-            encoding=policy_pb2.WEIGHTS_ENCODING_FULL,
-            tensors=codec.encode_manifest(manifest),
-            weights_digest=manifest.digest,
-        )
-        call = self._stub.UpdateWeights(_push_messages(header, payload), timeout=deadline_seconds)
-        response = await self._call(call)
-        return PushResult(response.policy_version, response.weights_digest, response.pause_seconds)
+        messages = _push_messages(codec.encode_header(header), payload)
+        call = self._stub.UpdateWeights(messages, timeout=deadline_seconds)
+        return codec.decode_push_result(await self._call(call))
 
     async def get_model(self, deadline_seconds: float = 10.0) -> PolicyModel:
         """Returns what is being served."""
@@ -125,6 +111,8 @@ class PolicyClient(ServiceClient):
             stop_ids=tuple(response.stop_ids),
             max_prompts=response.max_prompts,
             max_chunk_bytes=response.max_chunk_bytes,
+            takes_patches=policy_pb2.WEIGHTS_ENCODING_SPARSE_PATCH in response.encodings,
+            max_sequences=response.max_sequences or 1,
         )
 
 

@@ -1,16 +1,27 @@
-"""Rollouts, prompts, sampling parameters and weight manifests to and from their protobuf messages."""
+"""Rollouts, prompts, sampling parameters and weight pushes to and from their protobuf messages."""
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from itertools import groupby
 from types import MappingProxyType
 from typing import cast
 
 from rlhf_services.common.errors import InternalError
+from rlhf_services.common.pushes import Encoding, ForwardedPush, PatchPart, PushHeader, PushResult
 from rlhf_services.common.rollout import FinishReason, Prompt, Rollout, Sampling
 from rlhf_services.common.weights import TensorInfo, WeightsManifest
 from rlhf_services.v1 import policy_pb2, rollout_pb2
 
 _FINISH_REASONS = MappingProxyType({"stop": rollout_pb2.FINISH_REASON_STOP, "length": rollout_pb2.FINISH_REASON_LENGTH})
 _FINISH_REASON_NAMES = MappingProxyType({number: name for name, number in _FINISH_REASONS.items()})
+_ENCODINGS: Mapping[Encoding, policy_pb2.WeightsEncoding] = MappingProxyType(
+    {
+        "unspecified": policy_pb2.WEIGHTS_ENCODING_UNSPECIFIED,
+        "full": policy_pb2.WEIGHTS_ENCODING_FULL,
+        "sparse_patch": policy_pb2.WEIGHTS_ENCODING_SPARSE_PATCH,
+    }
+)
+_ENCODING_NAMES: Mapping[int, Encoding] = MappingProxyType({number: name for name, number in _ENCODINGS.items()})
 
 
 def encode_rollout(rollout: Rollout) -> rollout_pb2.Rollout:
@@ -87,19 +98,73 @@ def decode_sampling(message: policy_pb2.SamplingParams) -> Sampling:
     )
 
 
-def encode_manifest(manifest: WeightsManifest) -> list[policy_pb2.TensorInfo]:
-    """Returns the messages, in the manifest's order."""
-    return [
-        policy_pb2.TensorInfo(name=info.name, dtype=info.dtype, shape=info.shape, digest=info.digest)
-        for info in manifest.tensors
-    ]
+def encode_header(header: PushHeader) -> policy_pb2.WeightsHeader:
+    """Returns the message."""
+    parts = header.parts or (PatchPart(0, 0),) * len(header.manifest.tensors)
+    return policy_pb2.WeightsHeader(
+        policy_version=header.policy_version,
+        base_policy_version=header.base_policy_version,
+        base_weights_digest=header.base_weights_digest,
+        encoding=_ENCODINGS[header.encoding],
+        tensors=[
+            policy_pb2.TensorInfo(
+                name=info.name,
+                dtype=info.dtype,
+                shape=info.shape,
+                digest=info.digest,
+                changed_count=part.changed_count,
+                patch_bytes=part.num_bytes,
+            )
+            for info, part in zip(header.manifest.tensors, parts, strict=True)
+        ],
+        weights_digest=header.weights_digest,
+        forward_targets=header.forward_targets,
+    )
 
 
-def decode_manifest(header: policy_pb2.WeightsHeader) -> WeightsManifest:
-    """Returns the manifest that a header announces, unchecked."""
-    return WeightsManifest(
-        tensors=tuple(
-            TensorInfo(name=info.name, dtype=info.dtype, shape=tuple(info.shape), digest=info.digest)
-            for info in header.tensors
-        )
+def decode_header(message: policy_pb2.WeightsHeader) -> PushHeader:
+    """Returns what a header announces, unchecked."""
+    return PushHeader(
+        policy_version=message.policy_version,
+        manifest=WeightsManifest(
+            tuple(TensorInfo(info.name, info.dtype, tuple(info.shape), info.digest) for info in message.tensors)
+        ),
+        weights_digest=message.weights_digest,
+        encoding=_ENCODING_NAMES.get(message.encoding, "unspecified"),
+        base_policy_version=message.base_policy_version,
+        base_weights_digest=message.base_weights_digest,
+        parts=tuple(PatchPart(info.changed_count, info.patch_bytes) for info in message.tensors),
+        forward_targets=tuple(message.forward_targets),
+    )
+
+
+def encode_push_result(result: PushResult) -> policy_pb2.UpdateWeightsResponse:
+    """Returns the message."""
+    return policy_pb2.UpdateWeightsResponse(
+        policy_version=result.policy_version,
+        weights_digest=result.weights_digest,
+        pause_seconds=result.pause_seconds,
+        stage_seconds=result.stage_seconds,
+        forwarded=[policy_pb2.ForwardedPush(**asdict(each)) for each in result.forwarded],
+    )
+
+
+def decode_push_result(message: policy_pb2.UpdateWeightsResponse) -> PushResult:
+    """Returns the result."""
+    return PushResult(
+        policy_version=message.policy_version,
+        weights_digest=message.weights_digest,
+        pause_seconds=message.pause_seconds,
+        stage_seconds=message.stage_seconds,
+        forwarded=tuple(
+            ForwardedPush(
+                target=each.target,
+                error=each.error,
+                policy_version=each.policy_version,
+                weights_digest=each.weights_digest,
+                pause_seconds=each.pause_seconds,
+                stage_seconds=each.stage_seconds,
+            )
+            for each in message.forwarded
+        ),
     )

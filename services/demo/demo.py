@@ -35,8 +35,8 @@ from rlhf_services.models.loading import load_tokenizer, tokenizer_digest
 from rlhf_services.trainer.config import ServicesConfig
 from rlhf_services.trainer.data.prompts import load_prompts
 from rlhf_services.trainer.evaluation.evaluate import Evaluation, evaluate
+from rlhf_services.trainer.fleet.peers import TRAINING_REWARD, Peers
 from rlhf_services.trainer.offline.reward_model_report import RewardModelReport, read_report
-from rlhf_services.trainer.rollouts.peers import TRAINING_REWARD, Peers
 
 NUM_PHASES = 9
 CHECKED_PROMPTS = 8

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from rlhf_services.trainer.evaluation.evaluate import Evaluation, EvaluationRow
 from rlhf_services.trainer.evaluation.intervals import MeanWithInterval
+from rlhf_services.trainer.fleet.peers import TRAINING_REWARD
 from rlhf_services.trainer.offline.reward_model_report import RewardModelReport
-from rlhf_services.trainer.rollouts.peers import TRAINING_REWARD
 
 TRUE_SCORE = "true"
 """The name of the reward service that applies the labeller's rule, which training never asks."""

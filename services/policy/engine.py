@@ -5,7 +5,7 @@ from typing import Protocol
 
 from rlhf_services.common.rollout import FinishReason
 from rlhf_services.common.weights import WeightsManifest
-from rlhf_services.policy.weight_stage import StagedWeights
+from rlhf_services.policy.weights.stage import StagedWeights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from rlhf_services.policy.config import LimitsConfig
 from rlhf_services.policy.engine import Engine, SampleParams
 from rlhf_services.policy.metrics import PolicyMetrics
 from rlhf_services.policy.requests import GenerateJob, check_job
-from rlhf_services.policy.updater import WeightUpdater
+from rlhf_services.policy.weights.updater import WeightUpdater
 
 SEED_MODULUS = 2**63
 

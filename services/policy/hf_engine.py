@@ -24,8 +24,8 @@ from rlhf_services.policy.engine import Completion, EngineInfo, SampleParams
 from rlhf_services.policy.liveness import RESTART
 from rlhf_services.policy.model_facts import read_engine_info
 from rlhf_services.policy.row_sampling import Row, pad_left, sample_next
-from rlhf_services.policy.staged_tensors import map_tensors
-from rlhf_services.policy.weight_stage import StagedWeights
+from rlhf_services.policy.weights.stage import StagedWeights
+from rlhf_services.policy.weights.tensors import map_tensors
 
 
 class HfEngine:

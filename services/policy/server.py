@@ -13,7 +13,7 @@ from rlhf_services.policy.config import PolicyConfig
 from rlhf_services.policy.engine import Engine
 from rlhf_services.policy.metrics import PolicyMetrics
 from rlhf_services.policy.servicer import PolicyServicer
-from rlhf_services.policy.updater import WeightUpdater
+from rlhf_services.policy.weights.updater import WeightUpdater
 from rlhf_services.v1 import policy_pb2_grpc
 
 NAME = "policy"

@@ -3,8 +3,7 @@
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from types import MappingProxyType
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 
@@ -15,14 +14,10 @@ from rlhf_services.policy.engine import Engine
 from rlhf_services.policy.generator import Generator
 from rlhf_services.policy.metrics import PolicyMetrics
 from rlhf_services.policy.requests import GenerateJob
-from rlhf_services.policy.updater import PushChunk, PushCommit, PushHeader, PushPart, WeightUpdater
+from rlhf_services.policy.weights.updater import PushChunk, PushCommit, PushPart, WeightUpdater
 from rlhf_services.v1 import policy_pb2, policy_pb2_grpc
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-
-_ENCODINGS: MappingProxyType[int, Literal["full", "sparse_patch"]] = MappingProxyType(
-    {policy_pb2.WEIGHTS_ENCODING_FULL: "full", policy_pb2.WEIGHTS_ENCODING_SPARSE_PATCH: "sparse_patch"}
-)
 
 
 class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
@@ -52,12 +47,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         self, request_iterator: AsyncIterator[policy_pb2.UpdateWeightsRequest], context: Context
     ) -> policy_pb2.UpdateWeightsResponse:
         """Takes a weight push."""
-        outcome = await self._weights.push(_decode_parts(request_iterator))
-        return policy_pb2.UpdateWeightsResponse(
-            policy_version=outcome.served.policy_version,
-            weights_digest=outcome.served.digest,
-            pause_seconds=outcome.pause_seconds,
-        )
+        return codec.encode_push_result(await self._weights.push(_decode_parts(request_iterator)))
 
     async def GetModel(
         self, request: policy_pb2.PolicyServiceGetModelRequest, context: Context
@@ -98,14 +88,7 @@ async def _decode_parts(requests: AsyncIterator[policy_pb2.UpdateWeightsRequest]
     async for request in requests:
         match request.WhichOneof("part"):
             case "header":
-                header = request.header
-                yield PushHeader(
-                    policy_version=header.policy_version,
-                    base_policy_version=header.base_policy_version,
-                    encoding=_ENCODINGS.get(header.encoding, "unspecified"),
-                    manifest=codec.decode_manifest(header),
-                    weights_digest=header.weights_digest,
-                )
+                yield codec.decode_header(request.header)
             case "chunk":
                 yield PushChunk(request.chunk.offset_bytes, request.chunk.data)
             case "commit":

@@ -13,7 +13,7 @@ from rlhf_services.policy.config import PolicyConfig
 from rlhf_services.policy.engine import Completion, EngineInfo, SampleParams
 from rlhf_services.policy.liveness import RESTART, Liveness
 from rlhf_services.policy.vllm_start import make_llm
-from rlhf_services.policy.weight_stage import StagedWeights
+from rlhf_services.policy.weights.stage import StagedWeights
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput

@@ -9,7 +9,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
-from rlhf_services.policy.staged_tensors import map_tensors
+from rlhf_services.policy.weights.tensors import map_tensors
 
 
 @dataclass

@@ -13,6 +13,8 @@ from rlhf_services.trainer.checkpoint import CheckpointFolder, write_directory
 from rlhf_services.trainer.control import RunControl
 from rlhf_services.trainer.errors import RunError
 from rlhf_services.trainer.evaluation.in_run import InRunEvaluation
+from rlhf_services.trainer.fleet.peers import Peers
+from rlhf_services.trainer.fleet.publish import Publisher
 from rlhf_services.trainer.learning.ranks import Ranks
 from rlhf_services.trainer.learning.update import Update
 from rlhf_services.trainer.loading import LoadedRun
@@ -22,8 +24,6 @@ from rlhf_services.trainer.progress import Progress
 from rlhf_services.trainer.rollouts.collect import Collected, collect
 from rlhf_services.trainer.rollouts.gather import Part, gather, gather_failure
 from rlhf_services.trainer.rollouts.journal import Journal, StepJournal
-from rlhf_services.trainer.rollouts.peers import Peers
-from rlhf_services.trainer.rollouts.publish import Publisher
 from rlhf_services.trainer.rollouts.refill import collect_groups
 from rlhf_services.trainer.step_metrics import step_metrics
 

@@ -13,6 +13,7 @@ from tiny_model import make_tiny_model
 
 from rlhf_services.clients.policy import PolicyClient
 from rlhf_services.common.errors import ConfigError
+from rlhf_services.common.pushes import PushHeader
 from rlhf_services.models.loading import load_policy, load_tokenizer
 from rlhf_services.models.weights import checkpoint_manifest, checkpoint_tensors, model_manifest, tensor_bytes
 from rlhf_services.reward.scorer import ErrorCode, ScoreError, ScorerError, TextPair
@@ -97,7 +98,7 @@ async def test_other_weights_are_another_judge(target: str, tiny_model_path: Pat
     other = load_policy(make_tiny_model(tmp_path / "other", seed=1), dtype="float32")
     async with PolicyClient(target) as client:
         payload = (tensor_bytes(tensor) for _, tensor in checkpoint_tensors(other))
-        await client.update_weights(1, model_manifest(other), payload)
+        await client.update_weights(PushHeader.full(1, model_manifest(other)), payload)
     with pytest.raises(ScorerError, match="serves other weights than when this service started") as caught:
         await backend.ask([Question("Is it?", "Yes", "No", ignore_case=True)])
     assert caught.value.code is ErrorCode.UNAVAILABLE

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from rlhf_services.clients.policy import PolicyClient
 from rlhf_services.common import codec
 from rlhf_services.common.errors import ConfigError, InvalidRequestError, OverloadedError, PreconditionError
+from rlhf_services.common.pushes import PushHeader
 from rlhf_services.common.rollout import Prompt, Rollout, Sampling
 from rlhf_services.common.weights import WeightsManifest
 from rlhf_services.models.loading import load_policy
@@ -103,7 +104,7 @@ def payload(model: torch.nn.Module) -> Iterator[memoryview]:
 
 
 async def push(service: Service, version: int, model: torch.nn.Module) -> float:
-    result = await service.client.update_weights(version, model_manifest(model), payload(model))
+    result = await service.client.update_weights(PushHeader.full(version, model_manifest(model)), payload(model))
     return result.pause_seconds
 
 
@@ -226,12 +227,7 @@ async def test_requests_in_flight_survive_a_push_and_each_token_names_its_versio
 
 
 def push_messages(version: int, manifest: WeightsManifest, data: bytes) -> list[policy_pb2.UpdateWeightsRequest]:
-    header = policy_pb2.WeightsHeader(
-        policy_version=version,
-        encoding=policy_pb2.WEIGHTS_ENCODING_FULL,
-        tensors=codec.encode_manifest(manifest),
-        weights_digest=manifest.digest,
-    )
+    header = codec.encode_header(PushHeader.full(version, manifest))
     chunk = policy_pb2.WeightsChunk(offset_bytes=0, data=data)
     return [
         policy_pb2.UpdateWeightsRequest(header=header),

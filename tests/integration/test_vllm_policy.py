@@ -25,6 +25,7 @@ from transformers import AutoTokenizer
 from rlhf_services.clients.policy import PolicyClient
 from rlhf_services.common import codec
 from rlhf_services.common.errors import NotReadyError
+from rlhf_services.common.pushes import PushHeader
 from rlhf_services.common.rollout import Prompt, Rollout, Sampling
 from rlhf_services.models.loading import load_policy
 from rlhf_services.models.sequences import pad_sequences
@@ -168,7 +169,7 @@ async def greedy_ids(server: Server, prompts: list[Prompt]) -> dict[str, list[in
 async def push(server: Server, version: int, model: torch.nn.Module) -> float:
     payload = (tensor_bytes(tensor) for _, tensor in checkpoint_tensors(model))
     async with PolicyClient(server.target) as client:
-        return (await client.update_weights(version, model_manifest(model), payload)).pause_seconds
+        return (await client.update_weights(PushHeader.full(version, model_manifest(model)), payload)).pause_seconds
 
 
 async def served_version(server: Server) -> int:
@@ -251,12 +252,7 @@ async def test_a_push_that_breaks_off_or_is_corrupted_changes_nothing(server, ba
     first = bytes(tensor_bytes(next(checkpoint_tensors(perturbed.model))[1]))[: 8 * 2**20]
 
     async def stream(data: bytes) -> AsyncIterator[policy_pb2.UpdateWeightsRequest]:
-        header = policy_pb2.WeightsHeader(
-            policy_version=99,
-            encoding=policy_pb2.WEIGHTS_ENCODING_FULL,
-            tensors=codec.encode_manifest(manifest),
-            weights_digest=manifest.digest,
-        )
+        header = codec.encode_header(PushHeader.full(99, manifest))
         yield policy_pb2.UpdateWeightsRequest(header=header)
         yield policy_pb2.UpdateWeightsRequest(chunk=policy_pb2.WeightsChunk(offset_bytes=0, data=data))
         yield policy_pb2.UpdateWeightsRequest(commit=policy_pb2.WeightsCommit())

@@ -74,30 +74,38 @@ class UpdateWeightsRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[WeightsHeader, _Mapping]] = ..., chunk: _Optional[_Union[WeightsChunk, _Mapping]] = ..., commit: _Optional[_Union[WeightsCommit, _Mapping]] = ...) -> None: ...
 
 class WeightsHeader(_message.Message):
-    __slots__ = ("policy_version", "base_policy_version", "encoding", "tensors", "weights_digest")
+    __slots__ = ("policy_version", "base_policy_version", "encoding", "tensors", "weights_digest", "base_weights_digest", "forward_targets")
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     BASE_POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    BASE_WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_TARGETS_FIELD_NUMBER: _ClassVar[int]
     policy_version: int
     base_policy_version: int
     encoding: WeightsEncoding
     tensors: _containers.RepeatedCompositeFieldContainer[TensorInfo]
     weights_digest: str
-    def __init__(self, policy_version: _Optional[int] = ..., base_policy_version: _Optional[int] = ..., encoding: _Optional[_Union[WeightsEncoding, str]] = ..., tensors: _Optional[_Iterable[_Union[TensorInfo, _Mapping]]] = ..., weights_digest: _Optional[str] = ...) -> None: ...
+    base_weights_digest: str
+    forward_targets: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, policy_version: _Optional[int] = ..., base_policy_version: _Optional[int] = ..., encoding: _Optional[_Union[WeightsEncoding, str]] = ..., tensors: _Optional[_Iterable[_Union[TensorInfo, _Mapping]]] = ..., weights_digest: _Optional[str] = ..., base_weights_digest: _Optional[str] = ..., forward_targets: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TensorInfo(_message.Message):
-    __slots__ = ("name", "dtype", "shape", "digest")
+    __slots__ = ("name", "dtype", "shape", "digest", "changed_count", "patch_bytes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    PATCH_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     dtype: str
     shape: _containers.RepeatedScalarFieldContainer[int]
     digest: str
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., digest: _Optional[str] = ...) -> None: ...
+    changed_count: int
+    patch_bytes: int
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., digest: _Optional[str] = ..., changed_count: _Optional[int] = ..., patch_bytes: _Optional[int] = ...) -> None: ...
 
 class WeightsChunk(_message.Message):
     __slots__ = ("offset_bytes", "data")
@@ -112,21 +120,41 @@ class WeightsCommit(_message.Message):
     def __init__(self) -> None: ...
 
 class UpdateWeightsResponse(_message.Message):
-    __slots__ = ("policy_version", "weights_digest", "pause_seconds")
+    __slots__ = ("policy_version", "weights_digest", "pause_seconds", "stage_seconds", "forwarded")
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
     PAUSE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    STAGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    FORWARDED_FIELD_NUMBER: _ClassVar[int]
     policy_version: int
     weights_digest: str
     pause_seconds: float
-    def __init__(self, policy_version: _Optional[int] = ..., weights_digest: _Optional[str] = ..., pause_seconds: _Optional[float] = ...) -> None: ...
+    stage_seconds: float
+    forwarded: _containers.RepeatedCompositeFieldContainer[ForwardedPush]
+    def __init__(self, policy_version: _Optional[int] = ..., weights_digest: _Optional[str] = ..., pause_seconds: _Optional[float] = ..., stage_seconds: _Optional[float] = ..., forwarded: _Optional[_Iterable[_Union[ForwardedPush, _Mapping]]] = ...) -> None: ...
+
+class ForwardedPush(_message.Message):
+    __slots__ = ("target", "error", "policy_version", "weights_digest", "pause_seconds", "stage_seconds")
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PAUSE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    STAGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    target: str
+    error: str
+    policy_version: int
+    weights_digest: str
+    pause_seconds: float
+    stage_seconds: float
+    def __init__(self, target: _Optional[str] = ..., error: _Optional[str] = ..., policy_version: _Optional[int] = ..., weights_digest: _Optional[str] = ..., pause_seconds: _Optional[float] = ..., stage_seconds: _Optional[float] = ...) -> None: ...
 
 class PolicyServiceGetModelRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class PolicyServiceGetModelResponse(_message.Message):
-    __slots__ = ("model_name", "tokenizer_digest", "policy_version", "weights_digest", "engine", "dtype", "max_sequence_tokens", "vocab_size", "stop_ids", "max_prompts", "max_chunk_bytes")
+    __slots__ = ("model_name", "tokenizer_digest", "policy_version", "weights_digest", "engine", "dtype", "max_sequence_tokens", "vocab_size", "stop_ids", "max_prompts", "max_chunk_bytes", "encodings", "max_sequences")
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     TOKENIZER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -138,6 +166,8 @@ class PolicyServiceGetModelResponse(_message.Message):
     STOP_IDS_FIELD_NUMBER: _ClassVar[int]
     MAX_PROMPTS_FIELD_NUMBER: _ClassVar[int]
     MAX_CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ENCODINGS_FIELD_NUMBER: _ClassVar[int]
+    MAX_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     model_name: str
     tokenizer_digest: str
     policy_version: int
@@ -149,4 +179,6 @@ class PolicyServiceGetModelResponse(_message.Message):
     stop_ids: _containers.RepeatedScalarFieldContainer[int]
     max_prompts: int
     max_chunk_bytes: int
-    def __init__(self, model_name: _Optional[str] = ..., tokenizer_digest: _Optional[str] = ..., policy_version: _Optional[int] = ..., weights_digest: _Optional[str] = ..., engine: _Optional[str] = ..., dtype: _Optional[str] = ..., max_sequence_tokens: _Optional[int] = ..., vocab_size: _Optional[int] = ..., stop_ids: _Optional[_Iterable[int]] = ..., max_prompts: _Optional[int] = ..., max_chunk_bytes: _Optional[int] = ...) -> None: ...
+    encodings: _containers.RepeatedScalarFieldContainer[WeightsEncoding]
+    max_sequences: int
+    def __init__(self, model_name: _Optional[str] = ..., tokenizer_digest: _Optional[str] = ..., policy_version: _Optional[int] = ..., weights_digest: _Optional[str] = ..., engine: _Optional[str] = ..., dtype: _Optional[str] = ..., max_sequence_tokens: _Optional[int] = ..., vocab_size: _Optional[int] = ..., stop_ids: _Optional[_Iterable[int]] = ..., max_prompts: _Optional[int] = ..., max_chunk_bytes: _Optional[int] = ..., encodings: _Optional[_Iterable[_Union[WeightsEncoding, str]]] = ..., max_sequences: _Optional[int] = ...) -> None: ...

@@ -69,8 +69,10 @@ class PolicyServiceServicer(object):
     def UpdateWeights(self, request_iterator, context):
         """Replaces the weights: one header, then chunks, then a commit. The stream is staged beside the engine and verified;
         only a whole and correct one is swapped in, between two tokens, with requests in flight kept. Anything else
-        (INVALID_ARGUMENT, DATA_LOSS, a broken stream) leaves the weights as they were. Pushing the version and digest that
-        the engine already has is answered without a swap, so a push may be repeated.
+        (INVALID_ARGUMENT, a broken stream) leaves the weights as they were. Pushing the version and digest that the engine
+        already has is answered without a swap, so a push may be repeated. A patch of other weights than those served is
+        refused with FAILED_PRECONDITION, which names the version served: send all weights then. One push at a time: another
+        is refused with RESOURCE_EXHAUSTED, unless the one under way has fallen silent; that one is then given up.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -8,8 +8,8 @@ from rlhf_services.common.rollout import Prompt, Sampling
 from rlhf_services.trainer.data.prompts import PromptItem
 from rlhf_services.trainer.evaluation.intervals import MeanWithInterval, clustered_mean
 from rlhf_services.trainer.evaluation.repetition import distinct_2, repeated_ngrams
+from rlhf_services.trainer.fleet.peers import Peers
 from rlhf_services.trainer.rollouts.collect import collect
-from rlhf_services.trainer.rollouts.peers import Peers
 from rlhf_services.trainer.rollouts.scoring import Sample
 
 

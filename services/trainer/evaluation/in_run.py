@@ -18,13 +18,13 @@ from rlhf_services.common.errors import ServiceError
 from rlhf_services.common.rollout import Sampling
 from rlhf_services.trainer.evaluation.evaluate import questions_of, rows_of, summarise
 from rlhf_services.trainer.evaluation.intervals import MeanWithInterval
+from rlhf_services.trainer.fleet.peers import TRAINING_REWARD, Peers
 from rlhf_services.trainer.late_gauges import LateGauges
 from rlhf_services.trainer.learning.ranks import Ranks
 from rlhf_services.trainer.loading import LoadedRun
 from rlhf_services.trainer.metrics import MetricsFile
 from rlhf_services.trainer.online_config import OnlineRunConfig
 from rlhf_services.trainer.rollouts.collect import Collected, collect
-from rlhf_services.trainer.rollouts.peers import TRAINING_REWARD, Peers
 from rlhf_services.trainer.rollouts.scoring import Sample
 from rlhf_services.trainer.rollouts.tasks import task_group
 

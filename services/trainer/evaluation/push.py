@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rlhf_services.clients.policy import PolicyClient
 from rlhf_services.common.errors import ConfigError
+from rlhf_services.common.pushes import PushHeader
 from rlhf_services.models.loading import DtypeName, load_policy
 from rlhf_services.models.weights import checkpoint_tensors, model_manifest, tensor_bytes
 
@@ -34,4 +35,4 @@ async def push_checkpoint(target: str, checkpoint: Path, *, deadline_seconds: fl
                 yield tensor_bytes(tensor)
 
         version = served.policy_version + 1
-        await policy.update_weights(version, manifest, payload(), deadline_seconds=deadline_seconds)
+        await policy.update_weights(PushHeader.full(version, manifest), payload(), deadline_seconds=deadline_seconds)

@@ -9,7 +9,7 @@ from rlhf_services.models.loading import tokenizer_digest
 from rlhf_services.trainer.config import ServicesConfig
 from rlhf_services.trainer.data.prompts import PromptItem
 from rlhf_services.trainer.evaluation.evaluate import Evaluation, evaluate
-from rlhf_services.trainer.rollouts.peers import Peers
+from rlhf_services.trainer.fleet.peers import Peers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

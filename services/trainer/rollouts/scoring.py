@@ -12,7 +12,7 @@ from rlhf_services.clients.reward import Reward, RewardClient, RewardError, Scor
 from rlhf_services.common.errors import InternalError, NotReadyError
 from rlhf_services.common.rollout import Rollout
 from rlhf_services.trainer.errors import RunError
-from rlhf_services.trainer.rollouts.peers import TRAINING_REWARD, Peers
+from rlhf_services.trainer.fleet.peers import TRAINING_REWARD, Peers
 from rlhf_services.trainer.rollouts.tasks import task_group
 
 T = TypeVar("T")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rlhf_services.common.weights import TensorInfo, WeightsManifest, tensor_digest
 from rlhf_services.policy.engine import Completion, EngineInfo, SampleParams
-from rlhf_services.policy.weight_stage import StagedWeights
+from rlhf_services.policy.weights.stage import StagedWeights
 
 
 def manifest_of(tensors: dict[str, bytes]) -> WeightsManifest:

@@ -10,7 +10,7 @@ from rlhf_services.policy.config import LimitsConfig
 from rlhf_services.policy.generator import Generator
 from rlhf_services.policy.metrics import PolicyMetrics
 from rlhf_services.policy.requests import GenerateJob
-from rlhf_services.policy.updater import WeightUpdater
+from rlhf_services.policy.weights.updater import WeightUpdater
 
 PROMPTS = [Prompt(group_id="g", prompt_ids=[1], seed=2**63 - 1), Prompt(group_id="h", prompt_ids=[3, 4])]
 

@@ -6,9 +6,10 @@ from fake_engine import LOADED, FakeEngine, manifest_of
 from prometheus_client import CollectorRegistry
 
 from rlhf_services.common.errors import InvalidRequestError, NotReadyError, OverloadedError, PreconditionError
+from rlhf_services.common.pushes import PushHeader, PushResult
 from rlhf_services.policy.config import LimitsConfig
 from rlhf_services.policy.metrics import PolicyMetrics
-from rlhf_services.policy.updater import PushChunk, PushCommit, PushHeader, PushOutcome, ServedWeights, WeightUpdater
+from rlhf_services.policy.weights.updater import PushChunk, PushCommit, ServedWeights, WeightUpdater
 
 NEW = {"a": b"\x05" * 12, "b": b"\x06" * 8}
 MANIFEST = manifest_of(NEW)
@@ -53,9 +54,9 @@ async def test_a_whole_push_reaches_the_engine_and_is_served_from_then_on():
     bench = Bench()
     assert bench.updater.served == OLD
     outcome = await bench.updater.push(whole(3))
-    assert outcome == PushOutcome(ServedWeights(3, MANIFEST.digest), 0.25)
+    assert outcome == PushResult(policy_version=3, weights_digest=MANIFEST.digest, pause_seconds=0.25)
     assert bench.engine.swaps == [NEW]
-    assert bench.updater.served == outcome.served
+    assert bench.updater.served == ServedWeights(3, MANIFEST.digest)
     assert bench.registry.get_sample_value("rlhf_policy_version") == 3
     assert bench.registry.get_sample_value("rlhf_policy_push_bytes_total") == 20  # 12 of a, 8 of b
 
@@ -64,7 +65,7 @@ async def test_pushing_what_is_served_needs_no_payload_and_no_swap():
     bench = Bench()
     await bench.updater.push(whole())
     outcome = await bench.updater.push(stream(header()))
-    assert outcome == PushOutcome(ServedWeights(1, MANIFEST.digest), 0.0)
+    assert outcome == PushResult(policy_version=1, weights_digest=MANIFEST.digest, pause_seconds=0.0)
     assert len(bench.engine.swaps) == 1
 
 

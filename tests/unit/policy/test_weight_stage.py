@@ -6,7 +6,7 @@ from fake_engine import manifest_of
 
 from rlhf_services.common.errors import InvalidRequestError
 from rlhf_services.common.weights import WeightsManifest
-from rlhf_services.policy.weight_stage import WeightStage, aligned_offsets, check_manifest
+from rlhf_services.policy.weights.stage import WeightStage, aligned_offsets, check_manifest
 
 TENSORS = {"b": bytes(range(20)), "a": bytes(range(100, 180)), "c": b"last"}
 MANIFEST = manifest_of(TENSORS)

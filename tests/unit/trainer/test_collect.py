@@ -15,8 +15,8 @@ from rlhf_services.common.errors import ConfigError, InternalError, NotReadyErro
 from rlhf_services.common.rollout import Prompt, Sampling
 from rlhf_services.trainer.config import ServicesConfig
 from rlhf_services.trainer.errors import RunError
+from rlhf_services.trainer.fleet.peers import Peers
 from rlhf_services.trainer.rollouts.collect import Collected, collect
-from rlhf_services.trainer.rollouts.peers import Peers
 
 SAMPLING = Sampling(max_new_tokens=8, temperature=0.5)
 PROMPTS = [Prompt(group_id=str(index), prompt_ids=[3, index], seed=index) for index in range(6)]

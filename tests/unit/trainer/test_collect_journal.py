@@ -14,11 +14,11 @@ from rlhf_services.common.errors import NotReadyError, ServiceError
 from rlhf_services.common.rollout import Prompt, Sampling
 from rlhf_services.trainer.config import ServicesConfig
 from rlhf_services.trainer.errors import RunError
+from rlhf_services.trainer.fleet.peers import Peers
 from rlhf_services.trainer.learning.ranks import Ranks
 from rlhf_services.trainer.rollouts.collect import Collected, collect
 from rlhf_services.trainer.rollouts.gather import gather_failure, gather_success
 from rlhf_services.trainer.rollouts.journal import Journal
-from rlhf_services.trainer.rollouts.peers import Peers
 
 SAMPLING = Sampling(max_new_tokens=8, temperature=0.5, completions_per_prompt=2)
 PROMPTS = [Prompt(group_id=str(index), prompt_ids=[3, index], seed=index) for index in range(5)]

@@ -11,7 +11,7 @@ from rlhf_services.trainer.data.prompts import PromptItem
 from rlhf_services.trainer.evaluation.evaluate import evaluate
 from rlhf_services.trainer.evaluation.intervals import clustered_mean
 from rlhf_services.trainer.evaluation.repetition import distinct_2, repeated_ngrams
-from rlhf_services.trainer.rollouts.peers import Peers
+from rlhf_services.trainer.fleet.peers import Peers
 
 
 async def test_each_completion_is_scored_by_every_reward_service() -> None:

@@ -15,10 +15,10 @@ from rlhf_services.models.loading import load_policy
 from rlhf_services.models.weights import model_manifest
 from rlhf_services.trainer.config import LoraConfig, OptimizerConfig, ServicesConfig
 from rlhf_services.trainer.errors import RunError
+from rlhf_services.trainer.fleet.peers import Peers
+from rlhf_services.trainer.fleet.publish import Publisher
 from rlhf_services.trainer.learning.ranks import Ranks
 from rlhf_services.trainer.learning.trained_model import TrainedModel
-from rlhf_services.trainer.rollouts.peers import Peers
-from rlhf_services.trainer.rollouts.publish import Publisher
 
 
 @asynccontextmanager

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from rlhf_services.clients.policy import PolicyClient
 from rlhf_services.common.errors import ConfigError, NotReadyError
+from rlhf_services.common.pushes import PushHeader
 from rlhf_services.common.weights import WeightsManifest
 from rlhf_services.models.weights import tensor_bytes, tensor_info
 from rlhf_services.trainer.errors import RunError
+from rlhf_services.trainer.fleet.peers import Peers
 from rlhf_services.trainer.learning.trained_model import TrainedModel
-from rlhf_services.trainer.rollouts.peers import Peers
 from rlhf_services.trainer.rollouts.tasks import task_group
 
 POLL_SECONDS = 0.5
@@ -92,8 +93,7 @@ class Publisher:
                 "trainer's dtype, or set models.dtype to the service's"
             )
         result = await policy.update_weights(
-            self.policy_version,
-            self._manifest,
+            PushHeader.full(self.policy_version, self._manifest),
             self._payload(),
             deadline_seconds=self._peers.config.push_deadline_seconds,
         )

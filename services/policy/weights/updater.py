@@ -4,30 +4,19 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from rlhf_services.common.errors import InvalidRequestError, OverloadedError, PreconditionError, ServiceError
 from rlhf_services.common.logs import get_logger
-from rlhf_services.common.weights import WeightsManifest
+from rlhf_services.common.pushes import PushHeader, PushResult
 from rlhf_services.policy.config import LimitsConfig
 from rlhf_services.policy.engine import Engine
 from rlhf_services.policy.metrics import PolicyMetrics
-from rlhf_services.policy.weight_stage import WeightStage, check_manifest
+from rlhf_services.policy.weights.stage import WeightStage, check_manifest
 
 T = TypeVar("T")
 
 log = get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PushHeader:
-    """What a push announces; the fields are those of WeightsHeader."""
-
-    policy_version: int
-    base_policy_version: int
-    encoding: Literal["full", "sparse_patch", "unspecified"]
-    manifest: WeightsManifest
-    weights_digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +43,6 @@ class ServedWeights:
     digest: str
 
 
-@dataclass(frozen=True, slots=True)
-class PushOutcome:
-    """What is served after a push, and how long no token was sampled for it, in seconds."""
-
-    served: ServedWeights
-    pause_seconds: float
-
-
 class WeightUpdater:
     """Knows which weights are served, and replaces them."""
 
@@ -77,7 +58,7 @@ class WeightUpdater:
         """Takes note of the weights that the engine has loaded."""
         self._set_served(ServedWeights(0, self._engine.info.manifest.digest))
 
-    async def push(self, parts: AsyncIterator[PushPart]) -> PushOutcome:
+    async def push(self, parts: AsyncIterator[PushPart]) -> PushResult:
         """Takes a push: a header, chunks, a commit.
 
         Raises: InvalidRequestError if any of it is wrong, or missing; OverloadedError while another push is under way;
@@ -100,11 +81,11 @@ class WeightUpdater:
         finally:
             self._pushing = None
 
-    async def _push(self, parts: AsyncIterator[PushPart]) -> PushOutcome:
+    async def _push(self, parts: AsyncIterator[PushPart]) -> PushResult:
         started = time.perf_counter()
         header = await self._receive_header(parts)
         if header.policy_version == self.served.policy_version and header.weights_digest == self.served.digest:
-            return PushOutcome(self.served, 0.0)
+            return self._result()
         self._pushing = header.policy_version
         stage = WeightStage(header.manifest)
         try:
@@ -155,7 +136,7 @@ class WeightUpdater:
                 "changed: push again"
             ) from None
 
-    async def _swap(self, header: PushHeader, stage: WeightStage) -> PushOutcome:
+    async def _swap(self, header: PushHeader, stage: WeightStage) -> PushResult:
         staged = stage.commit(header.policy_version)
         pause_seconds = await self._engine.update_weights(staged)
         self._set_served(ServedWeights(header.policy_version, header.weights_digest))
@@ -163,7 +144,14 @@ class WeightUpdater:
         self._metrics.pushes.inc()
         self._metrics.push_bytes.inc(header.manifest.num_bytes)
         log.info("weights swapped", policy_version=header.policy_version, pause_seconds=round(pause_seconds, 4))
-        return PushOutcome(self.served, pause_seconds)
+        return self._result(pause_seconds)
+
+    def _result(self, pause_seconds: float = 0.0) -> PushResult:
+        return PushResult(
+            policy_version=self.served.policy_version,
+            weights_digest=self.served.digest,
+            pause_seconds=pause_seconds,
+        )
 
     def _set_served(self, served: ServedWeights) -> None:
         self.served = served
