@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
-from boards import gpu, policy, resources, reward, run, services
+from boards import fleet, gpu, policy, resources, reward, run, services
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 FOLDER = Path(__file__).parent / "dashboards"
-BOARDS = {module.__name__.removeprefix("boards."): module for module in (run, services, policy, reward, resources, gpu)}
+BOARDS = {
+    module.__name__.removeprefix("boards."): module for module in (run, services, policy, fleet, reward, resources, gpu)
+}
 
 
 def encode(board: Dashboard) -> str:
