@@ -1,7 +1,7 @@
 """From prompts to scored rollouts. Every rollout is sent to be scored the moment it arrives.
 
     policy services --Generate--> rollout --+--> Score            (each reward service)  --+--> Sample --> journal
-                                            +--> ComputeLogprobs  (reference service)    --+
+     (dispatch.py)                          +--> ComputeLogprobs  (reference service)    --+
 
 Every call is awaited. A service that is away is waited for, and a rollout that has arrived is kept meanwhile. What is
 not a finite number is never made one: such a rollout is dropped and counted. What the journal knows is not asked for.
@@ -13,10 +13,8 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
-from rlhf_services.clients.policy import PolicyClient
-from rlhf_services.common.errors import InternalError, PreconditionError, ServiceError
+from rlhf_services.common.errors import ServiceError
 from rlhf_services.common.rollout import Prompt, Rollout, Sampling
 from rlhf_services.trainer.errors import RunError
 from rlhf_services.trainer.fleet.peers import Peers
@@ -68,7 +66,6 @@ async def collect(
     peers: Peers,
     *,
     policy_version: int | None = None,
-    bring_current: Callable[[PolicyClient], Awaitable[None]] | None = None,
     journal: StepJournal | None = None,
     ranks: Ranks | None = None,
 ) -> Collected:
@@ -79,80 +76,112 @@ async def collect(
         sampling: how to sample; completions_per_prompt for each prompt.
         peers: the services, checked.
         policy_version: the version that every token must be sampled by; None takes any.
-        bring_current: pushes the current weights to a policy service that has lost them; None lets that be an error.
         journal: of this step; what it knows is taken from it, what arrives is added. None keeps nothing.
         ranks: the processes that call this together, with the same prompts; None is one alone.
     Raises: NotReadyError when a service stayed away for too long; RunError when the reference is no longer the same
         model, or the journal cannot be written; other ServiceErrors as they come. What arrived before is journaled.
     """
-    ranks = Ranks() if ranks is None else ranks
-    if journal is not None:
-        journal.begin(prompts, sampling, policy_version)
-    scoring = Scoring(peers, temperature=sampling.temperature, policy_version=policy_version)
-    run = _Collection(sampling, peers, scoring, policy_version or 0, bring_current, journal)
-    try:
-        mine = await run.collect_share(prompts[ranks.rank :: ranks.world_size], first_policy=ranks.rank)
-    except (ServiceError, RunError) as error:
-        await gather_failure(error, ranks)
-        raise
-    whole = await gather(mine, ranks)
-    order = [rollout_id for prompt in prompts for rollout_id in expected_ids(prompt, sampling)]
-    generate_seconds, score_wait_seconds, reference_wait_seconds = whole.seconds
-    return Collected(
-        samples=[whole.samples[rollout_id] for rollout_id in order if rollout_id in whole.samples],
-        dropped=whole.dropped,
-        generate_seconds=generate_seconds,
-        score_wait_seconds=score_wait_seconds,
-        reference_wait_seconds=reference_wait_seconds,
-    )
+    collection = Collection(prompts, sampling, peers, policy_version=policy_version, journal=journal, ranks=ranks)
+    return await collection.finish(collection.collect_share())
 
 
-class _Collection:
-    """The state of one collect() call."""
+class Collection:
+    """One collection in its three parts: begun by the constructor, collected perhaps in the background, finished.
+
+    Beginning and finishing is for the foreground, where all ranks do the same things in the same order.
+    """
 
     def __init__(
         self,
+        prompts: Sequence[Prompt],
         sampling: Sampling,
         peers: Peers,
-        scoring: Scoring,
-        min_policy_version: int,
-        bring_current: Callable[[PolicyClient], Awaitable[None]] | None,
-        journal: StepJournal | None,
+        *,
+        policy_version: int | None = None,
+        newest_version: Callable[[], int] | None = None,
+        journal: StepJournal | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        self._part = Part()
-        self._started_at = self._generated_at = time.monotonic()
+        """Tells the journal what is going to be asked for; calls no service and no other rank.
+
+        Args:
+            policy_version: the version that every token must be sampled by, or by a later one if newest_version is
+                given; None takes any.
+            newest_version: returns the last version that was published, or is just being; None allows no later one.
+            prompts, sampling, peers, journal, ranks: as for collect().
+        """
+        self._prompts = prompts
         self._sampling = sampling
         self._peers = peers
-        self._scoring = scoring
-        self._min_policy_version = min_policy_version
-        self._bring_current = bring_current
+        self._min_policy_version = policy_version or 0
         self._journal = journal
+        self._ranks = Ranks() if ranks is None else ranks
+        self._scoring = Scoring(
+            peers, temperature=sampling.temperature, policy_version=policy_version, newest_version=newest_version
+        )
+        self._part = Part()
         self._arrived: set[str] = set()
         self._slots = asyncio.Semaphore(MAX_SCORING)
+        self._generated_at = 0.0
+        if journal is not None:
+            journal.begin(prompts, sampling, policy_version)
 
-    async def collect_share(self, share: Sequence[Prompt], *, first_policy: int) -> Part:
-        """Returns what one rank collects for its prompts; asks for nothing if the journal knows it all.
+    async def collect_share(self) -> Part:
+        """Returns what this rank collects for its prompts; asks for nothing if the journal knows it all.
 
-        Args: first_policy: the policy service that gets the first prompt; the others follow in turn.
+        Nothing in it waits for another rank, so it may run in the background. Raises: as collect().
         """
+        started = self._generated_at = time.monotonic()
+        share = self._prompts[self._ranks.rank :: self._ranks.world_size]
         self._take_known(share)
-        missing = [prompt for prompt in share if not self._arrived.issuperset(self._expected_ids(prompt))]
-        num_policies = len(self._peers.policies)
-        async with task_group() as tasks:
-            for index in range(num_policies):
-                if prompts := missing[index::num_policies]:
-                    policy = self._peers.policies[(first_policy + index) % num_policies]
-                    tasks.create_task(self._sample(policy, prompts, tasks))
+        missing = [prompt for prompt in share if not self._arrived.issuperset(expected_ids(prompt, self._sampling))]
+        if missing:
+            async with task_group() as tasks:
+
+                def take(rollout: Rollout) -> None:
+                    self._generated_at = time.monotonic()
+                    tasks.create_task(self._complete(rollout))
+
+                await self._peers.dispatcher.sample(
+                    missing,
+                    self._sampling,
+                    take,
+                    min_policy_version=self._min_policy_version,
+                    tokenizer_digest=self._peers.tokenizer_digest,
+                    known=self._arrived,
+                )
         answered_at = (self._scoring.scored_at, self._scoring.referenced_at)
         waits = [max(0.0, at - self._generated_at) for at in answered_at]
-        self._part.seconds = [self._generated_at - self._started_at, *waits]
+        self._part.seconds = [self._generated_at - started, *waits]
         return self._part
+
+    async def finish(self, share: Awaitable[Part]) -> Collected:
+        """Returns the samples of all ranks, once each has its share. All ranks call it.
+
+        Args: share: collect_share(), or the task that runs it.
+        Raises: as collect(); a failure of any rank is one of all.
+        """
+        try:
+            mine = await share
+        except (ServiceError, RunError) as error:
+            await gather_failure(error, self._ranks)
+            raise
+        whole = await gather(mine, self._ranks)
+        order = [rollout_id for prompt in self._prompts for rollout_id in expected_ids(prompt, self._sampling)]
+        generate_seconds, score_wait_seconds, reference_wait_seconds = whole.seconds
+        return Collected(
+            samples=[whole.samples[rollout_id] for rollout_id in order if rollout_id in whole.samples],
+            dropped=whole.dropped,
+            generate_seconds=generate_seconds,
+            score_wait_seconds=score_wait_seconds,
+            reference_wait_seconds=reference_wait_seconds,
+        )
 
     def _take_known(self, share: Sequence[Prompt]) -> None:
         """Takes from the journal what it knows."""
         if self._journal is None:
             return
-        for rollout_id in (each for prompt in share for each in self._expected_ids(prompt)):
+        for rollout_id in (each for prompt in share for each in expected_ids(prompt, self._sampling)):
             known = self._journal.known(rollout_id)
             if isinstance(known, Sample):
                 self._part.samples[rollout_id] = known
@@ -160,51 +189,6 @@ class _Collection:
                 self._part.dropped[known] += 1
             if known is not None:
                 self._arrived.add(rollout_id)
-
-    def _expected_ids(self, prompt: Prompt) -> list[str]:
-        return expected_ids(prompt, self._sampling)
-
-    async def _sample(self, policy: PolicyClient, share: Sequence[Prompt], tasks: asyncio.TaskGroup) -> None:
-        """Samples a share of the prompts from one policy service, and starts the scoring of each rollout."""
-        limit = self._peers.max_prompts
-        for start in range(0, len(share), limit):
-            ask = partial(self._ask_for_missing, policy, share[start : start + limit], tasks)
-            await self._peers.call(policy, ask)
-
-    async def _ask_for_missing(self, policy: PolicyClient, share: Sequence[Prompt], tasks: asyncio.TaskGroup) -> None:
-        """Asks for what has not arrived yet; a policy service whose weights are stale is brought to ours first."""
-        try:
-            await self._stream(policy, share, tasks)
-        except PreconditionError:
-            if self._bring_current is None:
-                raise
-            await self._bring_current(policy)
-            await self._stream(policy, share, tasks)
-
-    async def _stream(self, policy: PolicyClient, share: Sequence[Prompt], tasks: asyncio.TaskGroup) -> None:
-        expected = {rollout_id for prompt in share for rollout_id in self._expected_ids(prompt)}
-        # A prompt of which something is missing is asked for whole: its seeds then draw the same completions again, so
-        # those that were slow to arrive are not exchanged for others.
-        missing = [prompt for prompt in share if not self._arrived.issuperset(self._expected_ids(prompt))]
-        if not missing:
-            return
-        stream = policy.generate(
-            missing,
-            self._sampling,
-            min_policy_version=self._min_policy_version,
-            tokenizer_digest=self._peers.tokenizer_digest,
-            deadline_seconds=self._peers.config.generate_deadline_seconds,
-        )
-        source = f"{policy.service} at {policy.target}"
-        async for rollout in stream:
-            if rollout.rollout_id not in expected:
-                raise InternalError(f"{source} sent rollout {rollout.rollout_id!r}, which nobody asked for")
-            if rollout.rollout_id not in self._arrived:
-                self._arrived.add(rollout.rollout_id)
-                self._generated_at = time.monotonic()
-                tasks.create_task(self._complete(rollout))
-        if lost := sorted(expected - self._arrived):
-            raise InternalError(f"{source} ended its stream without {len(lost)} rollouts, such as {lost[0]!r}")
 
     async def _complete(self, rollout: Rollout) -> None:
         rollout_id = rollout.rollout_id

@@ -3,7 +3,7 @@
 import math
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -52,14 +52,28 @@ class UnusableError(Exception):
 class Scoring:
     """Completes rollouts of one step, and remembers when the last answers came."""
 
-    def __init__(self, peers: Peers, *, temperature: float, policy_version: int | None) -> None:
-        """Args: the services; the sampling temperature; the version that must have sampled every token (None: any)."""
+    def __init__(
+        self,
+        peers: Peers,
+        *,
+        temperature: float,
+        policy_version: int | None,
+        newest_version: Callable[[], int] | None = None,
+    ) -> None:
+        """Nothing is called yet.
+
+        Args:
+            peers: the services. temperature: of the sampling.
+            policy_version: the version that must have sampled every token; None: any.
+            newest_version: returns the newest version that is allowed as well; None: no other.
+        """
         self.scored_at = self.referenced_at = 0.0
         """time.monotonic() of the last score and of the last reference log-probabilities."""
         self._peers = peers
         # Greedy sampling reports log-probabilities at temperature 1 (rollout.proto).
         self._temperature = temperature or 1.0
         self._policy_version = policy_version
+        self._newest_version = newest_version
 
     async def complete(self, rollout: Rollout) -> Sample:
         """Returns the rollout with its scores.
@@ -69,7 +83,7 @@ class Scoring:
         """
         if not _all_finite(rollout.logprobs):
             raise UnusableError("sampler_not_finite")
-        if self._policy_version is not None and set(rollout.policy_versions) != {self._policy_version}:
+        if not self._is_current(rollout):
             raise UnusableError("policy_version_not_current")
         async with task_group() as tasks:
             reference = tasks.create_task(self._ref_logprobs(rollout))
@@ -85,6 +99,15 @@ class Scoring:
                 if result.spread is not None and math.isfinite(result.spread)
             },
         )
+
+    def _is_current(self, rollout: Rollout) -> bool:
+        """Whether every token was sampled by a version that was asked for. A rollout without tokens never is."""
+        oldest = self._policy_version
+        if oldest is None:
+            return True
+        newest = oldest if self._newest_version is None else self._newest_version()
+        versions = rollout.policy_versions
+        return bool(versions) and oldest <= min(versions) and max(versions) <= newest
 
     async def _score(self, client: RewardClient, rollout: Rollout) -> Reward:
         asking = _Asking(client, rollout, self._peers)
