@@ -36,6 +36,9 @@ from rlhf_services.trainer.online_sections import (
 )
 from rlhf_services.trainer.watch_sections import EvaluationConfig, WatchConfig
 
+LAG_IMPORTANCE_CAP = 2.0
+"""loss.importance_cap where older versions of the policy may have sampled, unless the configuration says another."""
+
 
 class OnlineRunConfig(Section):
     """A run that samples from the policy it trains."""
@@ -88,6 +91,16 @@ class OnlineRunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _groups_are_known_before_training(self) -> Self:
+        lag = self.training.max_policy_lag
+        if lag > 0 and self.groups.drop_uniform:
+            raise ValueError(
+                f"training.max_policy_lag is {lag}, but groups.drop_uniform is true, which draws prompts once it has seen "
+                "the rewards of others and so cannot run ahead; set the former to 0, or the latter to false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _reward_fits(self) -> Self:
         buffer, longest = self.reward.overlong_buffer_tokens, self.sampling.max_new_tokens
         if buffer > longest:
@@ -112,6 +125,13 @@ class PolicyGradientRunConfig(OnlineRunConfig):
 
     loss: LossConfig = LossConfig()
     kl: KlConfig = KlConfig()
+
+    @property
+    def importance_cap(self) -> float | None:
+        """Most that a token's loss is weighed with for its sampler's sake; None: it is not weighed."""
+        if self.loss.importance_cap is None and self.training.max_policy_lag > 0:
+            return LAG_IMPORTANCE_CAP
+        return self.loss.importance_cap
 
     @model_validator(mode="after")
     def _kl_can_be_adapted(self) -> Self:

@@ -34,6 +34,9 @@ class OnlineTrainingConfig(Section):
     """Passes over the rollouts of a step."""
     minibatches: int = Field(default=1, ge=1)
     """Optimizer steps of each pass."""
+    max_policy_lag: int = Field(default=0, ge=0, le=16)
+    """How many versions of the policy a token may be behind the one that trains on it. 0: each step samples, then trains.
+    k: the rollouts of up to k further steps are sampled meanwhile, and in-flight ones go on over a push."""
     max_dropped_fraction: float = Field(default=0.1, ge=0, lt=1)
     """The run ends with an error when more than this share of a step's rollouts got no score or no finite numbers."""
     micro_batch_tokens: int = Field(default=2048, ge=1)
@@ -91,7 +94,8 @@ class LossConfig(Section):
     """Reward for each nat of entropy of a token's distribution."""
     importance_cap: float | None = Field(default=None, gt=0)
     """Weigh each token with the ratio of the trainer's to the policy service's probability of it, at most this (2 is
-    usual); absent: do not. Wanted where sampler_mismatch_k3 is not small."""
+    usual); absent: 2 where training.max_policy_lag is above 0, else do not. Wanted where sampler_mismatch_k3 is not
+    small."""
     sequence_ratio_bound: float | None = Field(default=None, gt=1)
     """Leave out completions whose mean such ratio (geometric) is above this or below its inverse; absent: none."""
     max_approx_kl: float | None = Field(default=None, gt=0)

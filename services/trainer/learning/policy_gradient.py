@@ -26,6 +26,7 @@ class PolicyGradient(ABC):
 
     def __init__(self, config: PolicyGradientRunConfig) -> None:
         self._loss = config.loss
+        self._importance_cap = config.importance_cap
         self._kl = config.kl
         self._mask_truncated = config.reward.mask_truncated
         self._needs_groups = config.needs_groups
@@ -60,9 +61,10 @@ class PolicyGradient(ABC):
         rows &= ~alone
         weights = None
         clamped = torch.zeros_like(mask)
-        if loss.importance_cap is not None:
+        if self._importance_cap is not None:
+            # By the version that sampled each token: its log-probability came with the rollout.
             weights, clamped = truncated_importance_weights(
-                scored.old_logprobs, batch.sampler_logprobs, mask, loss.importance_cap
+                scored.old_logprobs, batch.sampler_logprobs, mask, self._importance_cap
             )
         trained = mask & rows[:, None]
         advantages, returns = self.advantages(batch, scored, trained)
