@@ -5,7 +5,7 @@ from typing import Protocol
 
 from rlhf_services.common.rollout import FinishReason
 from rlhf_services.common.weights import WeightsManifest
-from rlhf_services.policy.weights.stage import StagedWeights
+from rlhf_services.policy.weights.stage import StagedPatch, StagedWeights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +67,10 @@ class Engine(Protocol):
         Raises: NotReadyError as soon as the engine cannot go on; its message says what happens next.
         """
 
-    async def update_weights(self, staged: StagedWeights) -> float:
+    async def update_weights(self, staged: StagedWeights | StagedPatch) -> float:
         """Swaps the weights, keeping the requests in flight, and returns how many seconds no token was sampled.
+
+        A patch applies to the weights that the engine has; one that fails is mended with the whole weights in it.
 
         Tokens sampled before carry the old version, those after the new one and nothing computed with old weights.
         Must not be cancelled. Raises: NotReadyError if nothing was changed; FatalError if the weights may be half

@@ -32,6 +32,35 @@ class StagedWeights:
     """Where each tensor of the manifest begins in the file, in bytes."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchedTensor:
+    """Where the changes of one tensor lie in a staged patch."""
+
+    info: TensorInfo
+    """The tensor as it is after the patch."""
+    num_changed: int
+    """At least 1."""
+    index_offset: int
+    """Of the flat indices of the changed elements in the file, in bytes: int64, rising."""
+    value_offset: int
+    """Of their new values in the file, in bytes, of the tensor's type."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagedPatch:
+    """A whole, verified set of changes to the weights that are served. Valid until the push has ended."""
+
+    policy_version: int
+    path: str
+    """File with indices and values; opens in any process of the same user."""
+    num_bytes: int
+    """Size of the file; 0 if nothing changes but the version."""
+    tensors: tuple[PatchedTensor, ...]
+    """Those that change."""
+    whole: StagedWeights
+    """All weights as they are after the patch, for an engine that cannot apply it, or has done so by half."""
+
+
 @dataclass(slots=True)
 class WeightStage:
     """Receives the payload of one push, in order, hashing each tensor as its bytes pass."""
