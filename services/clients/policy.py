@@ -1,6 +1,6 @@
 """Client of the policy service."""
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -8,12 +8,10 @@ import grpc
 from rlhf_services.clients.base import ServiceClient
 from rlhf_services.common import codec
 from rlhf_services.common.errors import from_rpc_error
+from rlhf_services.common.push_messages import push_messages
 from rlhf_services.common.pushes import PushHeader, PushResult
 from rlhf_services.common.rollout import Prompt, Rollout, Sampling
 from rlhf_services.v1 import policy_pb2, policy_pb2_grpc
-
-CHUNK_BYTES = 1024 * 1024
-"""Size of one message of a push: large enough to be fast, small enough to interleave with other calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +44,11 @@ class PolicyClient(ServiceClient):
         """Opens a channel; nothing is connected before the first call. The arguments are those of ServiceClient."""
         super().__init__(target, token=token, caller=caller)
         self._stub = policy_pb2_grpc.PolicyServiceStub(self._channel)
+        # The stub's own method, but for messages that are bytes already.
+        self._update_weights = self._channel.stream_unary(
+            f"/{self.full_name}/UpdateWeights",
+            response_deserializer=policy_pb2.UpdateWeightsResponse.FromString,
+        )
 
     async def generate(
         self,
@@ -87,12 +90,12 @@ class PolicyClient(ServiceClient):
 
         Args:
             header: what is pushed.
-            payload: the raw little-endian bytes of each tensor, or of a patch its frames, in the manifest's order.
+            payload: the raw little-endian bytes of each tensor, or of a patch its frames, in the manifest's order. They
+                may be cut in any way: what is sent are chunks of one size.
         Raises: ServiceError; the service's weights are then unchanged. PreconditionError means that a patch does not
             apply to them: push all weights.
         """
-        messages = _push_messages(codec.encode_header(header), payload)
-        call = self._stub.UpdateWeights(messages, timeout=deadline_seconds)
+        call = self._update_weights(push_messages(header, payload), timeout=deadline_seconds)
         return codec.decode_push_result(await self._call(call))
 
     async def get_model(self, deadline_seconds: float = 10.0) -> PolicyModel:
@@ -114,18 +117,3 @@ class PolicyClient(ServiceClient):
             takes_patches=policy_pb2.WEIGHTS_ENCODING_SPARSE_PATCH in response.encodings,
             max_sequences=response.max_sequences or 1,
         )
-
-
-def _push_messages(
-    header: policy_pb2.WeightsHeader, payload: Iterable[bytes | memoryview]
-) -> Iterator[policy_pb2.UpdateWeightsRequest]:
-    """Yields the messages of a push: header, chunks of at most CHUNK_BYTES, commit."""
-    yield policy_pb2.UpdateWeightsRequest(header=header)
-    offset = 0
-    for tensor in payload:
-        view = memoryview(tensor).cast("B")
-        for start in range(0, len(view), CHUNK_BYTES):
-            data = bytes(view[start : start + CHUNK_BYTES])
-            yield policy_pb2.UpdateWeightsRequest(chunk=policy_pb2.WeightsChunk(offset_bytes=offset, data=data))
-            offset += len(data)
-    yield policy_pb2.UpdateWeightsRequest(commit=policy_pb2.WeightsCommit())
