@@ -7,7 +7,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from rlhf_services.common.channel import open_channel
-from rlhf_services.common.errors import from_rpc_error
+from rlhf_services.common.errors import DeadlineExceededError, NotReadyError, ServiceError, from_rpc_error
 
 T = TypeVar("T")
 
@@ -39,12 +39,27 @@ class ServiceClient:
 
     async def is_serving(self, deadline_seconds: float = 5.0) -> bool:
         """Returns whether the service answers and says that it can serve."""
+        try:
+            await self.check_health(deadline_seconds)
+        except ServiceError:
+            return False
+        return True
+
+    async def check_health(self, deadline_seconds: float = 5.0) -> None:
+        """Returns if the service says that it can serve.
+
+        Raises: DeadlineExceededError if it says nothing; another ServiceError if it cannot be reached, or cannot serve.
+        """
         request = health_pb2.HealthCheckRequest(service=self.full_name)
         try:
             response = await self._health.Check(request, timeout=deadline_seconds)
-        except grpc.aio.AioRpcError:
-            return False
-        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                silence = f"does not answer health checks for {deadline_seconds:g} s"
+                raise DeadlineExceededError(f"{self.service} at {self.target} {silence}") from None
+            raise from_rpc_error(error, self.service, self.target) from None
+        if response.status != health_pb2.HealthCheckResponse.SERVING:
+            raise NotReadyError(f"{self.service} at {self.target} says that it cannot serve now")
 
     async def close(self) -> None:
         """Closes the channel; calls in flight are cancelled."""

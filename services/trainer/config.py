@@ -26,7 +26,16 @@ class ServicesConfig(Section):
     """The services that the run calls, and how long it has patience with them."""
 
     policy_targets: list[Target] = Field(default=["localhost:50051"], min_length=1)
-    """One "host:port" for each replica of the policy service; the prompts of a step are spread over them."""
+    """Where the replicas of the policy service are: "host:port" of one; "dns:///name:port", all addresses of a name;
+    "kubernetes:///[namespace/]service:port", the endpoints of a Service; "file:///path", a "host:port" on each line."""
+    push: Literal["parallel", "chain"] = "parallel"
+    """How weights reach the replicas: from the trainer to each, or to the first, and from each to the next."""
+    push_encoding: Literal["auto", "full"] = "auto"
+    """"auto" sends what changed where that is less, and the replica has what it applies to; "full" always sends all."""
+    replica_probe_seconds: float = Field(default=2.0, gt=0)
+    """Time between two health checks of a replica."""
+    replica_hang_seconds: float = Field(default=10.0, gt=0)
+    """A replica that answers no health check for so long is given up until it does: others get its prompts."""
     reward_target: Target = "localhost:50052"
     """"host:port" of the reward service."""
     reference_target: Target = "localhost:50053"
@@ -38,7 +47,7 @@ class ServicesConfig(Section):
     score_deadline_seconds: float = Field(default=60.0, gt=0)
     """Longest time for one completion's score or reference log-probabilities."""
     push_deadline_seconds: float = Field(default=600.0, gt=0)
-    """Longest time for one weight push."""
+    """Longest time for one weight push; a replica that does not have the weights by then is set aside."""
 
 
 class PromptsConfig(Section):

@@ -1,16 +1,18 @@
-"""The services that a run calls: their clients, patience while one is away, and the check that they belong together."""
+"""The services that a run calls: the fleet of policy services, clients of the others, patience while one is away."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Self, TypeVar
 
 from rlhf_services.clients.base import ServiceClient
-from rlhf_services.clients.policy import PolicyClient, PolicyModel
 from rlhf_services.clients.reference import ReferenceClient
 from rlhf_services.clients.reward import RewardClient
 from rlhf_services.clients.waiting import call_when_available
 from rlhf_services.common.calls import clean_name
-from rlhf_services.common.errors import ConfigError
 from rlhf_services.trainer.config import ServicesConfig
+from rlhf_services.trainer.fleet.delivery import require_tokenizer
+from rlhf_services.trainer.fleet.fleet import Fleet
+from rlhf_services.trainer.fleet.metrics import FleetMetrics
+from rlhf_services.trainer.learning.ranks import Ranks
 
 T = TypeVar("T")
 
@@ -29,6 +31,8 @@ class Peers:
         report: Callable[[str], None],
         reward_targets: Mapping[str, str] | None = None,
         caller: str = "trainer",
+        ranks: Ranks | None = None,
+        metrics: FleetMetrics | None = None,
     ) -> None:
         """Opens channels; nothing is called before check().
 
@@ -38,15 +42,19 @@ class Peers:
             report: told, in a sentence, when a service goes away and when it is back; once for each absence.
             reward_targets: reward services by name; config.reward_target alone if None.
             caller: the name under which services know these calls, and report on these rewards, such as the run's.
+            ranks: the processes of the run, of which the main one pushes weights; None is one alone.
+            metrics: what is counted of the policy services; None counts for nobody.
         """
         targets = {TRAINING_REWARD: config.reward_target} if reward_targets is None else reward_targets
         self.config = config
         self.tokenizer_digest = tokenizer_digest
         self.caller = clean_name(caller)
-        self.policies = [PolicyClient(target, caller=self.caller) for target in config.policy_targets]
+        self.fleet = Fleet(
+            config, tokenizer_digest=tokenizer_digest, report=report, caller=self.caller, ranks=ranks, metrics=metrics
+        )
+        """The policy services."""
         self.rewards = {name: RewardClient(target, caller=self.caller) for name, target in targets.items()}
         self.reference = ReferenceClient(config.reference_target, caller=self.caller)
-        self.policy_models: list[PolicyModel] = []
         self.reference_version = ""
         self._report = report
         self._away: dict[ServiceClient, str] = {}
@@ -54,12 +62,7 @@ class Peers:
     @property
     def waiting_for(self) -> str:
         """Which services are away, in words; empty if none is."""
-        return "; ".join(self._away.values())
-
-    @property
-    def max_prompts(self) -> int:
-        """Most prompts that each of the policy services takes in one call."""
-        return min(model.max_prompts for model in self.policy_models)
+        return "; ".join(filter(None, (self.fleet.waiting_for, *self._away.values())))
 
     async def call(self, client: ServiceClient, make_call: Callable[[], Awaitable[T]]) -> T:
         """Returns what the call returns, made again when the service is back if it was away or overloaded.
@@ -80,12 +83,11 @@ class Peers:
         return result
 
     async def check(self) -> None:
-        """Waits until every service answers, and learns what they serve. Raises: ConfigError if a tokenizer differs."""
-        self.policy_models = []
-        for policy in self.policies:
-            model = await self.call(policy, policy.get_model)
-            self._require_tokenizer(policy, model.tokenizer_digest)
-            self.policy_models.append(model)
+        """Waits until a policy service and every other one answers, and learns what they serve.
+
+        Raises: ConfigError if a tokenizer differs; NotReadyError if one stays away.
+        """
+        await self.fleet.start()
         for reward in self.rewards.values():
             self._require_tokenizer(reward, (await self.call(reward, reward.get_model)).tokenizer_digest)
         reference = await self.call(self.reference, self.reference.get_model)
@@ -94,7 +96,8 @@ class Peers:
 
     async def close(self) -> None:
         """Closes all channels."""
-        for client in (*self.policies, *self.rewards.values(), self.reference):
+        await self.fleet.close()
+        for client in (*self.rewards.values(), self.reference):
             await client.close()
 
     async def __aenter__(self) -> Self:
@@ -104,11 +107,4 @@ class Peers:
         await self.close()
 
     def _require_tokenizer(self, client: ServiceClient, digest: str) -> None:
-        if digest == self.tokenizer_digest:
-            return
-        theirs = f"tokenizer {digest[:12]}" if digest else "no tokenizer"
-        raise ConfigError(
-            f"{client.service} at {client.target} has {theirs}, the trained policy has tokenizer "
-            f"{self.tokenizer_digest[:12]}: token ids would mean different things; start the service with the policy's "
-            "model or tokenizer"
-        )
+        require_tokenizer(f"{client.service} at {client.target}", digest, self.tokenizer_digest)

@@ -1,0 +1,198 @@
+"""Brings one replica to the published weights, and proves that it has them."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from rlhf_services.common.errors import (
+    ConfigError,
+    DeadlineExceededError,
+    NotReadyError,
+    OverloadedError,
+    PreconditionError,
+)
+from rlhf_services.common.pushes import Encoding, ForwardedPush, PushResult
+from rlhf_services.trainer.config import ServicesConfig
+from rlhf_services.trainer.errors import RunError
+from rlhf_services.trainer.fleet.metrics import FleetMetrics
+from rlhf_services.trainer.fleet.replica import Replica, State
+from rlhf_services.trainer.fleet.snapshot import WeightsSnapshot
+
+T = TypeVar("T")
+
+BUSY_SECONDS = 0.5
+"""Until a push is tried again that another one was in the way of."""
+
+
+class HungError(NotReadyError):
+    """The replica answers nothing, not even a health check."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """A push that a replica has taken."""
+
+    replica: Replica
+    encoding: Encoding
+    num_bytes: int
+    """Of the payload."""
+    seconds: float
+    pause_seconds: float
+    """How long the replica sampled nothing."""
+    is_forwarded: bool = False
+    """Whether another replica sent it, not the trainer."""
+
+
+@dataclass(kw_only=True)
+class Orders:
+    """What all keepers of a fleet have in common."""
+
+    config: ServicesConfig
+    tokenizer_digest: str
+    pushes: bool
+    """Whether this rank pushes; the others wait until the main one has."""
+    metrics: FleetMetrics
+    move: Callable[[Replica, State, str, Exception | None], None]
+    """Gives a replica another state."""
+    snapshot: WeightsSnapshot | None = None
+    """What all shall serve; None takes any weights."""
+    deliveries: list[Delivery] = field(default_factory=list)
+    """Since the snapshot was published."""
+
+    @property
+    def wanted(self) -> tuple[int, str] | None:
+        """Version and digest that all shall serve; None takes any."""
+        return None if self.snapshot is None else (self.snapshot.policy_version, self.snapshot.digest)
+
+    def encoding_for(self, replica: Replica, snapshot: WeightsSnapshot) -> Encoding:
+        """Returns how a replica is to be sent a snapshot."""
+        if self.config.push_encoding == "full" or replica.model is None:
+            return "full"
+        return snapshot.cheaper_for(replica.served, takes_patches=replica.model.takes_patches)
+
+    def note(self, delivery: Delivery) -> None:
+        """Counts a push that was taken."""
+        target = delivery.replica.target
+        self.deliveries.append(delivery)
+        self.metrics.push_seconds.labels(delivery.encoding).observe(delivery.seconds)
+        self.metrics.push_bytes.labels(target, delivery.encoding).inc(delivery.num_bytes)
+        self.metrics.replica_pause_seconds.labels(target).set(delivery.pause_seconds)
+
+
+async def deliver(replica: Replica, snapshot: WeightsSnapshot, orders: Orders) -> None:
+    """Pushes a snapshot to a replica, as a patch if that is less and applies; returns when the replica serves it.
+
+    Raises: ConfigError if it serves another type of element; RunError if it answers with other weights; HungError if it
+        hangs; DeadlineExceededError if it is not done within services.push_deadline_seconds; other ServiceErrors as it
+        answers them.
+    """
+    require_dtype(replica, snapshot)
+    seconds = orders.config.push_deadline_seconds
+    try:
+        async with asyncio.timeout(seconds):
+            await _while_it_answers(replica, orders.config, _send(replica, snapshot, orders))
+    except TimeoutError:
+        orders.metrics.push_failures.labels(replica.target).inc()
+        raise DeadlineExceededError(
+            f"{replica.name} did not have version {snapshot.policy_version} within services.push_deadline_seconds "
+            f"({seconds:g})"
+        ) from None
+    except Exception:
+        orders.metrics.push_failures.labels(replica.target).inc()
+        raise
+
+
+def require_tokenizer(name: str, theirs: str, ours: str) -> None:
+    """Raises ConfigError if a service has another tokenizer than the trained policy. Args: the service; digests."""
+    if theirs == ours:
+        return
+    named = f"tokenizer {theirs[:12]}" if theirs else "no tokenizer"
+    raise ConfigError(
+        f"{name} has {named}, the trained policy has tokenizer {ours[:12]}: token ids would mean different things; "
+        "start the service with the policy's model or tokenizer"
+    )
+
+
+def require_dtype(replica: Replica, snapshot: WeightsSnapshot) -> None:
+    """Raises ConfigError if a replica serves another type of element: the bytes need not travel."""
+    ours = snapshot.manifest.tensors[0].dtype
+    if replica.model is not None and replica.model.dtype != ours:
+        raise ConfigError(
+            f"{replica.name} serves {replica.model.dtype}, the trainer has {ours} (models.dtype): start the service "
+            "with the trainer's dtype, or set models.dtype to the service's"
+        )
+
+
+def require_pushed(replica: Replica, snapshot: WeightsSnapshot, result: PushResult | ForwardedPush) -> None:
+    """Raises RunError if what a replica says it serves after a push is not what was pushed."""
+    if (result.policy_version, result.weights_digest) != (snapshot.policy_version, snapshot.digest):
+        raise RunError(
+            f"{replica.name} answered a push of version {snapshot.policy_version} (digest {snapshot.digest[:12]}) with "
+            f"version {result.policy_version} (digest {result.weights_digest[:12]}); it does not serve what was pushed"
+        )
+
+
+async def require_health(replica: Replica, config: ServicesConfig) -> None:
+    """Returns if a replica can serve. Raises: HungError if it is silent; another ServiceError if it cannot serve."""
+    try:
+        await replica.client.check_health(config.replica_hang_seconds)
+    except DeadlineExceededError as silence:
+        raise HungError(str(silence)) from None
+
+
+async def _send(replica: Replica, snapshot: WeightsSnapshot, orders: Orders) -> None:
+    """Sends it, all of it where a patch does not apply after all; waits for another push to end."""
+    encoding = orders.encoding_for(replica, snapshot)
+    while True:
+        started = time.monotonic()
+        header = snapshot.header(encoding)
+        try:
+            result = await replica.client.update_weights(
+                header, snapshot.payload(encoding), deadline_seconds=orders.config.push_deadline_seconds
+            )
+        except PreconditionError:
+            if encoding == "full":
+                raise
+            encoding = "full"
+            continue
+        except OverloadedError:
+            await asyncio.sleep(BUSY_SECONDS)
+            continue
+        require_pushed(replica, snapshot, result)
+        replica.served = (result.policy_version, result.weights_digest)
+        orders.note(
+            Delivery(
+                replica=replica,
+                encoding=encoding,
+                num_bytes=header.payload_bytes,
+                seconds=time.monotonic() - started,
+                pause_seconds=result.pause_seconds,
+            )
+        )
+        return
+
+
+async def _while_it_answers(replica: Replica, config: ServicesConfig, work: Awaitable[T]) -> T:
+    """Returns what the work returns. Raises: HungError if the replica falls silent meanwhile; what the work raises."""
+
+    async def watch() -> None:
+        while True:
+            await asyncio.sleep(config.replica_probe_seconds)
+            try:
+                await require_health(replica, config)
+            except HungError:
+                raise
+            except NotReadyError:
+                continue  # a connection that broke ends the work as well
+
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(watch())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        done = tasks[0] if tasks[0].done() else tasks[1]
+        return done.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,303 @@
+"""The replicas of the policy service: who they are, which of them may be asked, and what all of them shall serve."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from rlhf_services.common.errors import ConfigError, NotReadyError
+from rlhf_services.trainer.config import ServicesConfig
+from rlhf_services.trainer.fleet.delivery import Orders
+from rlhf_services.trainer.fleet.discovery import Discovery, discover
+from rlhf_services.trainer.fleet.keeper import Keeper
+from rlhf_services.trainer.fleet.metrics import FleetMetrics
+from rlhf_services.trainer.fleet.replica import Replica, State
+from rlhf_services.trainer.fleet.snapshot import WeightsSnapshot
+from rlhf_services.trainer.learning.ranks import Ranks
+
+REMEDY = "start it again, then continue with --resume"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """What it took to have the fleet serve a snapshot."""
+
+    seconds: float
+    pause_seconds: float = 0.0
+    """The longest time that a replica sampled nothing."""
+    num_bytes: int = 0
+    """That the trainer sent."""
+    changed_fraction: float | None = None
+    """Of the elements, since the snapshot before; None if there was none to compare with."""
+
+
+class Fleet:
+    """All replicas of the policy service of a run. A task for each keeps it at what is published.
+
+    Every rank has a fleet of its own; the main one's pushes, the others' wait until the replicas have the weights.
+    """
+
+    def __init__(
+        self,
+        config: ServicesConfig,
+        *,
+        tokenizer_digest: str,
+        report: Callable[[str], None],
+        caller: str = "",
+        ranks: Ranks | None = None,
+        metrics: FleetMetrics | None = None,
+    ) -> None:
+        """Calls nothing before start().
+
+        Args:
+            config: targets, deadlines and patience. tokenizer_digest: of the tokenizer whose ids are sent.
+            report: told, in a sentence, when a replica goes away or is set aside, and when it is back.
+            caller: the name under which replicas know these calls. ranks: the processes of the run; None is one alone.
+            metrics: what is counted; None counts for nobody.
+        """
+        self.replicas: dict[str, Replica] = {}
+        """By target."""
+        self.waiting_for = ""
+        """Why nothing can be sampled, while wait_ready() waits; else empty."""
+        ranks = Ranks() if ranks is None else ranks
+        self.metrics = FleetMetrics(CollectorRegistry()) if metrics is None else metrics
+        self._config = config
+        self._report = report
+        self._caller = caller
+        self._orders = Orders(
+            config=config,
+            tokenizer_digest=tokenizer_digest,
+            pushes=ranks.is_main,
+            metrics=self.metrics,
+            move=self._move,
+        )
+        self._is_found = False
+        """Whether it is known who the replicas are."""
+        self._keepers: dict[str, Keeper] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._change = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._absent_since: float | None = None
+        """When wait_ready() first found no replica that can be relied on; None while there is one."""
+        self._told: dict[str, State] = {}
+        """The state of each replica that was reported last, if it is not well."""
+
+    async def start(self) -> None:
+        """Finds the replicas, and waits until one of them is ready.
+
+        Raises: ConfigError if one of those that answer has another tokenizer; else as wait_ready().
+        """
+        if not self._tasks:
+            self._run(self._follow(discover(self._config.policy_targets, self._report)))
+        while not self._have_all_looked() and not self.ready():
+            await self.changed()
+        with suppress(TimeoutError):  # the others have a moment to say what they are
+            async with asyncio.timeout(self._config.replica_probe_seconds):
+                while not self._have_all_looked():
+                    await self.changed()
+        self._require_same_models()
+        await self.wait_ready()
+
+    async def close(self) -> None:
+        """Stops looking after the replicas, and closes all channels; calls in flight are cancelled."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        self._keepers.clear()
+
+    def ready(self) -> list[Replica]:
+        """Returns the replicas that are healthy and serve what is published; any weights if nothing is."""
+        wanted = self._orders.wanted
+        return [
+            replica
+            for replica in self.replicas.values()
+            if replica.state == "ready" and (wanted is None or replica.served == wanted)
+        ]
+
+    async def wait_ready(self) -> list[Replica]:
+        """Returns the replicas that are ready, at least one.
+
+        Raises: NotReadyError if none is within services.wait_for_services_seconds; if all are set aside, what was wrong
+            with the first.
+        """
+        while True:
+            ready = self.ready()
+            left = self._patience_left()
+            if ready and left > 0:
+                self.waiting_for = ""
+                return ready
+            self._require_hope()
+            updating = any(keeper.is_pushing for keeper in self._keepers.values())
+            if left <= 0 and not updating:
+                self._absent_since = None  # who asks again waits again
+                raise NotReadyError(f"{self._reasons()}; {self._none_came_back()}: {REMEDY}")
+            self.waiting_for = self._reasons()
+            with suppress(TimeoutError):
+                # A push has a deadline of its own.
+                async with asyncio.timeout(None if updating else left):
+                    await self.changed()
+
+    async def changed(self) -> None:
+        """Returns at the next change of membership, of a replica's state or of its outstanding completions.
+
+        It begins to wait when it is first awaited: look at the fleet, then await it in the same task.
+        """
+        await self._change.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def lost(self, replica: Replica, error: Exception) -> None:
+        """Takes a replica away whose call failed, until it is well again; its other calls should be given up."""
+        if self.replicas.get(replica.target) is not replica or replica.state == "away":
+            return
+        replica.failures += 1
+        replica.served = None
+        replica.lost.set()
+        self._move(replica, "away", str(error), None)
+        self._keepers[replica.target].hold_off()
+
+    def stale(self, replica: Replica) -> None:
+        """Has a replica brought current that says its weights are too old; its other calls may end."""
+        if self.replicas.get(replica.target) is not replica or replica.state != "ready":
+            return
+        replica.failures += 1
+        replica.served = None
+        self._move(replica, "joining", f"{replica.name} has other weights than it was sent", None)
+        self._keepers[replica.target].hold_off()
+
+    async def publish(self, snapshot: WeightsSnapshot) -> Publication:
+        """Makes a snapshot what all replicas shall serve.
+
+        Returns when every replica that was ready has it, or is away or set aside; on other ranks than the main one, at
+        once.
+
+        Raises: ConfigError if a replica serves another type of element than the first snapshot; NotReadyError if none
+            has it within the patience; if all are set aside, what was wrong with the first.
+        """
+        started = time.monotonic()
+        is_first = self._orders.snapshot is None
+        self._orders.snapshot = snapshot
+        self._orders.deliveries.clear()
+        healthy = [replica for replica in self.replicas.values() if replica.state == "ready"]
+        for replica in healthy:
+            self._move(replica, "joining", f"{replica.name} is being brought to {snapshot.policy_version}", None)
+        for keeper in self._keepers.values():
+            keeper.wake()
+        if not self._orders.pushes:
+            return Publication(seconds=time.monotonic() - started)
+        while any(each.state == "joining" for each in healthy if self.replicas.get(each.target) is each):
+            await self.changed()
+        if is_first:
+            self._require_same_models()
+        await self.wait_ready()
+        return self._publication(snapshot, time.monotonic() - started)
+
+    def _publication(self, snapshot: WeightsSnapshot, seconds: float) -> Publication:
+        fraction = snapshot.changed_fraction
+        if fraction is not None:
+            self.metrics.push_changed_fraction.set(fraction)
+        deliveries = self._orders.deliveries
+        return Publication(
+            seconds=seconds,
+            pause_seconds=max((each.pause_seconds for each in deliveries), default=0.0),
+            num_bytes=sum(each.num_bytes for each in deliveries if not each.is_forwarded),
+            changed_fraction=fraction,
+        )
+
+    def _have_all_looked(self) -> bool:
+        return self._is_found and all(keeper.has_looked for keeper in self._keepers.values())
+
+    async def _follow(self, discovery: Discovery) -> None:
+        """Keeps the replicas those that are found."""
+        async for targets in discovery.watch():
+            self._is_found = True
+            self._update(targets)
+
+    def _update(self, targets: frozenset[str]) -> None:
+        """Takes in replicas that are new, and leaves those that are gone."""
+        for target in sorted(self.replicas.keys() - targets):
+            replica = self.replicas.pop(target)
+            self._keepers.pop(target).leave()
+            self._told.pop(target, None)
+            self.metrics.forget(target)
+            replica.become("away", f"{replica.name} is no longer of the fleet")
+        for target in sorted(targets - self.replicas.keys()):
+            replica = Replica(target, caller=self._caller, on_change=self._notify)
+            keeper = Keeper(replica, self._orders)
+            self.replicas[target], self._keepers[target] = replica, keeper
+            self._run(keeper.run())
+        self._notify()
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs a task of the fleet's own; if it fails, whoever waits for a change is told."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and (failure := task.exception()) is not None:
+                self._failure = failure
+                self._notify()
+
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(ended)
+
+    def _notify(self) -> None:
+        if any(not replica.failures for replica in self.ready()):
+            self._absent_since = None
+        self.metrics.show(self.replicas.values())
+        self._change.set()
+        self._change = asyncio.Event()
+
+    def _move(self, replica: Replica, state: State, reason: str, error: Exception | None) -> None:
+        """Gives a replica another state; says so if it is not well, and when it is again."""
+        if self.replicas.get(replica.target) is not replica:
+            return
+        if (replica.state, replica.reason) != (state, reason):
+            replica.become(state, reason, error)
+        told = self._told.get(replica.target)
+        if state == "ready" and told is not None:
+            del self._told[replica.target]
+            self._report(f"{replica.name} is back")
+        if state in ("away", "set_aside") and state != told:
+            self._told[replica.target] = state
+            self._report(self._absence(replica))
+
+    def _absence(self, replica: Replica) -> str:
+        """Returns what is said of a replica that has become unwell."""
+        aside = " is set aside" if replica.state == "set_aside" else ""
+        others = len([each for each in self.replicas.values() if each.state in ("ready", "joining")])
+        if others:
+            return f"{replica.reason};{aside} going on with {others} other{'s' if others > 1 else ''}"
+        return f"{replica.reason}; waiting up to {self._config.wait_for_services_seconds:.0f} s for it"
+
+    def _patience_left(self) -> float:
+        """Returns for how many seconds more a run may be without a replica that can be relied on."""
+        if any(not replica.failures for replica in self.ready()):
+            return self._config.wait_for_services_seconds or 1.0
+        if self._absent_since is None:
+            self._absent_since = time.monotonic()
+        return self._absent_since + self._config.wait_for_services_seconds - time.monotonic()
+
+    def _require_hope(self) -> None:
+        """Raises what is wrong with the first replica if all are set aside."""
+        errors = [replica.error for replica in self.replicas.values()]
+        if errors and errors[0] is not None and None not in errors:
+            raise errors[0]
+
+    def _require_same_models(self) -> None:
+        """Raises ConfigError if a replica was set aside because it serves another model than the run's."""
+        for replica in self.replicas.values():
+            if isinstance(replica.error, ConfigError):
+                raise replica.error
+
+    def _reasons(self) -> str:
+        reasons = [replica.reason for replica in self.replicas.values() if replica.reason]
+        return "; ".join(reasons) or f"no policy service is found at {', '.join(self._config.policy_targets)}"
+
+    def _none_came_back(self) -> str:
+        return "it did not come back in time" if len(self.replicas) == 1 else "none of them came back in time"

@@ -1,0 +1,144 @@
+"""Looks after one replica: watches its health, and brings it to the published weights before it gets prompts.
+
+    health --silent--> away, its calls are given up        health --refused, not serving--> away
+      |
+    GetModel --another tokenizer--> set aside              serves what is published --> ready
+      |
+    push: a patch if it has what the patch applies to, else all weights --refused, late, other weights--> set aside
+
+It is asked each time what it serves: it may have been started anew. One that is set aside is tried again when there are
+other weights to serve, or after it was away.
+"""
+
+import asyncio
+import time
+from contextlib import suppress
+
+from rlhf_services.common.errors import ConfigError, NotReadyError, OverloadedError, ServiceError
+from rlhf_services.trainer.errors import RunError
+from rlhf_services.trainer.fleet.delivery import HungError, Orders, deliver, require_health, require_tokenizer
+from rlhf_services.trainer.fleet.replica import Replica
+from rlhf_services.trainer.fleet.snapshot import WeightsSnapshot
+
+ABSENT_SECONDS = 1.0
+"""Between two looks at a replica that is away, at most."""
+FOLLOW_SECONDS = (0.05, 0.5)
+"""Between two looks of another rank at a replica that the main one has to bring current: at first, and at most."""
+HOLD_OFF_SECONDS = (0.25, 8.0)
+"""How long a replica whose calls fail is left alone: after the first failure, and at most."""
+
+
+class Keeper:
+    """Looks after one replica until it is told to leave it."""
+
+    def __init__(self, replica: Replica, orders: Orders) -> None:
+        self.replica = replica
+        self.has_looked = False
+        """Whether its first look is over."""
+        self.is_pushing = False
+        """Whether the replica is being sent weights."""
+        self.is_held = False
+        """Whether the replica gets its weights along a chain just now."""
+        self._orders = orders
+        self._news = asyncio.Event()
+        self._leaving = False
+        self._not_before = 0.0
+        self._follow_seconds = FOLLOW_SECONDS[0]
+        self._refused: WeightsSnapshot | None = None
+        """What it was set aside over; None before anything was published."""
+
+    async def run(self) -> None:
+        """Looks, and looks again; returns once the replica is left and has no call to end. Closes its channel."""
+        try:
+            while not (self._leaving and self._is_done_with()):
+                self._news.clear()
+                seconds = await self._look()
+                self.has_looked = True
+                self.replica.touch()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(seconds):
+                        await self._news.wait()
+        finally:
+            self.replica.lost.set()
+            await self.replica.client.close()
+
+    def wake(self) -> None:
+        """Has it look now: something has changed."""
+        self._follow_seconds = FOLLOW_SECONDS[0]
+        self._news.set()
+
+    def hold_off(self) -> None:
+        """Leaves the replica alone for a while, longer with each failed call."""
+        first, longest = HOLD_OFF_SECONDS
+        self._not_before = time.monotonic() + min(first * 2 ** (self.replica.failures - 1), longest)
+        self.wake()
+
+    def leave(self) -> None:
+        """Gives the replica no more weights; its calls may end."""
+        self._leaving = True
+        self.wake()
+
+    def _is_done_with(self) -> bool:
+        return self.replica.outstanding <= 0 or self.replica.lost.is_set()
+
+    async def _look(self) -> float:
+        """Finds out how the replica is, and does what is needed; returns the seconds until the next look."""
+        if (wait := self._not_before - time.monotonic()) > 0:
+            return wait
+        replica, move = self.replica, self._orders.move
+        probe_seconds = self._orders.config.replica_probe_seconds
+        try:
+            await require_health(replica, self._orders.config)
+            if self._leaving or self.is_held or (replica.state == "set_aside" and self._is_refused()):
+                return probe_seconds
+            return await self._bring_current()
+        except HungError as silence:
+            replica.lost.set()
+            self._take_away(silence)
+        except (NotReadyError, OverloadedError) as absence:
+            self._take_away(absence)
+        except (ServiceError, ConfigError, RunError) as fault:
+            self._refused = self._orders.snapshot
+            move(replica, "set_aside", str(fault), fault)
+            return probe_seconds
+        return min(ABSENT_SECONDS, probe_seconds)
+
+    def _is_refused(self) -> bool:
+        return self._refused is self._orders.snapshot
+
+    def _take_away(self, error: ServiceError) -> None:
+        self.replica.served = None
+        if self._leaving:
+            self.replica.lost.set()
+        self._orders.move(self.replica, "away", str(error), None)
+
+    async def _bring_current(self) -> float:
+        """Brings a replica that can serve to what is published."""
+        replica, orders = self.replica, self._orders
+        model = await replica.client.get_model(orders.config.replica_hang_seconds)
+        require_tokenizer(replica.name, model.tokenizer_digest, orders.tokenizer_digest)
+        if self._news.is_set():
+            return 0.0  # what it answered may be out of date
+        replica.model = model
+        replica.served = (model.policy_version, model.weights_digest)
+        snapshot = orders.snapshot
+        if snapshot is None or replica.served == orders.wanted:
+            if replica.state != "ready":
+                orders.move(replica, "ready", "", None)
+            return orders.config.replica_probe_seconds
+        reason = f"{replica.name} serves version {model.policy_version}"
+        if not orders.pushes:
+            wanted = f"the main rank has not brought it to version {snapshot.policy_version}"
+            orders.move(replica, "joining", f"{reason}, and {wanted}", None)
+            self._follow_seconds = min(2 * self._follow_seconds, FOLLOW_SECONDS[1])
+            return self._follow_seconds
+        orders.move(replica, "joining", f"{reason}, and is being brought to {snapshot.policy_version}", None)
+        self.is_pushing = True
+        try:
+            await deliver(replica, snapshot, orders)
+        finally:
+            self.is_pushing = False
+        if replica.served == orders.wanted and not self._news.is_set():
+            orders.move(replica, "ready", "", None)
+            return orders.config.replica_probe_seconds
+        return 0.0
