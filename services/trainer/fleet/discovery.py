@@ -26,8 +26,9 @@ Failed = Callable[[str], None]
 class Source(Protocol):
     """An entry of services.policy_targets."""
 
-    entry: str
-    """As it stands in the configuration."""
+    @property
+    def entry(self) -> str:
+        """As it stands in the configuration."""
 
     async def follow(self, found: Found, failed: Failed) -> None:
         """Returns once there is nothing more to learn, which may be never.
@@ -131,6 +132,8 @@ class _Answer:
     def found(self, replicas: frozenset[str]) -> None:
         if self._is_failing:
             self._report(f"services.policy_targets: {self._entry} answers again, with {_count(len(replicas))}")
+        elif not replicas and (self.replicas or not self.was_asked):
+            self._report(f"services.policy_targets: {self._entry} has no replica just now")
         self._is_failing = False
         self.replicas = replicas
         self._note()
