@@ -7,6 +7,7 @@ import grpc
 
 from rlhf_services.clients.base import ServiceClient
 from rlhf_services.common import codec
+from rlhf_services.common.early_status import keep_early_status
 from rlhf_services.common.errors import from_rpc_error
 from rlhf_services.common.push_messages import push_messages
 from rlhf_services.common.pushes import PushHeader, PushResult
@@ -96,7 +97,11 @@ class PolicyClient(ServiceClient):
             apply to them: push all weights.
         """
         call = self._update_weights(push_messages(header, payload), timeout=deadline_seconds)
-        return codec.decode_push_result(await self._call(call))
+        true_error = keep_early_status(call)
+        try:
+            return codec.decode_push_result(await call)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(true_error(error), self.service, self.target) from None
 
     async def get_model(self, deadline_seconds: float = 10.0) -> PolicyModel:
         """Returns what is being served."""

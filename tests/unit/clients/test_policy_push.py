@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_services.clients.policy import PolicyClient
 from rlhf_services.common import codec
-from rlhf_services.common.errors import InvalidRequestError, PreconditionError
+from rlhf_services.common.errors import RETRY_AFTER_KEY, InvalidRequestError, OverloadedError, PreconditionError
 from rlhf_services.common.push_messages import CHUNK_BYTES
 from rlhf_services.common.pushes import ForwardedPush, PatchPart, PushHeader, PushResult
 from rlhf_services.common.weights import TensorInfo, WeightsManifest
@@ -33,7 +33,7 @@ class Receiver(policy_pb2_grpc.PolicyServiceServicer):
         self.chunks: list[tuple[int, int]] = []
         self.payload = b""
         self.parts: list[str] = []
-        self.refusal: tuple[grpc.StatusCode, str] | None = None
+        self.refusal: tuple[Any, ...] | None = None
 
     async def UpdateWeights(self, request_iterator: AsyncIterator[Any], context: Any) -> Any:
         async for request in request_iterator:
@@ -126,5 +126,16 @@ async def test_a_refusal_while_we_send_comes_out_with_its_reason(
     receiver: Receiver, code: grpc.StatusCode, error: type[Exception]
 ):
     receiver.refusal = (code, "version 5 is served")
-    with pytest.raises(error, match="version 5 is served"):
-        await push(receiver, PushHeader.full(3, MANIFEST), [bytes(50_000_000)])
+    async with serving(receiver) as client:
+        for _ in range(25):  # grpc alone would lose two reasons of five
+            with pytest.raises(error, match="version 5 is served"):
+                await client.update_weights(PushHeader.full(3, MANIFEST), [bytes(20 * CHUNK_BYTES)])
+
+
+async def test_what_comes_with_a_refusal_while_we_send_is_kept(receiver: Receiver):
+    receiver.refusal = (grpc.StatusCode.RESOURCE_EXHAUSTED, "a push is under way", ((RETRY_AFTER_KEY, "1500"),))
+    async with serving(receiver) as client:
+        for _ in range(25):
+            with pytest.raises(OverloadedError, match="a push is under way") as refused:
+                await client.update_weights(PushHeader.full(3, MANIFEST), [bytes(20 * CHUNK_BYTES)])
+            assert refused.value.retry_after_seconds == 1.5
