@@ -30,6 +30,11 @@ class Sampling:
     """Ids that end a completion; empty means the model's own."""
 
 
+def expected_ids(prompt: Prompt, sampling: Sampling) -> list[str]:
+    """Returns the rollout_ids that a prompt's completions will have."""
+    return [f"{prompt.group_id}/{index}" for index in range(sampling.completions_per_prompt)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """One sampled completion. Per-token lists cover completion_ids only and share its length T >= 1."""

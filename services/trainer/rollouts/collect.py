@@ -15,12 +15,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from rlhf_services.common.errors import ServiceError
-from rlhf_services.common.rollout import Prompt, Rollout, Sampling
+from rlhf_services.common.rollout import Prompt, Rollout, Sampling, expected_ids
 from rlhf_services.trainer.errors import RunError
 from rlhf_services.trainer.fleet.peers import Peers
 from rlhf_services.trainer.learning.ranks import Ranks
 from rlhf_services.trainer.rollouts.gather import Part, gather, gather_failure
-from rlhf_services.trainer.rollouts.journal import StepJournal, expected_ids
+from rlhf_services.trainer.rollouts.journal import StepJournal
 from rlhf_services.trainer.rollouts.scoring import Sample, Scoring, UnusableError
 from rlhf_services.trainer.rollouts.tasks import task_group
 

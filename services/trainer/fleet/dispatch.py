@@ -1,0 +1,204 @@
+"""Gives prompts to the replicas of the policy service: to the one with the least to do, and to another if it fails.
+
+    waiting prompts --at most its capacity--> replica --> each rollout once
+         ^                                       |
+         +-- whole again, in front: it was lost, is full, or has other weights
+
+What one replica gets at one moment goes in one call, so a single replica with room for all gets a single call. A prompt
+of which something is missing is asked for whole: its seeds then draw the same completions again, so those that were
+slow to arrive are not exchanged for others.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any
+
+from rlhf_services.common.errors import NotReadyError, OverloadedError, PreconditionError, ServiceError
+from rlhf_services.common.rollout import Prompt, Rollout, Sampling
+from rlhf_services.trainer.config import ServicesConfig
+from rlhf_services.trainer.fleet.calls import Asked, Call
+from rlhf_services.trainer.fleet.fleet import Fleet
+from rlhf_services.trainer.fleet.idle import IdleClock
+from rlhf_services.trainer.fleet.replica import Replica
+from rlhf_services.trainer.rollouts.tasks import task_group
+
+FULL_SECONDS = 1.0
+"""Until a replica is asked again that said it has no room, and not when it will."""
+MAX_FAILURES = 5
+"""How often a prompt may have failed when the patience with the services is over; with more it is to blame itself."""
+
+
+class Dispatcher:
+    """Samples from the whole fleet. Several samplings may be under way; the older one's prompts go first."""
+
+    def __init__(self, fleet: Fleet, config: ServicesConfig, *, rank: int = 0) -> None:
+        """Args: the replicas; deadlines and patience; which process this is: each begins with another replica."""
+        self._fleet = fleet
+        self._config = config
+        self._rank = rank
+        self._asked: list[Asked] = []
+        self._full: set[Replica] = set()
+        self._news = asyncio.Event()
+        self._clock = IdleClock(fleet)
+
+    async def sample(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        take: Callable[[Rollout], None],
+        *,
+        min_policy_version: int,
+        tokenizer_digest: str,
+        known: set[str] | None = None,
+    ) -> None:
+        """Returns once every rollout of the prompts has arrived; each was taken once.
+
+        Args:
+            take: told of each rollout as it arrives.
+            min_policy_version: no token shall be sampled by an older one.
+            tokenizer_digest: of the tokenizer that made the ids.
+            known: rollout_ids that are not missing; those that arrive are added.
+        Raises: NotReadyError when there was no replica for too long, or a prompt fails wherever it is sent;
+            PreconditionError if the replicas are ready with weights that are too old; other ServiceErrors at once.
+        """
+        known = set() if known is None else known
+        mine = Asked(prompts, sampling, take, min_policy_version, tokenizer_digest, known)
+        self._asked.append(mine)
+        try:
+            async with task_group() as calls:
+                while mine.waiting or mine.num_calls:
+                    if not mine.waiting or not self._has_turn(mine):
+                        await self._news.wait()
+                        continue
+                    for call in self._assign(mine, await self._fleet.wait_ready()):
+                        self._start(call, calls)
+                    if mine.waiting:
+                        await self._fleet.changed()
+        finally:
+            self._asked.remove(mine)
+            self._tell()
+
+    def idle_fraction_since(self) -> float:
+        """Returns for which share of the time since the last call of this a replica had nothing to sample: their mean.
+
+        Replicas that are away or set aside do not count.
+        """
+        return self._clock.read()
+
+    def _has_turn(self, asked: Asked) -> bool:
+        older = self._asked[: self._asked.index(asked)]
+        return not any(each.waiting for each in older)
+
+    def _assign(self, asked: Asked, ready: Sequence[Replica]) -> Iterator[Call]:
+        """Yields calls for as many waiting prompts as there is room for, each to the replica with the least to do."""
+        self._require_new_enough(asked, ready)
+        group = asked.sampling.completions_per_prompt
+        first = self._rank % len(ready)
+        load = {each: each.outstanding for each in (*ready[first:], *ready[:first]) if each not in self._full}
+        given: dict[Replica, list[Prompt]] = {}
+        while asked.waiting:
+            # A group that is larger than the capacity has a replica for itself.
+            with_room = [each for each, count in load.items() if count <= 0 or count + group <= each.capacity()]
+            if not with_room:
+                break
+            replica = min(with_room, key=load.__getitem__)
+            given.setdefault(replica, []).append(asked.waiting.popleft())
+            load[replica] += group
+        for replica, prompts in given.items():
+            limit = len(prompts) if replica.model is None else replica.model.max_prompts
+            for start in range(0, len(prompts), limit):
+                yield Call(asked, replica, prompts[start : start + limit])
+
+    def _require_new_enough(self, asked: Asked, ready: Sequence[Replica]) -> None:
+        """Raises PreconditionError if the fleet is where it shall be, and that is not what was asked for."""
+        for replica in ready:
+            if replica.served is not None and replica.served[0] < asked.min_policy_version:
+                raise PreconditionError(
+                    f"{replica.name}: the weights are version {replica.served[0]}, not version "
+                    f"{asked.min_policy_version} or later, and nothing newer was published"
+                )
+
+    def _start(self, call: Call, calls: asyncio.TaskGroup) -> None:
+        self._clock.tick()
+        call.begin()
+
+        def ended(_: asyncio.Task[None]) -> None:
+            self._clock.tick()
+            call.end()  # here, because a task that is cancelled early never runs
+            self._tell()
+
+        calls.create_task(self._run(call)).add_done_callback(ended)
+        self._tell()
+
+    async def _run(self, call: Call) -> None:
+        """Makes a call; what it does not bring is waiting again afterwards."""
+        metrics = self._fleet.metrics
+        try:
+            await _until_set(call.lost, self._read(call))
+        except OverloadedError as error:
+            self._hold(call.replica, error.retry_after_seconds)
+            metrics.prompts_retried.inc(call.give_back(self._judge, error))
+        except PreconditionError as error:
+            self._fleet.stale(call.replica)
+            metrics.prompts_retried.inc(call.give_back(self._judge, error))
+        except NotReadyError as error:
+            self._fleet.lost(call.replica, error)
+            metrics.prompts_redispatched.inc(call.give_back(self._judge, error))
+        except _GivenUpError:
+            given_up = NotReadyError(call.replica.reason or f"{call.replica.name} was given up")
+            metrics.prompts_redispatched.inc(call.give_back(self._judge, given_up))
+
+    async def _read(self, call: Call) -> None:
+        asked = call.asked
+        stream = call.replica.client.generate(
+            call.prompts,
+            asked.sampling,
+            min_policy_version=asked.min_policy_version,
+            tokenizer_digest=asked.tokenizer_digest,
+            deadline_seconds=self._config.generate_deadline_seconds,
+        )
+        async for rollout in stream:
+            self._clock.tick()
+            call.take(rollout)
+        call.require_whole()
+
+    def _hold(self, replica: Replica, seconds: float | None) -> None:
+        """Asks a replica for nothing new until it has room."""
+
+        def release() -> None:
+            self._full.discard(replica)
+            replica.touch()
+
+        self._full.add(replica)
+        asyncio.get_running_loop().call_later(FULL_SECONDS if seconds is None else seconds, release)
+
+    def _judge(self, num_failures: int, first_at: float, error: ServiceError) -> None:
+        """Raises NotReadyError if a prompt failed so often, and for so long, that it will not do better elsewhere."""
+        seconds = time.monotonic() - first_at
+        if num_failures > MAX_FAILURES and seconds > self._config.wait_for_services_seconds:
+            raise NotReadyError(f"{error}; the same prompt has failed {num_failures} times in {seconds:.0f} s")
+
+    def _tell(self) -> None:
+        """Has every sampling look whether it can go on."""
+        self._news.set()
+        self._news = asyncio.Event()
+
+
+class _GivenUpError(Exception):
+    """The replica is away, whatever its call says."""
+
+
+async def _until_set(event: asyncio.Event, work: Awaitable[None]) -> None:
+    """Returns once the work is done. Raises: _GivenUpError if the event is set before; what the work raises."""
+    working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(event.wait())
+    tasks: list[asyncio.Future[Any]] = [working, waiting]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise _GivenUpError
+        working.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
