@@ -10,6 +10,7 @@ from rlhf_services.clients.waiting import call_when_available
 from rlhf_services.common.calls import clean_name
 from rlhf_services.trainer.config import ServicesConfig
 from rlhf_services.trainer.fleet.delivery import require_tokenizer
+from rlhf_services.trainer.fleet.dispatch import Dispatcher
 from rlhf_services.trainer.fleet.fleet import Fleet
 from rlhf_services.trainer.fleet.metrics import FleetMetrics
 from rlhf_services.trainer.learning.ranks import Ranks
@@ -53,6 +54,8 @@ class Peers:
             config, tokenizer_digest=tokenizer_digest, report=report, caller=self.caller, ranks=ranks, metrics=metrics
         )
         """The policy services."""
+        self.dispatcher = Dispatcher(self.fleet, config, rank=0 if ranks is None else ranks.rank)
+        """Gives them prompts."""
         self.rewards = {name: RewardClient(target, caller=self.caller) for name, target in targets.items()}
         self.reference = ReferenceClient(config.reference_target, caller=self.caller)
         self.reference_version = ""
