@@ -52,7 +52,7 @@ class ChainReplica(policy_pb2_grpc.PolicyServiceServicer):
         """The forward_targets of each push that came."""
         self.tokens: list[str | None] = []
         self.was_asked = asyncio.Event()
-        self.was_cancelled = asyncio.Event()
+        self.has_ended = asyncio.Event()
         self.refusals: list[grpc.StatusCode] = []
         """Answers to the next pushes."""
         self.has_it_already = False
@@ -77,22 +77,15 @@ class ChainReplica(policy_pb2_grpc.PolicyServiceServicer):
         forwarder = Forwarder(header, receipt, patience_seconds=PATIENCE_SECONDS, deadline_seconds=left)
         forwarder.start()
         try:
-            async for request in requests:
-                if request.WhichOneof("part") == "commit":
-                    break
-                receipt.arrive(request.chunk.data)
-                if self.dies_after is not None and len(receipt.data) >= self.dies_after:
-                    await asyncio.gather(self.server.stop(None), asyncio.sleep(60))
+            await self._receive(requests, receipt)
             if self.never_ends:
                 await asyncio.sleep(60)
             forwarder.commit()
             self.served = receipt.data
             forwarded = await forwarder.result()
-        except asyncio.CancelledError:
-            self.was_cancelled.set()
-            raise
         finally:
             await forwarder.cancel()
+            self.has_ended.set()
         return policy_pb2.UpdateWeightsResponse(
             policy_version=result.policy_version,
             weights_digest=result.weights_digest,
@@ -100,6 +93,15 @@ class ChainReplica(policy_pb2_grpc.PolicyServiceServicer):
                 PushResult(policy_version=0, weights_digest="", pause_seconds=0, forwarded=forwarded)
             ).forwarded,
         )
+
+    async def _receive(self, requests: AsyncIterator[Any], receipt: MemoryReceipt) -> None:
+        async for request in requests:
+            if request.WhichOneof("part") == "commit":
+                return
+            receipt.arrive(request.chunk.data)
+            if self.dies_after is not None and len(receipt.data) >= self.dies_after:
+                await asyncio.gather(self.server.stop(None), asyncio.sleep(60))
+        raise ConnectionError("the push was given up")
 
 
 @asynccontextmanager
