@@ -28,7 +28,7 @@ class Publisher:
         """Digest of the newest snapshot; empty if this process has taken none."""
         return "" if self._snapshot is None else self._snapshot.digest
 
-    async def take(self, policy_version: int) -> WeightsSnapshot:
+    async def snapshot(self, policy_version: int) -> WeightsSnapshot:
         """Returns the model's present weights as the given version. All ranks call it; the model must not change."""
         config = self._peers.config
         patches = config.push_encoding == "auto"
