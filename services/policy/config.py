@@ -56,6 +56,9 @@ class VllmConfig(Section):
     """Skip compilation and graph capture. Absent: only on a CPU, where they cost a minute and bring little."""
     cpu_cores: str = ""
     """Cores that sample on a CPU, such as "0-5"; empty takes all that the process may use."""
+    cpu_weights: Literal["packed", "in_place"] = "packed"
+    """What linear layers compute with on a CPU. "packed": copies laid out for its kernels, which sample faster and are
+    built anew in every push. "in_place": the weights themselves; pushes pause sampling for less."""
     start_timeout_seconds: int = Field(default=600, ge=1)
     """How long the engine may take to load."""
     call_timeout_seconds: float = Field(default=120.0, gt=0)

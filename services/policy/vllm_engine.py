@@ -13,7 +13,7 @@ from rlhf_services.policy.config import PolicyConfig
 from rlhf_services.policy.engine import Completion, EngineInfo, SampleParams
 from rlhf_services.policy.liveness import RESTART, Liveness
 from rlhf_services.policy.vllm_start import make_llm
-from rlhf_services.policy.weights.stage import StagedWeights
+from rlhf_services.policy.weights.stage import StagedPatch, StagedWeights
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
@@ -70,7 +70,7 @@ class VllmEngine:
         """Samples one completion; see Engine.generate."""
         return await self._liveness.sample(lambda: self._sample(prompt_ids, params, request_id))
 
-    async def update_weights(self, staged: StagedWeights) -> float:
+    async def update_weights(self, staged: StagedWeights | StagedPatch) -> float:
         """Pauses, swaps, resumes; see Engine.update_weights.
 
         The pause keeps the requests and drops keys and values, which are computed anew: what follows the swap is
@@ -79,7 +79,7 @@ class VllmEngine:
         started = time.perf_counter()
         with self._liveness.without_probes():
             try:
-                await self._call(lambda: self._llm.pause_generation(mode="keep", clear_cache=True), "the pause")
+                await self._call(self._pause, "the pause")
             except NotReadyError:
                 await self._resume()
                 raise
@@ -124,7 +124,11 @@ class VllmEngine:
         """Ends with the FatalError of the watch, which learns of the death within a moment of the requests."""
         await self._call(asyncio.Event().wait, "dying")
 
-    async def _swap_or_die(self, staged: StagedWeights) -> None:
+    async def _pause(self) -> None:
+        # As AsyncLLM.pause_generation, without its sleep of 20 ms, which only lets outputs arrive before it returns.
+        await self._llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=True)
+
+    async def _swap_or_die(self, staged: StagedWeights | StagedPatch) -> None:
         """Loads the weights into the paused engine, at the second try if need be: whole weights repair half of them.
 
         An engine that fails twice is given up paused: to resume would be to sample from a mixture of two models.
@@ -132,15 +136,15 @@ class VllmEngine:
         try:
             return await self._swap(staged)
         except InternalError as error:
-            log.error("the swap failed; trying once more", error=str(error))
+            log.error("the swap failed; trying once more, with all weights", error=str(error))
         try:
-            await self._swap(staged)
+            await self._swap(staged.whole if isinstance(staged, StagedPatch) else staged)
         except InternalError as error:
             fatal = FatalError(f"{error}; its weights may be half applied. {RESTART}")
             self._liveness.report("weights", fatal)
             raise fatal from error
 
-    async def _swap(self, staged: StagedWeights) -> None:
+    async def _swap(self, staged: StagedWeights | StagedPatch) -> None:
         """Loads the weights into the paused engine. Raises InternalError if that may have changed some of them."""
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
@@ -197,14 +201,29 @@ def _completion(output: "RequestOutput") -> Completion:
     )
 
 
-def _update_info(staged: StagedWeights) -> dict[str, Any]:
+def _update_info(staged: StagedWeights | StagedPatch) -> dict[str, Any]:
     """Returns the fields of vllm_transfer.UpdateInfo."""
-    tensors = staged.manifest.tensors
+    whole = staged.whole if isinstance(staged, StagedPatch) else staged
+    tensors = whole.manifest.tensors
     return {
-        "path": staged.path,
-        "num_bytes": staged.num_bytes,
+        "path": whole.path,
+        "num_bytes": whole.num_bytes,
         "names": [info.name for info in tensors],
         "dtypes": [info.dtype for info in tensors],
         "shapes": [list(info.shape) for info in tensors],
-        "offsets": list(staged.offsets),
+        "offsets": list(whole.offsets),
+        "patch": _patch_info(staged) if isinstance(staged, StagedPatch) else None,
+    }
+
+
+def _patch_info(staged: StagedPatch) -> dict[str, Any]:
+    """Returns the fields of vllm_transfer.PatchInfo."""
+    return {
+        "path": staged.path,
+        "num_bytes": staged.num_bytes,
+        "names": [each.info.name for each in staged.tensors],
+        "dtypes": [each.info.dtype for each in staged.tensors],
+        "counts": [each.num_changed for each in staged.tensors],
+        "index_offsets": [each.index_offset for each in staged.tensors],
+        "value_offsets": [each.value_offset for each in staged.tensors],
     }

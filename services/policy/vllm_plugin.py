@@ -17,6 +17,8 @@ PLUGIN = "rlhf_services"
 """Name of the entry point: VLLM_PLUGINS, where it is set, must list it."""
 ENGINE_VARIABLE = "RLHF_VLLM_ENGINE"
 """Environment variable, "1" in the processes of a policy service's engine."""
+CPU_WEIGHTS_VARIABLE = "RLHF_VLLM_CPU_WEIGHTS"
+"""Environment variable, the configuration's vllm.cpu_weights for the processes of a policy service's engine."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -30,7 +32,7 @@ def register() -> None:
         )
     if os.environ.get(ENGINE_VARIABLE) == "1":
         _die_with_parent()
-        _keep_unpacked_weights()
+        _keep_weights_writable()
 
 
 def _die_with_parent() -> None:
@@ -43,24 +45,30 @@ def _die_with_parent() -> None:
         os._exit(1)
 
 
-def _keep_unpacked_weights() -> None:
-    """Has the CPU's linear layers keep their parameters beside the packed copies that they compute with.
+def _keep_weights_writable() -> None:
+    """Has the CPU's linear layers keep their parameters: beside packed copies that they compute with, or without.
 
     Stock vLLM drops them, and then nothing can be loaded into a running model: a push fails, or leaves a tied lm_head
-    stale in silence. The parameters cost the model's size in memory once more; generation is as fast as before.
+    stale in silence. Packed copies make generation faster, cost the model's size in memory once more, and must be built
+    anew after a push (vllm_transfer).
     """
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
         return
+    import torch
     from vllm.model_executor.layers import utils
 
     pack = utils.dispatch_cpu_unquantized_gemm
     if getattr(pack, "keeps_weight", False):
         return
+    in_place = os.environ.get(CPU_WEIGHTS_VARIABLE) == "in_place"
 
-    def pack_and_keep(layer: Any, remove_weight: bool) -> None:
-        pack(layer, remove_weight=False)
+    def keep(layer: Any, remove_weight: bool) -> None:
+        if in_place and layer.weight.ndim == 2:
+            layer.cpu_linear = torch.nn.functional.linear
+        else:
+            pack(layer, remove_weight=False)
 
-    pack_and_keep.keeps_weight = True  # type: ignore[attr-defined]
-    utils.dispatch_cpu_unquantized_gemm = pack_and_keep  # the layers look it up in the module at each call
+    keep.keeps_weight = True  # type: ignore[attr-defined]
+    utils.dispatch_cpu_unquantized_gemm = keep  # the layers look it up in the module at each call

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.policy.config import ModelConfig, VllmConfig
-from rlhf_services.policy.vllm_plugin import BACKEND, ENGINE_VARIABLE, PLUGIN
+from rlhf_services.policy.vllm_plugin import BACKEND, CPU_WEIGHTS_VARIABLE, ENGINE_VARIABLE, PLUGIN
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -28,7 +28,7 @@ def make_llm(model: ModelConfig, config: VllmConfig) -> "AsyncLLM":
     on_cpu = current_platform.is_cpu()
     os.environ.setdefault("VLLM_ENGINE_READY_TIMEOUT_S", str(config.start_timeout_seconds))
     if on_cpu:
-        _prepare_cpu_environment(config.cpu_cores)
+        _prepare_cpu_environment(config)
     eager = on_cpu if config.enforce_eager is None else config.enforce_eager
     return AsyncLLM.from_engine_args(
         AsyncEngineArgs(
@@ -64,14 +64,15 @@ def _prepare_environment() -> None:
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
 
 
-def _prepare_cpu_environment(cpu_cores: str) -> None:
+def _prepare_cpu_environment(config: VllmConfig) -> None:
     """Sets what makes vLLM quick on a CPU."""
+    os.environ[CPU_WEIGHTS_VARIABLE] = config.cpu_weights
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would win over vllm.kv_cache_gib
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     # Eager sampling gains nothing from the compiler, which needs g++ and seconds at the first request.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    if cpu_cores:
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cpu_cores
+    if config.cpu_cores:
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = config.cpu_cores
     else:  # by itself vLLM leaves one core idle
         cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores)
