@@ -1,6 +1,6 @@
 """What an online run trains: models, optimizers and prompts, as configured or as a checkpoint left them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,14 +55,17 @@ class LoadedRun:
         others = {"run_dir", "services", "server", "checkpoint", "evaluation", "watch"}
         return config.model_dump(mode="json", exclude=others)
 
-    def state(self, config: OnlineRunConfig) -> dict[str, Any]:
-        """Returns the part of a checkpoint that is no tensor."""
+    def state(self, config: OnlineRunConfig, prompts_state: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the part of a checkpoint that is no tensor.
+
+        Args: prompts_state: where the prompts stood after the last finished step; later ones may have been drawn.
+        """
         values = self.settings(config)
         return {
             "policy_version": self.policy_version,
             "kl_controller": self.updater.kl_controller.state_dict(),
             "reward_moments": self.updater.shaper.state_dict(),
-            "prompts": self.prompts.state(),
+            "prompts": dict(prompts_state),
             "config": values,
             "config_digest": blake3(repr(values).encode()).hexdigest(),
         }
@@ -188,7 +191,7 @@ def _restore(run: LoadedRun, config: OnlineRunConfig, checkpoint: Path) -> None:
     run.updater.kl_controller.load_state_dict(state["kl_controller"])
     run.updater.shaper.load_state_dict(state["reward_moments"])
     run.prompts.load_state(state["prompts"])
-    now = run.state(config)
+    now = run.state(config, run.prompts.state())
     if state["config_digest"] != now["config_digest"]:
         changed = ", ".join(changed_settings(state["config"], now["config"]))
         run.notes.append(f"the configuration is not that of the checkpoint: {changed}; the new values count")

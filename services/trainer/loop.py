@@ -1,9 +1,9 @@
 """The loop of every online algorithm: START HERE. One step, from top to bottom:
 
-    run.py        collect(): the next prompts, until the step has its groups
-      publish.py    the present weights go to the policy services, if anything is to be sampled from them
-      collect.py    policy services sample; each rollout is scored, and gets reference log-probabilities, as it arrives
-      journal.py    ... and is written down, so that a killed run trains on the very same rollouts again
+    lookahead.py  collect(): the rollouts of the step; with training.max_policy_lag, later steps are sampled meanwhile
+      publishing.py   the present weights go to the policy services (fleet/), if anything is to be sampled from them
+      collect.py      policy services sample; each rollout gets rewards and reference log-probabilities as it arrives
+      journal.py      ... and is written down, so that a killed run trains on the very same rollouts again
     batch.py      the rollouts as tensors [B, T]
     update.py     old log-probabilities, the algorithm's advantages (ppo.py, grpo.py, ...), losses, optimizer steps
     metrics.py    the step is written down; checkpoint.py saves what the run needs to go on
@@ -13,7 +13,6 @@ The loop is asynchronous so that services are called at once and the TrainerServ
 torch works in a thread of its own. On many ranks all of them run this loop, step by step together.
 """
 
-import asyncio
 import time
 
 from rlhf_services.trainer.rollouts.batch import collate
@@ -33,7 +32,7 @@ async def train(run: OnlineRun) -> None:
         started = time.monotonic()
         collected = await run.collect()
         batch = collate(collected.samples, run.device)
-        update = await asyncio.to_thread(run.updater.update, batch, run.step + 1)
+        update = await run.compute(run.updater.update, batch, run.step + 1)
         run.finish_step(update)
         await run.record(collected, update, seconds=time.monotonic() - started)
         if run.checkpoint_due:

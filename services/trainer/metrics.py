@@ -10,6 +10,8 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 
 from rlhf_services.common.correlation import spearman
 from rlhf_services.trainer.evaluation.gauges import evaluation_gauges
+from rlhf_services.trainer.fleet.fleet import Publication
+from rlhf_services.trainer.fleet.metrics import FleetMetrics
 from rlhf_services.trainer.late_gauges import LateGauges
 from rlhf_services.trainer.rollouts.collect import Collected
 
@@ -20,16 +22,19 @@ def describe_step(
     names: Collection[str],
     *,
     policy_version: int,
-    publish_seconds: float,
-    publish_pause_seconds: float,
+    lags: Mapping[int, int],
+    published: Publication,
+    waited_seconds: float,
+    generator_idle_fraction: float,
     seconds: float,
 ) -> dict[str, float]:
     """Returns the metrics of a step.
 
     Args:
         collected: its rollouts. training: what the update returned. names: those of step_metrics() for the run.
-        policy_version: after the step. publish_seconds, publish_pause_seconds: of the push before its sampling.
-        seconds: time of the whole step.
+        policy_version: after the step. lags: how many tokens were how many versions older than the weights before it.
+        published: the push that ended since the step before. waited_seconds: how long training waited for the rollouts.
+        generator_idle_fraction: how long the policy services had nothing to sample. seconds: time of the whole step.
     """
     rollouts = [sample.rollout for sample in collected.samples]
     lengths = [len(rollout.completion_ids) for rollout in rollouts]
@@ -37,6 +42,7 @@ def describe_step(
     completion_tokens = sum(lengths)
     tokens = sum(rollout.num_tokens for rollout in rollouts)
     generate_seconds = collected.generate_seconds
+    num_lagging = sum(lags.values())
     metrics = {
         **training,
         "reward_length_correlation": spearman([sample.reward for sample in collected.samples], lengths) or 0.0,
@@ -53,8 +59,14 @@ def describe_step(
         "generate_tokens_per_second": completion_tokens / generate_seconds if generate_seconds > 0 else 0.0,
         "score_wait_seconds": collected.score_wait_seconds,
         "reference_wait_seconds": collected.reference_wait_seconds,
-        "publish_seconds": publish_seconds,
-        "publish_pause_seconds": publish_pause_seconds,
+        "policy_lag_mean": sum(lag * count for lag, count in lags.items()) / num_lagging if num_lagging else 0.0,
+        "policy_lag_max": max(lags, default=0),
+        "publish_seconds": published.seconds,
+        "publish_pause_seconds": published.pause_seconds,
+        "publish_bytes": published.num_bytes,
+        "publish_changed_fraction": published.changed_fraction or 0.0,
+        "generator_idle_fraction": generator_idle_fraction,
+        "trainer_idle_fraction": min(waited_seconds / seconds, 1.0),
         "step_seconds": seconds,
         "policy_version": policy_version,
     }
@@ -67,6 +79,7 @@ class TrainerMetrics:
     def __init__(self, texts: Mapping[str, str], registry: CollectorRegistry = REGISTRY) -> None:
         """Args: texts: the metrics of the run with their meanings, as step_metrics() has them."""
         self.evaluation = evaluation_gauges(registry)
+        self.fleet = FleetMetrics(registry)
         self._gauges = LateGauges("rlhf_trainer_", texts, registry)
         self._step = Gauge("rlhf_trainer_step", "Number of the last finished step.", registry=registry)
         self._trained_tokens = Counter("rlhf_trainer_trained_tokens_total", "Tokens trained on.", registry=registry)
@@ -79,12 +92,15 @@ class TrainerMetrics:
         self._gauges.set(metrics)
         self._step.set(step)
 
-    def observe(self, step: int, metrics: Mapping[str, float], dropped: Mapping[str, int]) -> None:
-        """Takes over a finished step: its metrics, and its dropped rollouts by reason."""
+    def observe(
+        self, step: int, metrics: Mapping[str, float], dropped: Mapping[str, int], lags: Mapping[int, int]
+    ) -> None:
+        """Takes over a finished step: its metrics, its dropped rollouts by reason, and its tokens by lag."""
         self.show(step, metrics)
         self._trained_tokens.inc(metrics["tokens"])
         for reason, count in dropped.items():
             self._dropped.labels(reason).inc(count)
+        self.fleet.policy_lag.add(lags)
 
 
 class MetricsFile:

@@ -95,8 +95,8 @@ class OnlineRunConfig(Section):
         lag = self.training.max_policy_lag
         if lag > 0 and self.groups.drop_uniform:
             raise ValueError(
-                f"training.max_policy_lag is {lag}, but groups.drop_uniform is true, which draws prompts once it has seen "
-                "the rewards of others and so cannot run ahead; set the former to 0, or the latter to false"
+                f"training.max_policy_lag is {lag}, but groups.drop_uniform is true, which draws prompts by the "
+                "rewards of others and so cannot run ahead; set the former to 0, or the latter to false"
             )
         return self
 

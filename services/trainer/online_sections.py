@@ -35,8 +35,8 @@ class OnlineTrainingConfig(Section):
     minibatches: int = Field(default=1, ge=1)
     """Optimizer steps of each pass."""
     max_policy_lag: int = Field(default=0, ge=0, le=16)
-    """How many versions of the policy a token may be behind the one that trains on it. 0: each step samples, then trains.
-    k: the rollouts of up to k further steps are sampled meanwhile, and in-flight ones go on over a push."""
+    """By how many versions the policy that sampled a token may be behind the one in training. 0: sample, then train, in
+    turn. k: while a step trains, up to k later ones are sampled; rollouts in flight go on over a push."""
     max_dropped_fraction: float = Field(default=0.1, ge=0, lt=1)
     """The run ends with an error when more than this share of a step's rollouts got no score or no finite numbers."""
     micro_batch_tokens: int = Field(default=2048, ge=1)

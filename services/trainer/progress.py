@@ -23,6 +23,7 @@ COLUMNS = (
     ("tokens", "completion_tokens_mean", "{:.0f}"),
     ("mismatch", "sampler_mismatch", "{:.3f}"),
     ("dropped", "dropped_rollouts", "{:.0f}"),
+    ("lag", "policy_lag_mean", "{:.2f}"),
     ("generate s", "generate_seconds", "{:.1f}"),
     ("update s", "update_seconds", "{:.1f}"),
     ("push s", "publish_seconds", "{:.1f}"),

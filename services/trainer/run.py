@@ -2,16 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
-from rlhf_services.common.errors import ServiceError
 from rlhf_services.common.logs import get_logger
-from rlhf_services.common.rollout import Prompt, Sampling
 from rlhf_services.models.loading import tokenizer_digest
 from rlhf_services.trainer.checkpoint import CheckpointFolder, write_directory
 from rlhf_services.trainer.control import RunControl
-from rlhf_services.trainer.errors import RunError
 from rlhf_services.trainer.evaluation.in_run import InRunEvaluation
 from rlhf_services.trainer.fleet.peers import Peers
 from rlhf_services.trainer.fleet.publish import Publisher
@@ -21,11 +19,14 @@ from rlhf_services.trainer.loading import LoadedRun
 from rlhf_services.trainer.metrics import MetricsFile, TrainerMetrics, describe_step
 from rlhf_services.trainer.online_config import OnlineRunConfig
 from rlhf_services.trainer.progress import Progress
-from rlhf_services.trainer.rollouts.collect import Collected, collect
-from rlhf_services.trainer.rollouts.gather import Part, gather, gather_failure
-from rlhf_services.trainer.rollouts.journal import Journal, StepJournal
-from rlhf_services.trainer.rollouts.refill import collect_groups
+from rlhf_services.trainer.publishing import Publishing
+from rlhf_services.trainer.rollouts.collect import Collected
+from rlhf_services.trainer.rollouts.journal import Journal
+from rlhf_services.trainer.rollouts.lookahead import Lookahead, count_lags
 from rlhf_services.trainer.step_metrics import step_metrics
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 log = get_logger(__name__)
 
@@ -52,26 +53,34 @@ class OnlineRun:
         self.updater = loaded.updater
         self.device = loaded.device
         digest = tokenizer_digest(loaded.tokenizer)
-        self.peers = Peers(config.services, tokenizer_digest=digest, report=progress.say, caller=config.run_dir.name)
-        self.publisher = Publisher(loaded.updater.policy, self.peers, policy_version=0)
-        self._sampling = Sampling(
-            max_new_tokens=config.sampling.max_new_tokens,
-            temperature=config.sampling.temperature,
-            completions_per_prompt=config.training.group_size,
-            stop_ids=config.sampling.stop_ids,
+        self.peers = Peers(
+            config.services,
+            tokenizer_digest=digest,
+            report=progress.say,
+            caller=config.run_dir.name,
+            ranks=ranks,
+            metrics=metrics.fleet,
         )
+        lag = config.training.max_policy_lag
+        self._publishing = Publishing(Publisher(loaded.updater.policy, self.peers), ranks, in_background=lag > 0)
         self._ranks = ranks
         self._metric_names = tuple(step_metrics(config))
-        self._publish_seconds = 0.0
-        """Time of the push since the last step; 0 if nothing had to be sampled."""
         self._loaded = loaded
-        self._state = loaded.state(config)
         self._last_metrics: Mapping[str, float] = {}
+        self._waited_seconds = 0.0
+        """How long the step in progress waited for its rollouts."""
+        self._is_computing = False
         self._progress = progress
         self._metrics = metrics
         self._metrics_file = MetricsFile(config.run_dir / "metrics.jsonl")
         self._checkpoints = CheckpointFolder.configured(config.run_dir, config.checkpoint, ranks)
-        self._journal = Journal(config.run_dir, ranks, settings=loaded.settings(config), report=progress.say)
+        self._journal = Journal(
+            config.run_dir, ranks, settings=loaded.settings(config), max_policy_lag=lag, report=progress.say
+        )
+        self._lookahead = Lookahead(
+            config, loaded.prompts, self.peers, self._publishing, self._journal, ranks, step=loaded.step
+        )
+        self._state = loaded.state(config, self._lookahead.prompts_state)
         if ranks.is_main:
             self._metrics_file.truncate_after(loaded.step)
             if rows := self._metrics_file.read():
@@ -82,7 +91,7 @@ class OnlineRun:
             config, loaded, self.peers, gauges=metrics.evaluation, say=progress.say, ranks=ranks
         )
         control.step, control.policy_version = loaded.step, loaded.policy_version
-        control.waiting_for = lambda: self.peers.waiting_for
+        control.waiting_for = lambda: "" if self._is_computing else self.peers.waiting_for
 
     @property
     def step(self) -> int:
@@ -128,76 +137,68 @@ class OnlineRun:
         wanted = not self.control.stopping and not self._evaluation.is_done(self.step)
         if set(await self._tell(GO if wanted else STOP)) != {GO}:
             return
-        await self._publish_if_new()
-        await self._evaluation.evaluate(
-            self.step, policy_version=self.policy_version, bring_current=self.publisher.bring_current
-        )
+        await self._publishing.publish_if_new(self.policy_version)
+        await self._evaluation.evaluate(self.step, policy_version=self.policy_version)
 
     async def collect(self) -> Collected:
-        """Returns the rollouts of the next step, all of them in the journal. Raises: as collect(); RunError."""
-        training, groups = self.config.training, self.config.groups
-        journal = self._journal.open_step(self.step + 1)
-
-        async def collect_prompts(prompts: Sequence[Prompt]) -> Collected:
-            return await self._collect_prompts(prompts, journal)
-
-        try:
-            if groups.drop_uniform:
-                collected = await collect_groups(
-                    self._loaded.prompts.draw, training.prompts_per_step, collect_prompts, max_rounds=groups.max_rounds
-                )
-            else:
-                collected = await collect_prompts(self._loaded.prompts.draw(training.prompts_per_step))
-            collected.require_enough(training.max_dropped_fraction)
-            journal.sync()
-        finally:
-            journal.close()
+        """Returns the rollouts of the next step, all of them in the journal. Raises: as Lookahead.collect."""
+        started = time.monotonic()
+        collected = await self._lookahead.collect(self.step + 1, self.policy_version)
+        self._waited_seconds = time.monotonic() - started
         return collected
 
-    async def publish(self) -> float:
-        """Makes the policy services serve the present weights; returns the seconds it took. All ranks call it.
+    async def compute(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Returns what a function does that takes long, in a thread of its own.
 
-        Raises: as Publisher.publish, on every rank.
+        Meanwhile the run waits for no service, whatever its collections ahead wait for: a stop lets it end.
         """
+        self._is_computing = True
         try:
-            seconds = await self.publisher.publish(self.policy_version)
-        except (ServiceError, RunError) as error:
-            await gather_failure(error, self._ranks)
-            raise
-        # The others may sample only once the main rank has pushed.
-        await gather(Part(), self._ranks)
-        return seconds
+            return await asyncio.to_thread(function, *args, **kwargs)
+        finally:
+            self._is_computing = False
+
+    async def publish(self) -> None:
+        """Makes the policy services serve the present weights. All ranks call it. Raises: as Publishing.publish."""
+        await self._publishing.publish(self.policy_version)
+
+    async def abandon(self) -> None:
+        """Gives up what was begun for later steps; what has arrived is in the journal."""
+        await self._lookahead.close()
+        await self._publishing.close()
 
     def finish_step(self, update: Update) -> None:
         """Counts the step whose update is done: if the policy moved, its weights are a new version."""
         self._loaded.step += 1
         self._loaded.policy_version += int(update.policy_changed)
-        self._state = self._loaded.state(self.config)
+        self._state = self._loaded.state(self.config, self._lookahead.prompts_state)
 
     async def record(self, collected: Collected, update: Update, *, seconds: float) -> None:
         """Writes a finished step, which took so many seconds, down, shows it, and lets those who watch know."""
+        lags = count_lags(collected.samples, self.policy_version - int(update.policy_changed))
         metrics = describe_step(
             collected,
             update.metrics,
             self._metric_names,
             policy_version=self.policy_version,
-            publish_seconds=self._publish_seconds,
-            publish_pause_seconds=self.publisher.pause_seconds if self._publish_seconds else 0.0,
+            lags=lags,
+            published=self._publishing.report(),
+            waited_seconds=self._waited_seconds,
+            generator_idle_fraction=self.peers.dispatcher.idle_fraction_since(),
             seconds=seconds,
         )
-        self._publish_seconds = 0.0
         self._last_metrics = metrics
         if not self._ranks.is_main:
             return
         self._metrics_file.append(self.step, metrics)
-        self._metrics.observe(self.step, metrics, collected.dropped)
+        self._metrics.observe(self.step, metrics, collected.dropped, lags)
         self._progress.show(self.step, metrics)
         await self.control.finish_step(self.step, self.policy_version, metrics)
 
     async def save_checkpoint(self) -> Path:
         """Writes a checkpoint of the last finished step; returns its directory. Raises: RunError if it cannot."""
         started = time.monotonic()
-        path = await asyncio.to_thread(
+        path = await self.compute(
             self._checkpoints.save, self.step, self._state, self._loaded.write_models, self._last_metrics
         )
         # A run goes on from the newest of its last checkpoints that is whole; those kept for longer need no journal.
@@ -213,26 +214,8 @@ class OnlineRun:
         def write(folder: Path) -> None:
             self.updater.policy.save_weights(folder, self._loaded.tokenizer)
 
-        await asyncio.to_thread(write_directory, path, write, self._ranks)
+        await self.compute(write_directory, path, write, self._ranks)
         return path
-
-    async def _collect_prompts(self, prompts: Sequence[Prompt], journal: StepJournal) -> Collected:
-        """Samples and scores some prompts; what the journal knows needs no service, and so no push."""
-        if not journal.is_complete(prompts, self._sampling, self.policy_version):
-            await self._publish_if_new()
-        return await collect(
-            prompts,
-            self._sampling,
-            self.peers,
-            policy_version=self.policy_version,
-            bring_current=self.publisher.bring_current,
-            journal=journal,
-            ranks=self._ranks,
-        )
-
-    async def _publish_if_new(self) -> None:
-        if self.publisher.policy_version != self.policy_version:
-            self._publish_seconds = await self.publish()
 
     async def _tell(self, message: bytes) -> list[bytes]:
         """Returns what every rank says, the main one first."""

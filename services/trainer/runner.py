@@ -182,6 +182,7 @@ async def _train_unless_stopped(run: OnlineRun, ranks: Ranks) -> None:
     finally:
         watching.cancel()
         training.cancel()
+        await run.abandon()
 
 
 async def _cancel_when_stopped(control: RunControl, training: asyncio.Task[None], *, alone: bool) -> None:

@@ -75,6 +75,11 @@ _ROLLOUTS = {
     "tokens": "Prompt and completion tokens of the rollouts.",
     "policy_version": "Version of the weights after the step.",
 }
+_LAG = {
+    "policy_lag_mean": "Versions by which the weights that sampled a token were behind those in training: mean over "
+    "completion tokens.",
+    "policy_lag_max": "The most of any token; at most training.max_policy_lag.",
+}
 _TIMES = {
     "tokens_per_second": "Tokens per second of the whole step.",
     "generate_seconds": "Until the last rollout had arrived; 0 if the journal had all of them.",
@@ -84,8 +89,13 @@ _TIMES = {
     "logprobs_seconds": "Forward passes of the policy before the advantages.",
     "values_seconds": "Forward passes of a separate critic before the advantages.",
     "update_seconds": "Losses, backward passes and optimizer steps.",
-    "publish_seconds": "Digests and weight pushes, to every policy service, before the step's sampling.",
+    "publish_seconds": "The weight push that ended since the step before: copies, digests, and until every policy "
+    "service had it; 0 if there was none.",
     "publish_pause_seconds": "How long that push kept a policy service from sampling.",
+    "publish_bytes": "What the trainer sent for it.",
+    "publish_changed_fraction": "Share of the elements that it changed; 0 where that is not known, as for the first.",
+    "generator_idle_fraction": "Share of the policy services' time since the step before without anything to sample.",
+    "trainer_idle_fraction": "Share of the step in which training waited for its rollouts.",
     "step_seconds": "The whole step, without checkpoints.",
 }
 _PARTS = (
@@ -99,6 +109,7 @@ _PARTS = (
     _PTX,
     _DPO,
     _ROLLOUTS,
+    _LAG,
     _TIMES,
 )
 
@@ -124,4 +135,7 @@ def step_metrics(config: OnlineRunConfig) -> Mapping[str, str]:
         parts.append(_DPO)
     if config.ptx.path is not None:
         parts.append(_PTX)
-    return {name: text for part in (*parts, _ROLLOUTS, _TIMES) for name, text in part.items()}
+    parts.append(_ROLLOUTS)
+    if config.training.max_policy_lag > 0:
+        parts.append(_LAG)
+    return {name: text for part in (*parts, _TIMES) for name, text in part.items()}

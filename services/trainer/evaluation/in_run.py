@@ -9,10 +9,9 @@ next one asks again.
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from rlhf_services.clients.policy import PolicyClient
 from rlhf_services.clients.reward import Reward, RewardClient, ScoreItem
 from rlhf_services.common.errors import ServiceError
 from rlhf_services.common.rollout import Sampling
@@ -84,9 +83,7 @@ class InRunEvaluation:
         """Whether it was, before the run was resumed. The main rank alone knows."""
         return step == self._evaluated_step
 
-    async def evaluate(
-        self, step: int, *, policy_version: int, bring_current: Callable[[PolicyClient], Awaitable[None]]
-    ) -> None:
+    async def evaluate(self, step: int, *, policy_version: int) -> None:
         """Evaluates the policy as it is published. All ranks call it. Raises: as collect()."""
         started = time.monotonic()
         collected = await collect(
@@ -94,7 +91,6 @@ class InRunEvaluation:
             self._sampling,
             self._peers,
             policy_version=policy_version,
-            bring_current=bring_current,
             ranks=self._ranks,
         )
         if not self._ranks.is_main:

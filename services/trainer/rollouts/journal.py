@@ -1,7 +1,7 @@
 """Every rollout on disk before the optimizer sees it, so that a killed run trains on the very same ones again.
 
     RUN_DIR/journal/step-000012.rank-0.jsonl, a line each, with its checksum (journal_file.py):
-        header     what the rollouts below were asked for with: policy version, sampling, digest of the configuration
+        header     what the rollouts below were asked for with: policy version, sampling, configuration
         sample     a rollout with its rewards and reference log-probabilities
         dropped    a rollout without a usable number, and why
         accepted   the step was about to be trained on
@@ -10,6 +10,10 @@ A resumed run draws the same prompts, finds their rollouts here and asks no serv
 for with anything else than the run asks for now (another temperature, seed, prompt or learning rate) stay in the file
 and are passed over. A dropped rollout is final once its step was accepted; before that it is asked for again, so that
 a run which ended because too many were dropped can go on when the service is mended.
+
+Where sampling may run ahead of training, a step's rollouts come from several versions, and a run that goes on begins to
+collect it with a later one than before. The header then has the lag that is allowed in place of a version: whatever was
+sampled for the step is used, and each token says by which version.
 """
 
 import dataclasses
@@ -22,7 +26,7 @@ from typing import Any
 from blake3 import blake3
 
 from rlhf_services.common.logs import get_logger
-from rlhf_services.common.rollout import Prompt, Sampling
+from rlhf_services.common.rollout import Prompt, Sampling, expected_ids
 from rlhf_services.trainer.learning.ranks import Ranks
 from rlhf_services.trainer.rollouts.journal_file import FORMAT_VERSION, JournalLines, JournalWriter, read_lines
 from rlhf_services.trainer.rollouts.sample_json import decode_sample, encode_sample
@@ -34,11 +38,6 @@ REQUEST_DIGITS = 16
 _FILE_NAME = re.compile(r"step-(\d+)\.rank-(\d+)\.jsonl")
 
 
-def expected_ids(prompt: Prompt, sampling: Sampling) -> list[str]:
-    """Returns the rollout_ids that a prompt's completions will have."""
-    return [f"{prompt.group_id}/{index}" for index in range(sampling.completions_per_prompt)]
-
-
 class Journal:
     """The journal of one run: a file for each step and rank. All ranks see the same directory."""
 
@@ -48,6 +47,7 @@ class Journal:
         ranks: Ranks | None = None,
         *,
         settings: Mapping[str, Any] | None = None,
+        max_policy_lag: int = 0,
         report: Callable[[str], None] | None = None,
     ) -> None:
         """Reads nothing yet.
@@ -56,11 +56,13 @@ class Journal:
             run_dir: of the run. ranks: this process among all; None if it is alone.
             settings: what the rollouts depend on besides prompts, sampling and policy version: what decides the
                 weights. Must survive JSON. Rollouts that were journaled under others are passed over.
+            max_policy_lag: above 0 the rollouts of a step may be of other versions than the one it is asked for with.
             report: told, in a sentence, what of the journal cannot be used.
         """
         self.folder = run_dir / "journal"
         self._ranks = Ranks() if ranks is None else ranks
         self._settings = dict(settings or {})
+        self._max_policy_lag = max_policy_lag
         self._report = report or (lambda message: None)
 
     def open_step(self, step: int) -> "StepJournal":
@@ -100,7 +102,9 @@ class Journal:
 
     def settings(self, sampling: Sampling, policy_version: int | None) -> dict[str, Any]:
         """Returns what the header of a step says, as it reads after JSON."""
-        values = {**self._settings, "policy_version": policy_version, "sampling": dataclasses.asdict(sampling)}
+        lag = self._max_policy_lag
+        versions = {"max_policy_lag": lag} if lag else {"policy_version": policy_version}
+        values = {**self._settings, **versions, "sampling": dataclasses.asdict(sampling)}
         read: dict[str, Any] = json.loads(json.dumps(values))
         return read
 
