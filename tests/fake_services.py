@@ -68,10 +68,13 @@ class FakePolicy(FakeServer, policy_pb2_grpc.PolicyServiceServicer):
     def __init__(self, *, tokenizer: str = TOKENIZER, max_prompts: int = 1000, dtype: str = "F32") -> None:
         super().__init__()
         self.tokenizer, self.max_prompts, self.dtype = tokenizer, max_prompts, dtype
+        self.max_sequences = 1000
         self.version, self.digest = 0, ""
         self.asked = asyncio.Event()
         self.requests: list[policy_pb2.GenerateRequest] = []
         self.pushed_versions: list[int] = []
+        self.refusals = 0
+        """Calls of Generate that are refused for want of room, from now on."""
         self.break_after: int | None = None
         """Rollouts after which the next call dies, once."""
         self.hold_after_first: asyncio.Event | None = None
@@ -88,6 +91,9 @@ class FakePolicy(FakeServer, policy_pb2_grpc.PolicyServiceServicer):
         self.asked.set()
         if self.version < request.min_policy_version:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"the weights are version {self.version}")
+        if self.refusals:
+            self.refusals -= 1
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too much in flight")
         num_sent = 0
         for message in reversed(request.prompts):  # not in the order of asking
             prompt = decode_prompt(message)
@@ -131,6 +137,7 @@ class FakePolicy(FakeServer, policy_pb2_grpc.PolicyServiceServicer):
             weights_digest=self.digest,
             dtype=self.dtype,
             max_prompts=self.max_prompts,
+            max_sequences=self.max_sequences,
         )
 
 
