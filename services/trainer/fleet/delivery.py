@@ -2,9 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from rlhf_services.common.errors import (
     ConfigError,
@@ -12,15 +11,15 @@ from rlhf_services.common.errors import (
     NotReadyError,
     OverloadedError,
     PreconditionError,
+    ServiceError,
 )
 from rlhf_services.common.pushes import Encoding, ForwardedPush, PushResult
 from rlhf_services.trainer.config import ServicesConfig
 from rlhf_services.trainer.errors import RunError
+from rlhf_services.trainer.fleet.chain import push_chain
 from rlhf_services.trainer.fleet.metrics import FleetMetrics
 from rlhf_services.trainer.fleet.replica import Replica, State
 from rlhf_services.trainer.fleet.snapshot import WeightsSnapshot
-
-T = TypeVar("T")
 
 BUSY_SECONDS = 0.5
 """Until a push is tried again that another one was in the way of."""
@@ -72,9 +71,10 @@ class Orders:
             return "full"
         return snapshot.cheaper_for(replica.served, takes_patches=replica.model.takes_patches)
 
-    def note(self, delivery: Delivery) -> None:
+    def note(self, delivery: Delivery, snapshot: WeightsSnapshot) -> None:
         """Counts a push that was taken."""
         target = delivery.replica.target
+        delivery.replica.served = (snapshot.policy_version, snapshot.digest)
         self.deliveries.append(delivery)
         self.metrics.push_seconds.labels(delivery.encoding).observe(delivery.seconds)
         self.metrics.push_bytes.labels(target, delivery.encoding).inc(delivery.num_bytes)
@@ -99,9 +99,39 @@ async def deliver(replica: Replica, snapshot: WeightsSnapshot, orders: Orders) -
             f"{replica.name} did not have version {snapshot.policy_version} within services.push_deadline_seconds "
             f"({seconds:g})"
         ) from None
-    except Exception:
+    except (ServiceError, RunError):
         orders.metrics.push_failures.labels(replica.target).inc()
         raise
+
+
+async def deliver_chain(
+    replicas: Sequence[Replica], snapshot: WeightsSnapshot, encoding: Encoding, orders: Orders
+) -> None:
+    """Pushes a snapshot along a chain of replicas; those that took it are ready then, the others stay as they were."""
+    started = time.monotonic()
+    outcomes = await push_chain(
+        replicas,
+        snapshot,
+        encoding,
+        deadline_seconds=orders.config.push_deadline_seconds,
+        patience_seconds=orders.config.replica_hang_seconds,
+    )
+    for replica in replicas:
+        outcome = outcomes[replica.target]
+        if isinstance(outcome, ServiceError) or not _serves(outcome, snapshot):
+            orders.metrics.push_failures.labels(replica.target).inc()
+            replica.served = None
+            continue
+        delivery = Delivery(
+            replica=replica,
+            encoding=encoding,
+            num_bytes=snapshot.header(encoding).payload_bytes,
+            seconds=time.monotonic() - started,
+            pause_seconds=outcome.pause_seconds,
+            is_forwarded=isinstance(outcome, ForwardedPush),
+        )
+        orders.note(delivery, snapshot)
+        orders.move(replica, "ready", "", None)
 
 
 def require_tokenizer(name: str, theirs: str, ours: str) -> None:
@@ -125,9 +155,9 @@ def require_dtype(replica: Replica, snapshot: WeightsSnapshot) -> None:
         )
 
 
-def require_pushed(replica: Replica, snapshot: WeightsSnapshot, result: PushResult | ForwardedPush) -> None:
+def require_pushed(replica: Replica, snapshot: WeightsSnapshot, result: PushResult) -> None:
     """Raises RunError if what a replica says it serves after a push is not what was pushed."""
-    if (result.policy_version, result.weights_digest) != (snapshot.policy_version, snapshot.digest):
+    if not _serves(result, snapshot):
         raise RunError(
             f"{replica.name} answered a push of version {snapshot.policy_version} (digest {snapshot.digest[:12]}) with "
             f"version {result.policy_version} (digest {result.weights_digest[:12]}); it does not serve what was pushed"
@@ -161,21 +191,23 @@ async def _send(replica: Replica, snapshot: WeightsSnapshot, orders: Orders) -> 
             await asyncio.sleep(BUSY_SECONDS)
             continue
         require_pushed(replica, snapshot, result)
-        replica.served = (result.policy_version, result.weights_digest)
-        orders.note(
-            Delivery(
-                replica=replica,
-                encoding=encoding,
-                num_bytes=header.payload_bytes,
-                seconds=time.monotonic() - started,
-                pause_seconds=result.pause_seconds,
-            )
+        delivery = Delivery(
+            replica=replica,
+            encoding=encoding,
+            num_bytes=header.payload_bytes,
+            seconds=time.monotonic() - started,
+            pause_seconds=result.pause_seconds,
         )
+        orders.note(delivery, snapshot)
         return
 
 
-async def _while_it_answers(replica: Replica, config: ServicesConfig, work: Awaitable[T]) -> T:
-    """Returns what the work returns. Raises: HungError if the replica falls silent meanwhile; what the work raises."""
+def _serves(result: PushResult | ForwardedPush, snapshot: WeightsSnapshot) -> bool:
+    return (result.policy_version, result.weights_digest) == (snapshot.policy_version, snapshot.digest)
+
+
+async def _while_it_answers(replica: Replica, config: ServicesConfig, work: Awaitable[None]) -> None:
+    """Returns once the work is done. Raises: HungError if the replica falls silent meanwhile; what the work raises."""
 
     async def watch() -> None:
         while True:
@@ -191,7 +223,7 @@ async def _while_it_answers(replica: Replica, config: ServicesConfig, work: Awai
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         done = tasks[0] if tasks[0].done() else tasks[1]
-        return done.result()
+        done.result()
     finally:
         for task in tasks:
             task.cancel()

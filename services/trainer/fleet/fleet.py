@@ -2,24 +2,24 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from rlhf_services.common.errors import ConfigError, NotReadyError
+from rlhf_services.common.errors import ConfigError
+from rlhf_services.common.pushes import Encoding
 from rlhf_services.trainer.config import ServicesConfig
-from rlhf_services.trainer.fleet.delivery import Orders
-from rlhf_services.trainer.fleet.discovery import Discovery, discover
+from rlhf_services.trainer.fleet.delivery import Orders, deliver_chain
+from rlhf_services.trainer.fleet.discovery import discover
 from rlhf_services.trainer.fleet.keeper import Keeper
 from rlhf_services.trainer.fleet.metrics import FleetMetrics
+from rlhf_services.trainer.fleet.patience import Patience
 from rlhf_services.trainer.fleet.replica import Replica, State
 from rlhf_services.trainer.fleet.snapshot import WeightsSnapshot
 from rlhf_services.trainer.learning.ranks import Ranks
-
-REMEDY = "start it again, then continue with --resume"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,6 @@ class Fleet:
         ranks = Ranks() if ranks is None else ranks
         self.metrics = FleetMetrics(CollectorRegistry()) if metrics is None else metrics
         self._config = config
-        self._report = report
         self._caller = caller
         self._orders = Orders(
             config=config,
@@ -75,16 +74,14 @@ class Fleet:
             metrics=self.metrics,
             move=self._move,
         )
+        self._discovery = discover(config.policy_targets, report)
         self._is_found = False
         """Whether it is known who the replicas are."""
         self._keepers: dict[str, Keeper] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._change = asyncio.Event()
         self._failure: BaseException | None = None
-        self._absent_since: float | None = None
-        """When wait_ready() first found no replica that can be relied on; None while there is one."""
-        self._told: dict[str, State] = {}
-        """The state of each replica that was reported last, if it is not well."""
+        self._patience = Patience(self.replicas, config, report)
 
     async def start(self) -> None:
         """Finds the replicas, and waits until one of them is ready.
@@ -92,7 +89,7 @@ class Fleet:
         Raises: ConfigError if one of those that answer has another tokenizer; else as wait_ready().
         """
         if not self._tasks:
-            self._run(self._follow(discover(self._config.policy_targets, self._report)))
+            self._run(self._follow())
         while not self._have_all_looked() and not self.ready():
             await self.changed()
         with suppress(TimeoutError):  # the others have a moment to say what they are
@@ -101,6 +98,7 @@ class Fleet:
                     await self.changed()
         self._require_same_models()
         await self.wait_ready()
+        self._patience.begin()
 
     async def close(self) -> None:
         """Stops looking after the replicas, and closes all channels; calls in flight are cancelled."""
@@ -127,19 +125,18 @@ class Fleet:
         """
         while True:
             ready = self.ready()
-            left = self._patience_left()
-            if ready and left > 0:
+            if ready and (_any_reliable(ready) or self._patience.seconds_left() > 0):
                 self.waiting_for = ""
                 return ready
-            self._require_hope()
-            updating = any(keeper.is_pushing for keeper in self._keepers.values())
-            if left <= 0 and not updating:
-                self._absent_since = None  # who asks again waits again
-                raise NotReadyError(f"{self._reasons()}; {self._none_came_back()}: {REMEDY}")
-            self.waiting_for = self._reasons()
+            self._patience.require_hope()
+            left = self._patience.seconds_left()
+            # A push has a deadline of its own.
+            is_updating = self._orders.pushes and any(each.state == "joining" for each in self.replicas.values())
+            if left <= 0 and not is_updating:
+                raise self._patience.spent()
+            self.waiting_for = self._patience.reasons()
             with suppress(TimeoutError):
-                # A push has a deadline of its own.
-                async with asyncio.timeout(None if updating else left):
+                async with asyncio.timeout(None if is_updating else left):
                     await self.changed()
 
     async def changed(self) -> None:
@@ -186,6 +183,8 @@ class Fleet:
         healthy = [replica for replica in self.replicas.values() if replica.state == "ready"]
         for replica in healthy:
             self._move(replica, "joining", f"{replica.name} is being brought to {snapshot.policy_version}", None)
+        chained = healthy if self._orders.pushes and self._config.push == "chain" else []
+        await self._deliver_along_chains(chained, snapshot)
         for keeper in self._keepers.values():
             keeper.wake()
         if not self._orders.pushes:
@@ -196,6 +195,23 @@ class Fleet:
             self._require_same_models()
         await self.wait_ready()
         return self._publication(snapshot, time.monotonic() - started)
+
+    async def _deliver_along_chains(self, replicas: Sequence[Replica], snapshot: WeightsSnapshot) -> None:
+        """Pushes to replicas that need the same bytes along a chain of them; keepers see to who is left out."""
+        keepers = [self._keepers[replica.target] for replica in replicas]
+        for keeper in keepers:
+            keeper.is_held = True
+            keeper.wake()
+        try:
+            by_encoding: dict[Encoding, list[Replica]] = {}
+            for replica in replicas:
+                by_encoding.setdefault(self._orders.encoding_for(replica, snapshot), []).append(replica)
+            for encoding, chain in by_encoding.items():
+                if len(chain) > 1:
+                    await deliver_chain(chain, snapshot, encoding, self._orders)
+        finally:
+            for keeper in keepers:
+                keeper.is_held = False
 
     def _publication(self, snapshot: WeightsSnapshot, seconds: float) -> Publication:
         fraction = snapshot.changed_fraction
@@ -212,9 +228,9 @@ class Fleet:
     def _have_all_looked(self) -> bool:
         return self._is_found and all(keeper.has_looked for keeper in self._keepers.values())
 
-    async def _follow(self, discovery: Discovery) -> None:
+    async def _follow(self) -> None:
         """Keeps the replicas those that are found."""
-        async for targets in discovery.watch():
+        async for targets in self._discovery.watch():
             self._is_found = True
             self._update(targets)
 
@@ -223,7 +239,7 @@ class Fleet:
         for target in sorted(self.replicas.keys() - targets):
             replica = self.replicas.pop(target)
             self._keepers.pop(target).leave()
-            self._told.pop(target, None)
+            self._patience.forget(replica)
             self.metrics.forget(target)
             replica.become("away", f"{replica.name} is no longer of the fleet")
         for target in sorted(targets - self.replicas.keys()):
@@ -231,6 +247,7 @@ class Fleet:
             keeper = Keeper(replica, self._orders)
             self.replicas[target], self._keepers[target] = replica, keeper
             self._run(keeper.run())
+        self.metrics.show(self.replicas.values())
         self._notify()
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
@@ -247,9 +264,8 @@ class Fleet:
         task.add_done_callback(ended)
 
     def _notify(self) -> None:
-        if any(not replica.failures for replica in self.ready()):
-            self._absent_since = None
-        self.metrics.show(self.replicas.values())
+        if _any_reliable(self.ready()):
+            self._patience.renew()
         self._change.set()
         self._change = asyncio.Event()
 
@@ -259,35 +275,8 @@ class Fleet:
             return
         if (replica.state, replica.reason) != (state, reason):
             replica.become(state, reason, error)
-        told = self._told.get(replica.target)
-        if state == "ready" and told is not None:
-            del self._told[replica.target]
-            self._report(f"{replica.name} is back")
-        if state in ("away", "set_aside") and state != told:
-            self._told[replica.target] = state
-            self._report(self._absence(replica))
-
-    def _absence(self, replica: Replica) -> str:
-        """Returns what is said of a replica that has become unwell."""
-        aside = " is set aside" if replica.state == "set_aside" else ""
-        others = len([each for each in self.replicas.values() if each.state in ("ready", "joining")])
-        if others:
-            return f"{replica.reason};{aside} going on with {others} other{'s' if others > 1 else ''}"
-        return f"{replica.reason}; waiting up to {self._config.wait_for_services_seconds:.0f} s for it"
-
-    def _patience_left(self) -> float:
-        """Returns for how many seconds more a run may be without a replica that can be relied on."""
-        if any(not replica.failures for replica in self.ready()):
-            return self._config.wait_for_services_seconds or 1.0
-        if self._absent_since is None:
-            self._absent_since = time.monotonic()
-        return self._absent_since + self._config.wait_for_services_seconds - time.monotonic()
-
-    def _require_hope(self) -> None:
-        """Raises what is wrong with the first replica if all are set aside."""
-        errors = [replica.error for replica in self.replicas.values()]
-        if errors and errors[0] is not None and None not in errors:
-            raise errors[0]
+        self._patience.tell(replica)
+        self.metrics.show(self.replicas.values())
 
     def _require_same_models(self) -> None:
         """Raises ConfigError if a replica was set aside because it serves another model than the run's."""
@@ -295,9 +284,6 @@ class Fleet:
             if isinstance(replica.error, ConfigError):
                 raise replica.error
 
-    def _reasons(self) -> str:
-        reasons = [replica.reason for replica in self.replicas.values() if replica.reason]
-        return "; ".join(reasons) or f"no policy service is found at {', '.join(self._config.policy_targets)}"
 
-    def _none_came_back(self) -> str:
-        return "it did not come back in time" if len(self.replicas) == 1 else "none of them came back in time"
+def _any_reliable(replicas: Iterable[Replica]) -> bool:
+    return any(not replica.failures for replica in replicas)

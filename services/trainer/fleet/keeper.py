@@ -35,8 +35,6 @@ class Keeper:
         self.replica = replica
         self.has_looked = False
         """Whether its first look is over."""
-        self.is_pushing = False
-        """Whether the replica is being sent weights."""
         self.is_held = False
         """Whether the replica gets its weights along a chain just now."""
         self._orders = orders
@@ -133,11 +131,7 @@ class Keeper:
             self._follow_seconds = min(2 * self._follow_seconds, FOLLOW_SECONDS[1])
             return self._follow_seconds
         orders.move(replica, "joining", f"{reason}, and is being brought to {snapshot.policy_version}", None)
-        self.is_pushing = True
-        try:
-            await deliver(replica, snapshot, orders)
-        finally:
-            self.is_pushing = False
+        await deliver(replica, snapshot, orders)
         if replica.served == orders.wanted and not self._news.is_set():
             orders.move(replica, "ready", "", None)
             return orders.config.replica_probe_seconds
