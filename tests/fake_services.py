@@ -29,6 +29,9 @@ class FakeServer:
 
     def __init__(self) -> None:
         self.port = 0
+        self.runs = asyncio.Event()
+        """While it is cleared the server is like a stopped process: connections stay, and nothing is answered."""
+        self.runs.set()
         self._server: grpc.aio.Server | None = None
 
     @property
@@ -40,7 +43,7 @@ class FakeServer:
 
     async def start(self) -> None:
         self._server = grpc.aio.server()
-        states = health.aio.HealthServicer()
+        states = _Health(self.runs)
         await states.set(self.full_name, health_pb2.HealthCheckResponse.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(states, self._server)
         self.add_to(self._server)
@@ -58,6 +61,18 @@ class FakeServer:
 
     async def __aexit__(self, *_: object) -> None:
         await self.kill()
+
+
+class _Health(health.aio.HealthServicer):
+    """Answers while the server runs."""
+
+    def __init__(self, runs: asyncio.Event) -> None:
+        super().__init__()
+        self._runs = runs
+
+    async def Check(self, request: Any, context: Any) -> health_pb2.HealthCheckResponse:
+        await self._runs.wait()
+        return await super().Check(request, context)
 
 
 class FakePolicy(FakeServer, policy_pb2_grpc.PolicyServiceServicer):
@@ -82,6 +97,20 @@ class FakePolicy(FakeServer, policy_pb2_grpc.PolicyServiceServicer):
         self.sampled_version: int | None = None
         """What rollouts claim to be sampled by, if not the version."""
         self.logprob = -1.0
+        self.max_sequences = 1000
+        self.takes_patches = False
+        self.pushes: list[str] = []
+        """The encodings of the pushes that it took."""
+        self.arriving = asyncio.Event()
+        """Set when a push has begun."""
+        self.hold_push: asyncio.Event | None = None
+        """A push waits for it before it takes effect, if set."""
+        self.refusal: tuple[grpc.StatusCode, str] | None = None
+        """How it refuses pushes, if set."""
+
+    def restart(self) -> None:
+        """Makes its weights those of a fresh process."""
+        self.version, self.digest = 0, ""
 
     def add_to(self, server: grpc.aio.Server) -> None:
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(self, server)
@@ -89,6 +118,7 @@ class FakePolicy(FakeServer, policy_pb2_grpc.PolicyServiceServicer):
     async def Generate(self, request: Any, context: Any) -> AsyncIterator[policy_pb2.GenerateResponse]:
         self.requests.append(request)
         self.asked.set()
+        await self.runs.wait()
         if self.version < request.min_policy_version:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"the weights are version {self.version}")
         if self.refusals:
@@ -117,17 +147,28 @@ class FakePolicy(FakeServer, policy_pb2_grpc.PolicyServiceServicer):
                     await self.hold_after_first.wait()
 
     async def UpdateWeights(self, request_iterator: Any, context: Any) -> policy_pb2.UpdateWeightsResponse:
-        header, num_bytes = None, 0
+        requests = []
         async for request in request_iterator:
-            if request.WhichOneof("part") == "header":
-                header = request.header
-            num_bytes += len(request.chunk.data)
-        assert header is not None
-        assert num_bytes == decode_header(header).manifest.num_bytes
+            requests.append(request)
+            self.arriving.set()
+        header = requests[0].header
+        if self.hold_push is not None:
+            await self.hold_push.wait()
+        await self.runs.wait()
+        if self.refusal is not None:
+            await context.abort(*self.refusal)
+        is_patch = header.encoding == policy_pb2.WEIGHTS_ENCODING_SPARSE_PATCH
+        if is_patch and (header.base_policy_version, header.base_weights_digest) != (self.version, self.digest):
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"the weights are version {self.version}")
+        assert sum(len(request.chunk.data) for request in requests) == decode_header(header).payload_bytes
         self.version, self.digest = header.policy_version, header.weights_digest
         self.pushed_versions.append(self.version)
+        self.pushes.append("patch" if is_patch else "full")
         return policy_pb2.UpdateWeightsResponse(
-            policy_version=self.version, weights_digest=self.digest, pause_seconds=0.25
+            policy_version=self.version,
+            weights_digest=self.digest,
+            pause_seconds=0.25,
+            forwarded=await _forward(requests, list(header.forward_targets)),
         )
 
     async def GetModel(self, request: Any, context: Any) -> policy_pb2.PolicyServiceGetModelResponse:
