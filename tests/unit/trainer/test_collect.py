@@ -10,13 +10,12 @@ import pytest
 from fake_services import TOKENIZER, FakePolicy, FakeReference, FakeReward
 from trainer_world import until
 
-from rlhf_services.clients.policy import PolicyClient
 from rlhf_services.common.errors import ConfigError, InternalError, NotReadyError, PreconditionError
 from rlhf_services.common.rollout import Prompt, Sampling
 from rlhf_services.trainer.config import ServicesConfig
 from rlhf_services.trainer.errors import RunError
 from rlhf_services.trainer.fleet.peers import Peers
-from rlhf_services.trainer.rollouts.collect import Collected, collect
+from rlhf_services.trainer.rollouts.collect import Collected, Collection, collect
 
 SAMPLING = Sampling(max_new_tokens=8, temperature=0.5)
 PROMPTS = [Prompt(group_id=str(index), prompt_ids=[3, index], seed=index) for index in range(6)]
@@ -32,15 +31,8 @@ class World:
     peers: Peers
     reports: list[str] = field(default_factory=list)
 
-    async def collect(
-        self, prompts: list[Prompt] = PROMPTS, sampling: Sampling = SAMPLING, version: int = 0
-    ) -> Collected:
-        async def bring_current(policy: PolicyClient) -> None:
-            fake = next(fake for fake in self.policies if fake.target == policy.target)
-            fake.version = version
-            fake.pushed_versions.append(version)
-
-        return await collect(prompts, sampling, self.peers, policy_version=version, bring_current=bring_current)
+    async def collect(self, sampling: Sampling = SAMPLING, version: int = 0) -> Collected:
+        return await collect(PROMPTS, sampling, self.peers, policy_version=version)
 
 
 @asynccontextmanager
@@ -138,6 +130,31 @@ async def test_tokens_of_another_policy_version_are_not_trained_on() -> None:
         assert (await world.collect()).dropped == {"policy_version_not_current": 6}
 
 
+async def test_tokens_of_versions_published_meanwhile_are_taken_where_sampling_runs_ahead() -> None:
+    async with make_world() as world:
+        world.policies[0].sampled_version = 7
+        newest = 7
+        for expected in ({}, {"policy_version_not_current": 6}):
+            collection = Collection(PROMPTS, SAMPLING, world.peers, policy_version=0, newest_version=lambda: newest)
+            assert (await collection.finish(collection.collect_share())).dropped == expected
+            newest = 6
+
+
+async def test_a_collection_that_runs_in_the_background_ends_where_it_is_waited_for() -> None:
+    async with make_world() as world:
+        collection = Collection(PROMPTS, SAMPLING, world.peers, policy_version=0)
+        running = asyncio.create_task(collection.collect_share())
+        await asyncio.wait({running})
+        assert [sample.reward for sample in (await collection.finish(running)).samples] == [
+            1.0,
+            2.0,
+            3.0,
+            4.0,
+            5.0,
+            6.0,
+        ]
+
+
 async def test_a_broken_stream_keeps_what_arrived_and_asks_for_the_rest() -> None:
     async with make_world() as world:
         world.policies[0].break_after = 4
@@ -160,17 +177,11 @@ async def test_a_group_of_which_something_is_missing_is_asked_for_whole_and_not_
         assert world.reward.scored == 12
 
 
-async def test_a_policy_that_lost_its_weights_is_brought_to_them_before_it_samples() -> None:
-    async with make_world() as world:
-        collected = await world.collect(version=3)  # the fake is at version 0
-        assert world.policies[0].pushed_versions == [3]
-        assert all(sample.rollout.policy_versions == [3, 3] for sample in collected.samples)
-
-
 async def test_without_weights_to_push_stale_ones_are_an_error() -> None:
     async with make_world() as world:
-        with pytest.raises(PreconditionError, match="the weights are version 0"):
-            await collect(PROMPTS, SAMPLING, world.peers, policy_version=2)
+        with pytest.raises(PreconditionError, match="the weights are version 0, not version 2 or later"):
+            await world.collect(version=2)
+        assert world.policies[0].requests == []
 
 
 async def test_no_reward_is_made_up_when_the_scorer_dies_mid_batch() -> None:
