@@ -130,14 +130,14 @@ async def test_tokens_of_another_policy_version_are_not_trained_on() -> None:
         assert (await world.collect()).dropped == {"policy_version_not_current": 6}
 
 
-async def test_tokens_of_versions_published_meanwhile_are_taken_where_sampling_runs_ahead() -> None:
+@pytest.mark.parametrize(("newest", "dropped"), [(7, {}), (6, {"policy_version_not_current": 6})])
+async def test_tokens_of_versions_published_meanwhile_are_taken_where_sampling_runs_ahead(
+    newest: int, dropped: dict[str, int]
+) -> None:
     async with make_world() as world:
         world.policies[0].sampled_version = 7
-        newest = 7
-        for expected in ({}, {"policy_version_not_current": 6}):
-            collection = Collection(PROMPTS, SAMPLING, world.peers, policy_version=0, newest_version=lambda: newest)
-            assert (await collection.finish(collection.collect_share())).dropped == expected
-            newest = 6
+        collection = Collection(PROMPTS, SAMPLING, world.peers, policy_version=0, newest_version=lambda: newest)
+        assert (await collection.finish(collection.collect_share())).dropped == dropped
 
 
 async def test_a_collection_that_runs_in_the_background_ends_where_it_is_waited_for() -> None:
@@ -145,14 +145,8 @@ async def test_a_collection_that_runs_in_the_background_ends_where_it_is_waited_
         collection = Collection(PROMPTS, SAMPLING, world.peers, policy_version=0)
         running = asyncio.create_task(collection.collect_share())
         await asyncio.wait({running})
-        assert [sample.reward for sample in (await collection.finish(running)).samples] == [
-            1.0,
-            2.0,
-            3.0,
-            4.0,
-            5.0,
-            6.0,
-        ]
+        collected = await collection.finish(running)
+        assert [sample.reward for sample in collected.samples] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
 
 
 async def test_a_broken_stream_keeps_what_arrived_and_asks_for_the_rest() -> None:
