@@ -84,6 +84,7 @@ class Publishing:
             self._last = replace(delivered, seconds=snapshot_seconds + delivered.seconds)
 
         self._delivery = asyncio.create_task(deliver())
+        await asyncio.sleep(0)  # it begins: what is sampled from here on waits for these weights
 
     async def _settle(self) -> None:
         """Returns once the weights that were on their way have arrived, on all ranks."""

@@ -65,6 +65,11 @@ def test_the_smallest_run_names_models_prompts_and_a_directory(tmp_path: Path) -
         ("[watch]\nkl_budget = 0", r"watch.kl_budget is 0; it should be greater than 0"),
         ("[groups]\ndrop_uniform = true", r"training.group_size is 1, but groups.drop_uniform is true"),
         (
+            "[training]\ngroup_size = 2\nmax_policy_lag = 1\n[groups]\ndrop_uniform = true",
+            r"training.max_policy_lag is 1, but groups.drop_uniform is true, which draws prompts by the rewards",
+        ),
+        ("[training]\nmax_policy_lag = 17", r"training.max_policy_lag is 17; it should be less than or equal to 16"),
+        (
             "[reward]\noverlong_buffer_tokens = 129",
             r"overlong_buffer_tokens is 129, more than sampling.max_new",
         ),
@@ -121,3 +126,10 @@ def test_label_smoothing_is_refused_where_the_loss_has_none(tmp_path: Path) -> N
     text = SMALLEST.replace('[critic]\npath = "r"\n', "") + '[dpo]\nvariant = "hinge"\nlabel_smoothing = 0.1\n'
     with pytest.raises(ConfigError, match=r"dpo.label_smoothing is 0.1, but dpo.variant is 'hinge'"):
         load(tmp_path, text, RUN_CONFIGS["online-dpo"])
+
+
+def test_tokens_of_older_versions_are_weighed_unless_the_file_says_how(tmp_path: Path) -> None:
+    assert load(tmp_path, SMALLEST).importance_cap is None
+    assert load(tmp_path, f"{SMALLEST}[training]\nmax_policy_lag = 1").importance_cap == 2.0
+    text = f"{SMALLEST}[training]\nmax_policy_lag = 1\n[loss]\nimportance_cap = 5"
+    assert load(tmp_path, text).importance_cap == 5.0
