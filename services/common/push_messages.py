@@ -1,6 +1,10 @@
-"""The messages of a weight push, serialised by hand: a payload's bytes are copied once, into the message."""
+"""The messages of a weight push, serialised and parsed by hand.
+
+A payload's bytes are copied once, into the message that is sent, and not at all out of the one that comes.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from rlhf_services.common import codec
 from rlhf_services.common.pushes import PushHeader
@@ -13,6 +17,14 @@ CHUNK_BYTES = 1024 * 1024
 _CHUNK_TAG = bytes([policy_pb2.UpdateWeightsRequest.CHUNK_FIELD_NUMBER << 3 | 2])
 _OFFSET_TAG = bytes([policy_pb2.WeightsChunk.OFFSET_BYTES_FIELD_NUMBER << 3])
 _DATA_TAG = bytes([policy_pb2.WeightsChunk.DATA_FIELD_NUMBER << 3 | 2])
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkView:
+    """A WeightsChunk whose data are a part of the message they came in."""
+
+    offset_bytes: int
+    data: memoryview
 
 
 def push_messages(
@@ -67,3 +79,40 @@ def _varint(number: int) -> bytes:
         number >>= 7
     encoded.append(number)
     return bytes(encoded)
+
+
+def parse_push_message(message: bytes) -> ChunkView | policy_pb2.UpdateWeightsRequest:
+    """Returns a serialised UpdateWeightsRequest; a chunk as a view if it is written as chunk_message would.
+
+    Raises: google.protobuf.message.DecodeError if it is no such request.
+    """
+    return _chunk_view(message) or policy_pb2.UpdateWeightsRequest.FromString(message)
+
+
+def _chunk_view(message: bytes) -> ChunkView | None:
+    """Returns the chunk that a message holds; None if it holds something else, or anything beside it."""
+    try:
+        if message[:1] != _CHUNK_TAG:
+            return None
+        chunk_bytes, at = _read_varint(message, 1)
+        if at + chunk_bytes != len(message):
+            return None
+        offset = 0
+        if message[at : at + 1] == _OFFSET_TAG:
+            offset, at = _read_varint(message, at + 1)
+        if message[at : at + 1] != _DATA_TAG:
+            return None
+        data_bytes, at = _read_varint(message, at + 1)
+    except IndexError:  # it ends inside a number
+        return None
+    # An offset from 2^63 on is a negative number; protobuf's own parser knows.
+    return ChunkView(offset, memoryview(message)[at:]) if at + data_bytes == len(message) and offset < 2**63 else None
+
+
+def _read_varint(message: bytes, at: int) -> tuple[int, int]:
+    """Returns the number that begins there, and where it ends."""
+    number = shift = 0
+    while message[at] > 127:
+        number |= (message[at] & 127) << shift
+        shift, at = shift + 7, at + 1
+    return number | message[at] << shift, at + 1

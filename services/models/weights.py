@@ -51,6 +51,14 @@ def model_manifest(model: PreTrainedModel) -> WeightsManifest:
 def checkpoint_manifest(path: str | Path, dtype: DtypeName) -> WeightsManifest:
     """Returns the manifest that the policy in a folder has once it is loaded in `dtype`.
 
+    Raises: ConfigError if the folder holds no causal language model.
+    """
+    return WeightsManifest(tuple(tensor_info(name, tensor) for name, tensor in read_checkpoint(path, dtype)))
+
+
+def read_checkpoint(path: str | Path, dtype: DtypeName) -> Iterator[tuple[str, Tensor]]:
+    """Yields what checkpoint_tensors would give for the policy in a folder, loaded in `dtype`.
+
     The files are read a tensor at a time, so no second model is held beside an engine that serves one. Where
     transformers renames or merges tensors as it loads them, the model is loaded after all.
 
@@ -60,12 +68,11 @@ def checkpoint_manifest(path: str | Path, dtype: DtypeName) -> WeightsManifest:
     names = _checkpoint_names(folder)
     files = _safetensors_files(folder)
     if not files.keys() >= set(names):
-        return model_manifest(load_policy(folder, dtype=dtype))
-    infos = []
+        yield from checkpoint_tensors(load_policy(folder, dtype=dtype))
+        return
     for name in names:
         with safe_open(files[name], framework="pt") as reader:
-            infos.append(tensor_info(name, reader.get_tensor(name).to(TORCH_DTYPES[dtype]).contiguous()))
-    return WeightsManifest(tuple(infos))
+            yield name, reader.get_tensor(name).to(TORCH_DTYPES[dtype]).contiguous()
 
 
 def load_tensors(model: PreTrainedModel, tensors: Iterable[tuple[str, Tensor]]) -> None:

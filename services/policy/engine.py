@@ -5,6 +5,7 @@ from typing import Protocol
 
 from rlhf_services.common.rollout import FinishReason
 from rlhf_services.common.weights import WeightsManifest
+from rlhf_services.policy.weights.memory_file import WeightsFile
 from rlhf_services.policy.weights.stage import StagedPatch, StagedWeights
 
 
@@ -25,6 +26,8 @@ class EngineInfo:
     """Of the served weights, named as in a manifest."""
     manifest: WeightsManifest
     """The weights as loaded at start: the names, types and shapes that a push must bring."""
+    copy: WeightsFile | None = None
+    """Those weights in memory, for patches to apply to; None if limits.takes_patches is off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,14 +18,13 @@ from transformers import DynamicCache, PreTrainedModel
 from rlhf_services.common.errors import FatalError, InvalidRequestError, NotReadyError
 from rlhf_services.models.devices import resolve_device
 from rlhf_services.models.loading import load_policy
-from rlhf_services.models.weights import load_tensors
 from rlhf_services.policy.config import PolicyConfig
 from rlhf_services.policy.engine import Completion, EngineInfo, SampleParams
 from rlhf_services.policy.liveness import RESTART
 from rlhf_services.policy.model_facts import read_engine_info
 from rlhf_services.policy.row_sampling import Row, pad_left, sample_next
-from rlhf_services.policy.weights.stage import StagedWeights
-from rlhf_services.policy.weights.tensors import map_tensors
+from rlhf_services.policy.weights.apply import load_staged, patch_model
+from rlhf_services.policy.weights.stage import StagedPatch, StagedWeights
 
 
 class HfEngine:
@@ -35,6 +34,7 @@ class HfEngine:
 
     def __init__(self, config: PolicyConfig) -> None:
         self._config = config.model
+        self._keep_copy = config.limits.takes_patches
         self._max_num_seqs = config.transformers.max_num_seqs
         self._model: PreTrainedModel
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="hf-engine")
@@ -61,7 +61,7 @@ class HfEngine:
         finally:
             row.cancelled = True
 
-    async def update_weights(self, staged: StagedWeights) -> float:
+    async def update_weights(self, staged: StagedWeights | StagedPatch) -> float:
         """Swaps between two tokens; see Engine.update_weights."""
         done: Future[float] = Future()
         self._send(lambda: self._swap(staged, done))
@@ -89,7 +89,7 @@ class HfEngine:
             raise NotReadyError("the engine has ended")
 
     def _load(self) -> None:
-        self.info = read_engine_info(self._config)
+        self.info = read_engine_info(self._config, keep_copy=self._keep_copy)
         device = resolve_device("auto", "model.device")
         self._model = load_policy(self._config.path, dtype=self._config.dtype, device=str(device))
 
@@ -164,19 +164,13 @@ class HfEngine:
         logits: torch.Tensor = output.logits[:, -1].float()
         return logits
 
-    def _swap(self, staged: StagedWeights, done: "Future[float]") -> None:
+    def _swap(self, staged: StagedWeights | StagedPatch, done: "Future[float]") -> None:
         started = time.perf_counter()
-        tensors = staged.manifest.tensors
-        views = map_tensors(
-            staged.path,
-            staged.num_bytes,
-            [info.dtype for info in tensors],
-            [info.shape for info in tensors],
-            staged.offsets,
-        )
-        names = [info.name for info in tensors]
         try:
-            load_tensors(self._model, zip(names, views, strict=True))
+            if isinstance(staged, StagedPatch):
+                patch_model(self._model, staged)
+            else:
+                load_staged(self._model, staged)
         except InvalidRequestError as error:  # raised before anything is changed
             done.set_exception(error)
             return

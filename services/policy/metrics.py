@@ -26,10 +26,21 @@ class PolicyMetrics:
             buckets=SECONDS_BUCKETS,
             registry=registry,
         )
-        self.pushes = Counter("rlhf_policy_pushes_total", "Weight pushes that took effect.", registry=registry)
+        self.pushes = Counter(
+            "rlhf_policy_pushes_total",
+            "Weight pushes that took effect, by encoding (full, sparse_patch).",
+            ["encoding"],
+            registry=registry,
+        )
         self.push_bytes = Counter(
             "rlhf_policy_push_bytes_total",
-            "Bytes of weights received in pushes that took effect.",
+            "Bytes received in pushes that took effect, by encoding.",
+            ["encoding"],
+            registry=registry,
+        )
+        self.push_changed_fraction = Gauge(
+            "rlhf_policy_push_changed_fraction",
+            "How many of the model's elements the last push brought: 1 for a full one.",
             registry=registry,
         )
         self.push_failures = Counter(

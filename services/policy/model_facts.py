@@ -3,10 +3,12 @@
 from transformers import AutoConfig, GenerationConfig
 
 from rlhf_services.common.errors import ConfigError
+from rlhf_services.common.weights import WeightsManifest
 from rlhf_services.models.loading import load_tokenizer, stop_ids_of, tokenizer_digest
-from rlhf_services.models.weights import checkpoint_manifest
+from rlhf_services.models.weights import read_checkpoint, tensor_bytes, tensor_info
 from rlhf_services.policy.config import ModelConfig
 from rlhf_services.policy.engine import EngineInfo
+from rlhf_services.policy.weights.memory_file import WeightsFile
 
 DTYPE_NAMES = {"bfloat16": "BF16", "float32": "F32"}
 """Element types of the configuration, as a manifest names them."""
@@ -15,9 +17,12 @@ DTYPE_NAMES = {"bfloat16": "BF16", "float32": "F32"}
 DEFAULT_MAX_SEQUENCE_TOKENS = 2048
 
 
-def read_engine_info(config: ModelConfig) -> EngineInfo:
+def read_engine_info(config: ModelConfig, *, keep_copy: bool) -> EngineInfo:
     """Returns what a checkpoint offers; reads and hashes all of its weights.
 
+    Args:
+        config: where it lies, and as what it is served.
+        keep_copy: whether to keep the weights in memory, for patches to apply to (limits.takes_patches).
     Raises: ConfigError if there is no model, or one that takes fewer tokens than max_sequence_tokens.
     """
     num_tokens = max_sequence_tokens(config)
@@ -26,6 +31,7 @@ def read_engine_info(config: ModelConfig) -> EngineInfo:
     stop_ids = set(stop_ids_of(model_config, tokenizer))
     if (config.path / "generation_config.json").is_file():  # chat models often name more of them there
         stop_ids.update(stop_ids_of(GenerationConfig.from_pretrained(config.path), tokenizer))
+    manifest, copy = _read_weights(config, keep_copy=keep_copy)
     return EngineInfo(
         name=config.engine,
         tokenizer_digest=tokenizer_digest(tokenizer),
@@ -33,8 +39,20 @@ def read_engine_info(config: ModelConfig) -> EngineInfo:
         max_sequence_tokens=num_tokens,
         stop_ids=tuple(sorted(stop_ids)),
         dtype=DTYPE_NAMES[config.dtype],
-        manifest=checkpoint_manifest(config.path, config.dtype),
+        manifest=manifest,
+        copy=copy,
     )
+
+
+def _read_weights(config: ModelConfig, *, keep_copy: bool) -> tuple[WeightsManifest, WeightsFile | None]:
+    """Returns the manifest of the weights as they are served, and their copy."""
+    copy = WeightsFile() if keep_copy else None
+    infos = []
+    for name, tensor in read_checkpoint(config.path, config.dtype):
+        infos.append(tensor_info(name, tensor))
+        if copy is not None:
+            copy.add(infos[-1], tensor_bytes(tensor))
+    return WeightsManifest(tuple(infos)), copy
 
 
 def max_sequence_tokens(config: ModelConfig) -> int:

@@ -8,6 +8,7 @@ import grpc
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from rlhf_services.common.config import exit_on_config_error, load_config
+from rlhf_services.common.memory import keep_freed_memory
 from rlhf_services.common.serving import ServiceServer, run_service
 from rlhf_services.policy.config import PolicyConfig
 from rlhf_services.policy.engine import Engine
@@ -32,6 +33,8 @@ class PolicyBackend:
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the servicer to a server."""
+        # Of two handlers for a method, the one that was added first is called.
+        server.add_generic_rpc_handlers((self._servicer.push_handler(FULL_NAME),))
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(self._servicer, server)
 
     async def load(self) -> None:
@@ -46,6 +49,7 @@ class PolicyBackend:
     async def close(self) -> None:
         """Ends the engine."""
         await self._engine.close()
+        self._weights.close()
 
 
 def make_engine(config: PolicyConfig) -> Engine:
@@ -78,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the service until it is told to end; returns the exit code."""
     with exit_on_config_error("rlhf-policy"):
         config = load_config(PolicyConfig, prog="rlhf-policy", argv=argv, env_prefix="RLHF_POLICY")
+        keep_freed_memory()
         backend = PolicyBackend(make_engine(config), config)
         return run_service(NAME, FULL_NAME, config.server, backend.register, backend, scope_of_method=SCOPE_OF_METHOD)
     raise AssertionError("unreachable: the context manager exits")

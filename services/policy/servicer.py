@@ -9,12 +9,14 @@ import grpc
 
 from rlhf_services.common import codec
 from rlhf_services.common.errors import InvalidRequestError
+from rlhf_services.common.push_messages import ChunkView, parse_push_message
 from rlhf_services.policy.config import PolicyConfig
 from rlhf_services.policy.engine import Engine
 from rlhf_services.policy.generator import Generator
 from rlhf_services.policy.metrics import PolicyMetrics
 from rlhf_services.policy.requests import GenerateJob
-from rlhf_services.policy.weights.updater import PushChunk, PushCommit, PushPart, WeightUpdater
+from rlhf_services.policy.weights.incoming import PushChunk, PushCommit, PushPart
+from rlhf_services.policy.weights.updater import WeightUpdater
 from rlhf_services.v1 import policy_pb2, policy_pb2_grpc
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -44,10 +46,24 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
                 yield policy_pb2.GenerateResponse(rollout=codec.encode_rollout(rollout))
 
     async def UpdateWeights(
-        self, request_iterator: AsyncIterator[policy_pb2.UpdateWeightsRequest], context: Context
+        self, request_iterator: AsyncIterator[ChunkView | policy_pb2.UpdateWeightsRequest], context: Context
     ) -> policy_pb2.UpdateWeightsResponse:
         """Takes a weight push."""
-        return codec.encode_push_result(await self._weights.push(_decode_parts(request_iterator)))
+        result = await self._weights.push(_decode_parts(request_iterator), context.time_remaining())
+        return codec.encode_push_result(result)
+
+    def push_handler(self, full_name: str) -> grpc.GenericRpcHandler:
+        """Returns what serves UpdateWeights with chunks that are not copied as they are parsed."""
+        return grpc.method_handlers_generic_handler(
+            full_name,
+            {
+                "UpdateWeights": grpc.stream_unary_rpc_method_handler(
+                    self.UpdateWeights,
+                    request_deserializer=parse_push_message,
+                    response_serializer=policy_pb2.UpdateWeightsResponse.SerializeToString,
+                )
+            },
+        )
 
     async def GetModel(
         self, request: policy_pb2.PolicyServiceGetModelRequest, context: Context
@@ -66,7 +82,16 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
             stop_ids=info.stop_ids,
             max_prompts=self._config.limits.max_prompts,
             max_chunk_bytes=self._config.limits.max_chunk_bytes,
+            encodings=[policy_pb2.WEIGHTS_ENCODING_FULL, *self._patch_encodings()],
+            max_sequences=self._max_sequences(),
         )
+
+    def _patch_encodings(self) -> list[policy_pb2.WeightsEncoding]:
+        return [policy_pb2.WEIGHTS_ENCODING_SPARSE_PATCH] if self._weights.takes_patches else []
+
+    def _max_sequences(self) -> int:
+        config = self._config
+        return config.vllm.max_num_seqs if config.model.engine == "vllm" else config.transformers.max_num_seqs
 
 
 def _decode_job(request: policy_pb2.GenerateRequest) -> GenerateJob:
@@ -84,8 +109,13 @@ def _decode_job(request: policy_pb2.GenerateRequest) -> GenerateJob:
     )
 
 
-async def _decode_parts(requests: AsyncIterator[policy_pb2.UpdateWeightsRequest]) -> AsyncIterator[PushPart]:
+async def _decode_parts(
+    requests: AsyncIterator[ChunkView | policy_pb2.UpdateWeightsRequest],
+) -> AsyncIterator[PushPart]:
     async for request in requests:
+        if isinstance(request, ChunkView):
+            yield PushChunk(request.offset_bytes, request.data)
+            continue
         match request.WhichOneof("part"):
             case "header":
                 yield codec.decode_header(request.header)

@@ -35,6 +35,7 @@ class VllmEngine:
     def __init__(self, config: PolicyConfig) -> None:
         self._model = config.model
         self._config = config.vllm
+        self._keep_copy = config.limits.takes_patches
         self._llm: AsyncLLM
         self._liveness: Liveness
         # The kernel ends vLLM's processes with the thread that made them (vllm_plugin), so that thread must last.
@@ -44,7 +45,7 @@ class VllmEngine:
         """Starts vLLM's processes and samples once, so that the first caller does not pay for the warm-up."""
         loop = asyncio.get_running_loop()
         started = time.perf_counter()
-        info = asyncio.create_task(asyncio.to_thread(_read_info, self._model))
+        info = asyncio.create_task(asyncio.to_thread(_read_info, self._model, self._keep_copy))
         try:
             self._llm = await loop.run_in_executor(self._thread, make_llm, self._model, self._config)
         except ConfigError:
@@ -164,10 +165,10 @@ class VllmEngine:
         await self._call(self._llm.resume_generation, "the resumption")
 
 
-def _read_info(model: Any) -> EngineInfo:
+def _read_info(model: Any, keep_copy: bool) -> EngineInfo:
     from rlhf_services.policy.model_facts import read_engine_info
 
-    return read_engine_info(model)
+    return read_engine_info(model, keep_copy=keep_copy)
 
 
 def _sampling_params(params: SampleParams) -> Any:

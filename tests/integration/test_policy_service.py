@@ -197,7 +197,7 @@ async def test_a_push_of_what_is_served_already_is_answered_without_a_pause(serv
     model = perturbed(tiny_model_path)
     await push(service, 1, model)
     assert await push(service, 1, model) == 0.0
-    assert service.metric("rlhf_policy_pushes_total") == 1
+    assert service.metric("rlhf_policy_pushes_total", encoding="full") == 1
 
 
 async def test_requests_in_flight_survive_a_push_and_each_token_names_its_version(service, tiny_model_path):

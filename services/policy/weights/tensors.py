@@ -8,8 +8,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-"""Element types by their name in a manifest."""
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "I64": torch.int64}
+"""Element types by their name in a manifest, and that of a staged patch's indices."""
 
 
 def map_tensors(
@@ -29,6 +29,12 @@ def map_tensors(
     finally:
         os.close(fd)
     return [
-        torch.frombuffer(mapping, dtype=DTYPES[dtype], count=prod(shape), offset=offset).view(*shape)
-        for dtype, shape, offset in zip(dtypes, shapes, offsets, strict=True)
+        view_tensor(mapping, dtype, shape, offset) for dtype, shape, offset in zip(dtypes, shapes, offsets, strict=True)
     ]
+
+
+def view_tensor(mapping: mmap.mmap, dtype: str, shape: Sequence[int], offset: int) -> Tensor:
+    """Returns a tensor that views mapped memory in place; it keeps the mapping alive."""
+    if not prod(shape):
+        return torch.empty(*shape, dtype=DTYPES[dtype])
+    return torch.frombuffer(mapping, dtype=DTYPES[dtype], count=prod(shape), offset=offset).view(*shape)

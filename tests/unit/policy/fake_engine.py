@@ -1,11 +1,12 @@
 """An Engine whose behaviour each test chooses: no model, no threads."""
 
 import asyncio
+import struct
 from pathlib import Path
 
 from rlhf_services.common.weights import TensorInfo, WeightsManifest, tensor_digest
 from rlhf_services.policy.engine import Completion, EngineInfo, SampleParams
-from rlhf_services.policy.weights.stage import StagedWeights
+from rlhf_services.policy.weights.stage import StagedPatch, StagedWeights
 
 
 def manifest_of(tensors: dict[str, bytes]) -> WeightsManifest:
@@ -34,6 +35,18 @@ def read_staged(staged: StagedWeights) -> dict[str, bytes]:
     return {info.name: data[offset : offset + info.num_bytes] for info, offset in tensors}
 
 
+def read_patch(staged: StagedPatch) -> dict[str, tuple[list[int], list[float]]]:
+    """The flat indices and new values of each changed float32 tensor in a staged patch."""
+    data = Path(staged.path).read_bytes()
+    return {
+        each.info.name: (
+            list(struct.unpack_from(f"<{each.num_changed}q", data, each.index_offset)),
+            list(struct.unpack_from(f"<{each.num_changed}f", data, each.value_offset)),
+        )
+        for each in staged.tensors
+    }
+
+
 class FakeEngine:
     """Implements engine.Engine. Completes a prompt with its own ids, once `gate` is open; counts what it is asked."""
 
@@ -47,6 +60,7 @@ class FakeEngine:
         self.request_ids: list[str] = []
         self.running = 0
         self.swaps: list[dict[str, bytes]] = []
+        self.patches: list[dict[str, tuple[list[int], list[float]]]] = []
         self.swap_gate = asyncio.Event()
         self.swap_gate.set()
 
@@ -71,10 +85,13 @@ class FakeEngine:
             finish_reason="length",
         )
 
-    async def update_weights(self, staged: StagedWeights) -> float:
+    async def update_weights(self, staged: StagedWeights | StagedPatch) -> float:
         await self.swap_gate.wait()
         if self.error is not None:
             raise self.error
+        if isinstance(staged, StagedPatch):
+            self.patches.append(read_patch(staged))
+            staged = staged.whole
         self.swaps.append(read_staged(staged))
         return 0.25
 

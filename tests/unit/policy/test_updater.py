@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 from fake_engine import LOADED, FakeEngine, manifest_of
@@ -9,7 +10,8 @@ from rlhf_services.common.errors import InvalidRequestError, NotReadyError, Over
 from rlhf_services.common.pushes import PushHeader, PushResult
 from rlhf_services.policy.config import LimitsConfig
 from rlhf_services.policy.metrics import PolicyMetrics
-from rlhf_services.policy.weights.updater import PushChunk, PushCommit, ServedWeights, WeightUpdater
+from rlhf_services.policy.weights.incoming import PushChunk, PushCommit
+from rlhf_services.policy.weights.updater import ServedWeights, WeightUpdater
 
 NEW = {"a": b"\x05" * 12, "b": b"\x06" * 8}
 MANIFEST = manifest_of(NEW)
@@ -39,10 +41,10 @@ def whole(version: int = 1) -> AsyncIterator[object]:
 
 
 class Bench:
-    def __init__(self) -> None:
+    def __init__(self, idle_seconds: float = 0.05) -> None:
         self.engine = FakeEngine()
         self.registry = CollectorRegistry()
-        limits = LimitsConfig(max_chunk_bytes=1024, push_idle_seconds=0.05)
+        limits = LimitsConfig(max_chunk_bytes=1024, push_idle_seconds=idle_seconds, push_silence_seconds=0.03)
         self.updater = WeightUpdater(self.engine, limits, PolicyMetrics(self.registry))
         self.updater.start()
 
@@ -54,11 +56,17 @@ async def test_a_whole_push_reaches_the_engine_and_is_served_from_then_on():
     bench = Bench()
     assert bench.updater.served == OLD
     outcome = await bench.updater.push(whole(3))
-    assert outcome == PushResult(policy_version=3, weights_digest=MANIFEST.digest, pause_seconds=0.25)
+    assert outcome.stage_seconds > 0
+    assert replace(outcome, stage_seconds=0) == PushResult(
+        policy_version=3, weights_digest=MANIFEST.digest, pause_seconds=0.25
+    )
     assert bench.engine.swaps == [NEW]
     assert bench.updater.served == ServedWeights(3, MANIFEST.digest)
     assert bench.registry.get_sample_value("rlhf_policy_version") == 3
-    assert bench.registry.get_sample_value("rlhf_policy_push_bytes_total") == 20  # 12 of a, 8 of b
+    assert (
+        bench.registry.get_sample_value("rlhf_policy_push_bytes_total", {"encoding": "full"}) == 20
+    )  # 12 of a, 8 of b
+    assert bench.registry.get_sample_value("rlhf_policy_push_changed_fraction") == 1
 
 
 async def test_pushing_what_is_served_needs_no_payload_and_no_swap():
@@ -98,7 +106,7 @@ async def test_anything_else_changes_nothing_and_does_not_block_the_next_push(pa
     assert bench.updater.served == OLD
     assert bench.engine.swaps == []
     assert bench.failures(error.status.name.lower()) == 1
-    assert bench.registry.get_sample_value("rlhf_policy_push_bytes_total") == 0
+    assert bench.registry.get_sample_value("rlhf_policy_push_bytes_total", {"encoding": "full"}) is None
     await bench.updater.push(whole())
     assert bench.engine.swaps == [NEW]
 
@@ -118,7 +126,31 @@ async def test_a_second_push_is_refused_while_one_is_under_way():
     with pytest.raises(OverloadedError, match="a push of policy version 4 is under way"):
         await bench.updater.push(whole(5))
     bench.engine.swap_gate.set()
-    assert (await first).served.policy_version == 4
+    assert (await first).policy_version == 4
+
+
+async def test_a_push_that_has_fallen_silent_makes_room_for_another_one():
+    bench = Bench(idle_seconds=30)
+    silent = asyncio.create_task(bench.updater.push(stream(header(4), PushChunk(0, PAYLOAD[:8]), hang=True)))
+    await asyncio.sleep(0.01)
+    with pytest.raises(OverloadedError, match="a push of policy version 4 is under way"):
+        await bench.updater.push(whole(5))
+    await asyncio.sleep(0.03)  # 0.04 s of silence; 0.03 are too many
+    assert (await bench.updater.push(whole(5))).policy_version == 5
+    with pytest.raises(OverloadedError, match="had fallen silent when another one came"):
+        await silent
+    assert bench.engine.swaps == [NEW]
+
+
+async def test_a_swap_is_not_silence():
+    bench = Bench()
+    bench.engine.swap_gate.clear()
+    first = asyncio.create_task(bench.updater.push(whole(4)))
+    await asyncio.sleep(0.06)
+    with pytest.raises(OverloadedError, match="a push of policy version 4 is under way"):
+        await bench.updater.push(whole(5))
+    bench.engine.swap_gate.set()
+    assert (await first).policy_version == 4
 
 
 async def test_a_caller_who_leaves_during_the_swap_leaves_it_whole():

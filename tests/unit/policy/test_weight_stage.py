@@ -6,7 +6,9 @@ from fake_engine import manifest_of
 
 from rlhf_services.common.errors import InvalidRequestError
 from rlhf_services.common.weights import WeightsManifest
-from rlhf_services.policy.weights.stage import WeightStage, aligned_offsets, check_manifest
+from rlhf_services.policy.weights.full_stage import FullStage
+from rlhf_services.policy.weights.manifest_check import check_manifest
+from rlhf_services.policy.weights.memory_file import aligned_offsets
 
 TENSORS = {"b": bytes(range(20)), "a": bytes(range(100, 180)), "c": b"last"}
 MANIFEST = manifest_of(TENSORS)
@@ -15,9 +17,9 @@ PAYLOAD = b"".join(TENSORS.values())  # 20 + 80 + 4 = 104 bytes
 
 @pytest.fixture
 def stage():
-    stage = WeightStage(MANIFEST)
+    stage = FullStage(MANIFEST)
     yield stage
-    stage.close()
+    stage.file.close()
 
 
 def test_every_tensor_begins_at_a_multiple_of_64_bytes():
@@ -66,7 +68,7 @@ def test_a_commit_of_a_short_payload_says_where_it_stopped(stage):
 def test_closing_frees_the_memory(stage):
     stage.write(0, PAYLOAD)
     path = stage.commit(1).path
-    stage.close()
+    stage.file.close()
     assert not os.path.exists(path)
 
 

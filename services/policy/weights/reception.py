@@ -1,0 +1,89 @@
+"""Takes the pieces of a push off the event loop, and lets others follow how far it has come."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from rlhf_services.policy.weights.stage import Stage
+
+T = TypeVar("T")
+
+MAX_WAITING_BYTES = 8 * 1024 * 1024
+"""Of pieces that have arrived and are not yet written; the sender waits when there are more."""
+
+
+class Reception:
+    """Implements forward.Receipt for a stage. While a thread writes and hashes some pieces, the next ones arrive."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._waiting: list[tuple[int, bytes | memoryview]] = []
+        self._waiting_bytes = 0
+        self._received = 0
+        self._moved = asyncio.Event()
+        self._writing: asyncio.Task[None] | None = None
+
+    async def take(self, offset_bytes: int, data: bytes | memoryview) -> None:
+        """Takes the next piece. Raises: InvalidRequestError if it, or an earlier one, is wrong."""
+        self._waiting.append((offset_bytes, data))
+        self._waiting_bytes += len(data)
+        if self._writing is None or self._writing.done():
+            self._raise_failure()
+            self._writing = asyncio.create_task(self._write_waiting())
+        while self._waiting_bytes > MAX_WAITING_BYTES:
+            await self._moved.wait()
+            self._raise_failure()
+
+    async def flush(self) -> None:
+        """Returns when all that was taken is written. Raises: InvalidRequestError if any of it is wrong."""
+        if self._writing is not None:
+            await self._writing
+
+    async def end(self) -> None:
+        """Returns when nothing is being written any more, whatever came of it; what waits is dropped."""
+        self._waiting.clear()
+        if self._writing is not None:
+            await asyncio.gather(self._writing, return_exceptions=True)
+
+    def read(self, offset_bytes: int, num_bytes: int) -> bytes:
+        """Returns a part of the payload, which must have arrived."""
+        return self._stage.read(offset_bytes, num_bytes)
+
+    async def wait_beyond(self, offset_bytes: int) -> int:
+        """Returns how many bytes of the payload have arrived, as soon as they are more than `offset_bytes`."""
+        while self._received <= offset_bytes:
+            await self._moved.wait()
+        return self._received
+
+    async def _write_waiting(self) -> None:
+        try:
+            while self._waiting:
+                pieces, self._waiting = self._waiting, []
+                await asyncio.to_thread(self._write, pieces)
+                self._waiting_bytes -= sum(len(data) for _, data in pieces)
+                self._received = self._stage.received
+                self._tell()
+        finally:
+            self._tell()
+
+    def _write(self, pieces: list[tuple[int, bytes | memoryview]]) -> None:
+        for offset_bytes, data in pieces:
+            self._stage.write(offset_bytes, data)
+
+    def _tell(self) -> None:
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    def _raise_failure(self) -> None:
+        if self._writing is not None and self._writing.done():
+            self._writing.result()
+
+
+async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Returns what `work` returns; a cancellation of the caller takes effect only when it has ended."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
