@@ -97,7 +97,6 @@ class FakePolicy(FakeServer, policy_pb2_grpc.PolicyServiceServicer):
         self.sampled_version: int | None = None
         """What rollouts claim to be sampled by, if not the version."""
         self.logprob = -1.0
-        self.max_sequences = 1000
         self.takes_patches = False
         self.pushes: list[str] = []
         """The encodings of the pushes that it took."""
@@ -172,6 +171,10 @@ class FakePolicy(FakeServer, policy_pb2_grpc.PolicyServiceServicer):
         )
 
     async def GetModel(self, request: Any, context: Any) -> policy_pb2.PolicyServiceGetModelResponse:
+        await self.runs.wait()
+        encodings = [policy_pb2.WEIGHTS_ENCODING_FULL]
+        if self.takes_patches:
+            encodings.append(policy_pb2.WEIGHTS_ENCODING_SPARSE_PATCH)
         return policy_pb2.PolicyServiceGetModelResponse(
             tokenizer_digest=self.tokenizer,
             policy_version=self.version,
@@ -179,7 +182,33 @@ class FakePolicy(FakeServer, policy_pb2_grpc.PolicyServiceServicer):
             dtype=self.dtype,
             max_prompts=self.max_prompts,
             max_sequences=self.max_sequences,
+            encodings=encodings,
         )
+
+
+async def _forward(requests: list[Any], targets: list[str]) -> list[policy_pb2.ForwardedPush]:
+    """Hands a push on to the first of the targets that takes it, with the rest for that one's own."""
+    failed = []
+    while targets:
+        target, *targets = targets
+        header = policy_pb2.WeightsHeader()
+        header.CopyFrom(requests[0].header)
+        header.forward_targets[:] = targets
+        async with grpc.aio.insecure_channel(target) as channel:
+            push = policy_pb2_grpc.PolicyServiceStub(channel).UpdateWeights
+            try:
+                answer = await push(iter([policy_pb2.UpdateWeightsRequest(header=header), *requests[1:]]))
+            except grpc.aio.AioRpcError as error:
+                failed.append(policy_pb2.ForwardedPush(target=target, error=error.details()))
+                continue
+        taken = policy_pb2.ForwardedPush(
+            target=target,
+            policy_version=answer.policy_version,
+            weights_digest=answer.weights_digest,
+            pause_seconds=answer.pause_seconds,
+        )
+        return [*failed, taken, *answer.forwarded]
+    return failed
 
 
 class FakeReward(FakeServer, reward_pb2_grpc.RewardServiceServicer):
