@@ -27,8 +27,9 @@ COMPONENTS = {
     "autoscaling": ["autoscaling"],
     "postgres": ["postgres"],
     "mtls": ["mtls"],
+    "watch-replicas": ["watch-replicas"],
     "gpu": ["gpu"],
-    "everything": ["gpu", "reward-model", "monitoring", "autoscaling", "postgres", "mtls"],
+    "everything": ["gpu", "reward-model", "monitoring", "autoscaling", "postgres", "mtls", "watch-replicas"],
 }
 JOBS = ("single", "multinode")
 CUSTOM_KINDS: dict[str, tuple[set[str], set[str]]] = {

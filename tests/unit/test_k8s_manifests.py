@@ -1,16 +1,17 @@
 """What the manifests of deploy/k8s/base promise, read as they stand: rendering needs kubectl (tests/deploy)."""
 
 import json
-import re
 import tomllib
 
 import pytest
-from manifests import K8S, Pod, allowed_calls, base_documents, named, parse, pods, references
+from manifests import K8S, Document, Pod, allowed_calls, base_documents, named, parse, pods, references
 
 from rlhf_services.policy.config import PolicyServerConfig
 from rlhf_services.reference.config import ReferenceServerConfig
 from rlhf_services.reward.config import HttpConfig, RewardServerConfig
 from rlhf_services.trainer.config import TrainerServerConfig
+from rlhf_services.trainer.fleet import endpoints
+from rlhf_services.trainer.fleet.discovery import check_entry
 
 BASE = base_documents()
 PODS = {pod.labels["app.kubernetes.io/component"]: pod for pod in pods(BASE)}
@@ -112,7 +113,8 @@ def test_everything_that_a_pod_refers_to_is_there(name: str) -> None:
 def test_the_trainer_is_told_where_the_services_are() -> None:
     variables = {each["name"]: each.get("value", "") for each in PODS["trainer"].spec["containers"][0]["env"]}
     prefix = "RLHF_TRAINER__SERVICES__"
-    assert json.loads(variables[f"{prefix}POLICY_TARGETS"]) == ["policy-0.policy:50051"]
+    assert json.loads(variables[f"{prefix}POLICY_TARGETS"]) == ["dns:///policy:50051"]
+    assert named(BASE, "Service")["policy"]["spec"]["clusterIP"] == "None"  # so the name has every pod's address
     assert variables[f"{prefix}REWARD_TARGET"] == "reward:50052"
     assert variables[f"{prefix}REFERENCE_TARGET"] == "reference:50053"
 
@@ -161,6 +163,46 @@ def test_ranks_of_a_run_on_several_nodes_reach_one_another() -> None:
     assert not allowed_calls(BASE, [PODS["trainer"], ranks[0]])
 
 
+def test_replicas_of_the_policy_reach_one_another_where_they_take_pushes_and_nowhere_else() -> None:
+    replicas = [Pod(owner, PODS["policy"].labels, PODS["policy"].spec) for owner in ("first", "second")]
+    assert allowed_calls(BASE, replicas) == {("first", "second", 50051), ("second", "first", 50051)}
+
+
+def _component(name: str) -> list[Document]:
+    return [each for file in sorted((K8S / "components" / name).glob("*.yaml")) for each in parse(file.read_text())]
+
+
+def _targets(documents: list[Document]) -> list[str]:
+    """Returns the policy's targets in a trainer's template."""
+    container = named(documents, "PodTemplate")["trainer"]["template"]["spec"]["containers"][0]
+    variables = {each["name"]: each["value"] for each in container["env"] if "value" in each}
+    targets: list[str] = json.loads(variables["RLHF_TRAINER__SERVICES__POLICY_TARGETS"])
+    return [check_entry(target) for target in targets]
+
+
+def test_a_run_that_watches_its_replicas_may_read_endpoints_and_nothing_else() -> None:
+    watch = _component("watch-replicas")
+    assert _targets(watch) == ["kubernetes:///policy:50051"]
+    assert {
+        (group, resource, *rule["verbs"])
+        for rule in named(watch, "Role")["watch-replicas"]["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    } == {("discovery.k8s.io", "endpointslices", "list", "watch"), ("", "endpoints", "list", "watch")}
+    binding = named(watch, "RoleBinding")["watch-replicas"]
+    assert binding["roleRef"]["name"] == "watch-replicas"
+    assert [each["name"] for each in binding["subjects"]] == [PODS["trainer"].spec["serviceAccountName"]]
+    assert named(watch, "PodTemplate")["trainer"]["template"]["spec"]["automountServiceAccountToken"]
+
+
+def test_only_a_run_that_watches_its_replicas_reaches_the_api_server() -> None:
+    server = Pod("api", {}, {"containers": [{"ports": [{"containerPort": 6443}]}]}, "kube-system")
+    call = ("PodTemplate/trainer", "api", 6443)
+    assert call not in allowed_calls(BASE, [PODS["trainer"], server])
+    assert call in allowed_calls([*BASE, *_component("watch-replicas")], [PODS["trainer"], server])
+    assert len(allowed_calls([*BASE, *_component("watch-replicas")], [*PODS.values(), server])) == 4
+
+
 def test_serving_goes_before_training() -> None:
     classes = named(BASE, "PriorityClass")
     assert classes["rlhf-serving"]["value"] > classes["rlhf-training"]["value"]
@@ -170,12 +212,16 @@ def test_serving_goes_before_training() -> None:
     }
 
 
-@pytest.mark.parametrize("template", ["base/trainer.yaml", "overlays/gpu-multinode/trainer.yaml"])
-def test_certificates_name_every_host_that_a_run_calls(template: str) -> None:
-    certificates = named(parse((K8S / "components" / "mtls" / "certificates.yaml").read_text()), "Certificate")
-    names = {name for service in SERVICES for name in certificates[service]["spec"]["dnsNames"]}
-    (document,) = named(parse((K8S / template).read_text()), "PodTemplate").values()
-    variables = document["template"]["spec"]["containers"][0]["env"]
-    hosts = re.findall(r"([a-z0-9.-]+):\d+", " ".join(each.get("value") or "" for each in variables))
+def test_certificates_name_every_host_that_a_run_calls() -> None:
+    mtls = _component("mtls")
+    names = {name: each["spec"]["dnsNames"] for name, each in named(mtls, "Certificate").items() if name in SERVICES}
+    variables = {each["name"]: each.get("value", "") for each in PODS["trainer"].spec["containers"][0]["env"]}
+    for service in ("reward", "reference"):
+        host, _, _ = variables[f"RLHF_TRAINER__SERVICES__{service.upper()}_TARGET"].partition(":")
+        assert host in names[service]
+    # By DNS replicas would be called by address, which no certificate has.
+    hosts = [target.partition(":")[0] for target in _targets(mtls)]
     assert hosts
-    assert set(hosts) <= names
+    assert set(hosts) <= set(names["policy"])
+    watched = endpoints.Service("rlhf", "policy", 50051).target("10.0.0.7", "policy-9")
+    assert f"*.{watched.partition('.')[2].partition(':')[0]}" in names["policy"]
