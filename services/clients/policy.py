@@ -46,9 +46,11 @@ class PolicyClient(ServiceClient):
         super().__init__(target, token=token, caller=caller)
         self._stub = policy_pb2_grpc.PolicyServiceStub(self._channel)
         # The stub's own method, but for messages that are bytes already.
-        self._update_weights = self._channel.stream_unary(
-            f"/{self.full_name}/UpdateWeights",
-            response_deserializer=policy_pb2.UpdateWeightsResponse.FromString,
+        self._update_weights: grpc.aio.StreamUnaryMultiCallable[bytes, policy_pb2.UpdateWeightsResponse] = (
+            self._channel.stream_unary(
+                f"/{self.full_name}/UpdateWeights",
+                response_deserializer=policy_pb2.UpdateWeightsResponse.FromString,
+            )
         )
 
     async def generate(
