@@ -1,6 +1,5 @@
-"""Pushing weights, and knowing that they arrived."""
+"""Publishing a model's weights, and knowing that they arrived."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -10,115 +9,110 @@ import pytest
 import torch
 from fake_services import TOKENIZER, FakePolicy
 
-from rlhf_services.common.errors import ConfigError, NotReadyError
+from rlhf_services.common.errors import ConfigError
 from rlhf_services.models.loading import load_policy
 from rlhf_services.models.weights import model_manifest
 from rlhf_services.trainer.config import LoraConfig, OptimizerConfig, ServicesConfig
 from rlhf_services.trainer.errors import RunError
+from rlhf_services.trainer.fleet.fleet import Publication
 from rlhf_services.trainer.fleet.peers import Peers
 from rlhf_services.trainer.fleet.publish import Publisher
 from rlhf_services.trainer.learning.ranks import Ranks
 from rlhf_services.trainer.learning.trained_model import TrainedModel
 
 
+@dataclass
+class Publishing:
+    """A model, and the services that shall have its weights."""
+
+    model: TrainedModel
+    publisher: Publisher
+
+    async def publish(self, version: int) -> Publication:
+        return await self.publisher.deliver(await self.publisher.snapshot(version))
+
+
 @asynccontextmanager
-async def make_publisher(path: Path, *fakes: FakePolicy, lora: LoraConfig | None = None) -> AsyncIterator[Publisher]:
+async def make_publishing(
+    path: Path, *fakes: FakePolicy, lora: LoraConfig | None = None, ranks: Ranks | None = None
+) -> AsyncIterator[Publishing]:
     async with AsyncExitStack() as stack:
         for fake in fakes:
             await stack.enter_async_context(fake)
         config = ServicesConfig(policy_targets=[fake.target for fake in fakes], wait_for_services_seconds=20)
-        peers = await stack.enter_async_context(Peers(config, tokenizer_digest=TOKENIZER, report=print))
+        peers = await stack.enter_async_context(Peers(config, tokenizer_digest=TOKENIZER, report=print, ranks=ranks))
+        await peers.fleet.start()
         model = TrainedModel("policy", load_policy(path, dtype="float32"), OptimizerConfig(), total_steps=1, lora=lora)
-        yield Publisher(model, peers, policy_version=0)
+        if ranks is not None:
+            model.ranks = ranks
+        yield Publishing(model, Publisher(model, peers))
 
 
 async def test_every_policy_service_gets_the_weights(tiny_model_path: Path) -> None:
     fakes = FakePolicy(), FakePolicy()
-    async with make_publisher(tiny_model_path, *fakes) as publisher:
-        await publisher.publish(1)
-        assert [(fake.version, fake.digest) for fake in fakes] == [(1, publisher.weights_digest)] * 2
-        assert publisher.pause_seconds == 0.25
+    async with make_publishing(tiny_model_path, *fakes) as world:
+        publication = await world.publish(1)
+        digest = world.publisher.weights_digest
+        assert digest == model_manifest(world.model.module).digest
+        assert [(fake.version, fake.digest) for fake in fakes] == [(1, digest)] * 2
+        assert publication.pause_seconds == 0.25
 
 
-async def test_a_service_that_has_the_weights_is_left_alone(tiny_model_path: Path) -> None:
+async def test_changed_weights_arrive_as_a_patch(tiny_model_path: Path) -> None:
     fake = FakePolicy()
-    async with make_publisher(tiny_model_path, fake) as publisher:
-        fake.digest = model_manifest(load_policy(tiny_model_path, dtype="float32")).digest
-        await publisher.publish(1)  # the same weights under version 0: the version must move
-        await publisher.publish(1)
-        assert fake.pushed_versions == [1]
-
-
-async def test_changed_weights_have_another_digest(tiny_model_path: Path) -> None:
-    fake = FakePolicy()
-    async with make_publisher(tiny_model_path, fake) as publisher:
-        await publisher.publish(1)
-        before = fake.digest
+    fake.takes_patches = True
+    async with make_publishing(tiny_model_path, fake) as world:
+        full = await world.publish(1)
         with torch.no_grad():
-            next(publisher._model.module.parameters()).add_(1.0)
-        await publisher.publish(2)
-        assert (fake.version, fake.digest == before) == (2, False)
+            next(world.model.module.parameters())[0, 0] += 1.0
+        patch = await world.publish(2)
+        assert (fake.version, fake.digest) == (2, model_manifest(world.model.module).digest)
+        assert fake.pushes == ["full", "patch"]
+        # One frame of one float32: 4 bytes of gap and 4 of step, in zstd's own few.
+        assert patch.num_bytes < 40 < full.num_bytes
+        num_elements = sum(tensor.numel() for _, tensor in world.model.weights())
+        assert patch.changed_fraction == pytest.approx(1 / num_elements)
 
 
 async def test_a_service_of_another_dtype_is_refused_before_the_bytes_travel(tiny_model_path: Path) -> None:
     fake = FakePolicy(dtype="BF16")
-    async with make_publisher(tiny_model_path, fake) as publisher:
+    async with make_publishing(tiny_model_path, fake) as world:
         with pytest.raises(ConfigError, match=r"policy service at .* serves BF16, the trainer has F32"):
-            await publisher.publish(1)
-        assert fake.pushed_versions == []
+            await world.publish(1)
+        assert not fake.arriving.is_set()
 
 
-async def test_a_service_that_answers_with_other_weights_ends_the_run(tiny_model_path: Path) -> None:
+async def test_a_lone_service_that_answers_with_other_weights_ends_the_run(tiny_model_path: Path) -> None:
     class Liar(FakePolicy):
         async def UpdateWeights(self, request_iterator, context):  # type: ignore[no-untyped-def]
             response = await super().UpdateWeights(request_iterator, context)
             response.weights_digest = "something-else"
             return response
 
-    async with make_publisher(tiny_model_path, Liar()) as publisher:
+    async with make_publishing(tiny_model_path, Liar()) as world:
         with pytest.raises(RunError, match=r"answered a push of version 1 .* it does not serve what was pushed"):
-            await publisher.publish(1)
-
-
-async def test_on_one_rank_the_weights_are_read_where_they_are(tiny_model_path: Path) -> None:
-    async with make_publisher(tiny_model_path, FakePolicy()) as publisher:
-        own = {parameter.data_ptr() for parameter in publisher._model.module.parameters()}
-        assert {tensor.data_ptr() for _, tensor in publisher._model.weights()} == own
-        await publisher.publish(1)
-        assert publisher._gathered == []
+            await world.publish(1)
 
 
 async def test_adapters_are_merged_once_for_all_services(
     tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fakes = FakePolicy(), FakePolicy()
-    async with make_publisher(tiny_model_path, *fakes, lora=LoraConfig(rank=2, alpha=4)) as publisher:
-        weights, calls = publisher._model.weights, []
-        monkeypatch.setattr(publisher._model, "weights", lambda: calls.append(1) or weights())
-        await publisher.publish(1)
-        assert [(fake.version, fake.digest) for fake in fakes] == [(1, publisher.weights_digest)] * 2
+    async with make_publishing(tiny_model_path, *fakes, lora=LoraConfig(rank=2, alpha=4)) as world:
+        weights, calls = world.model.weights, []
+        monkeypatch.setattr(world.model, "weights", lambda: calls.append(1) or weights())
+        await world.publish(1)
+        assert [(fake.version, fake.digest) for fake in fakes] == [(1, world.publisher.weights_digest)] * 2
         assert len(calls) == 1
 
 
-async def test_another_rank_waits_until_the_main_one_has_pushed(tiny_model_path: Path) -> None:
+async def test_another_rank_pushes_nothing_and_knows_what_the_main_one_does(tiny_model_path: Path) -> None:
     fake = FakePolicy()
-    async with make_publisher(tiny_model_path, fake) as publisher:
-        (policy,) = publisher._peers.policies
-        model = publisher._model
-        # As on the second of two ranks, which got the digest from the main one.
-        model.ranks = OtherRank(rank=1, digest=model_manifest(load_policy(tiny_model_path, dtype="float32")).digest)
-        await publisher.publish(1)
-        assert fake.pushed_versions == []
-        waiting = asyncio.create_task(publisher.bring_current(policy))
-        await asyncio.sleep(0.1)
-        assert not waiting.done()
-        fake.version, fake.digest = 1, publisher.weights_digest
-        await waiting
-        publisher._peers.config = publisher._peers.config.model_copy(update={"wait_for_services_seconds": 0.01})
-        fake.version = 0
-        with pytest.raises(NotReadyError, match=r"serves version 0, and the main rank did not bring it to version 1"):
-            await publisher.bring_current(policy)
-        assert fake.pushed_versions == []
+    digest = model_manifest(load_policy(tiny_model_path, dtype="float32")).digest
+    async with make_publishing(tiny_model_path, fake, ranks=OtherRank(rank=1, digest=digest)) as world:
+        publication = await world.publish(1)
+        assert (world.publisher.weights_digest, publication.num_bytes) == (digest, 0)
+        assert not fake.arriving.is_set()
 
 
 @dataclass(frozen=True)
