@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from rlhf_services.common.config import Port, Section, ServerConfig
+from rlhf_services.trainer.fleet.discovery import check_entry
 
 Target = Annotated[str, Field(min_length=1)]
+PolicyTarget = Annotated[str, AfterValidator(check_entry)]
 TokenId = Annotated[int, Field(ge=0)]
 
 
@@ -25,7 +27,7 @@ class TrainerServerConfig(ServerConfig):
 class ServicesConfig(Section):
     """The services that the run calls, and how long it has patience with them."""
 
-    policy_targets: list[Target] = Field(default=["localhost:50051"], min_length=1)
+    policy_targets: list[PolicyTarget] = Field(default=["localhost:50051"], min_length=1)
     """Where the replicas of the policy service are: "host:port" of one; "dns:///name:port", all addresses of a name;
     "kubernetes:///[namespace/]service:port", the endpoints of a Service; "file:///path", a "host:port" on each line."""
     push: Literal["parallel", "chain"] = "parallel"

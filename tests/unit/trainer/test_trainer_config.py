@@ -77,6 +77,10 @@ def test_the_smallest_run_names_models_prompts_and_a_directory(tmp_path: Path) -
         ("[ptx]\npath = 'd.jsonl'", r"ptx.path is 'd.jsonl', but ptx.coef is 0"),
         ("[sampling]\ntemperature = 0", r"sampling.temperature is 0; it should be greater than 0"),
         ("[services]\npolicy_targets = []", r"services.policy_targets"),
+        (
+            "[services]\npolicy_targets = ['a:1', 'policy']",
+            r"services.policy_targets.1 is 'policy'; 'policy' is not 'host:port' with a port from 1 to 65535",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(tmp_path: Path, section: str, message: str) -> None:
