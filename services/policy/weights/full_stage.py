@@ -62,7 +62,7 @@ class FullStage:
         """Writes what of the piece belongs to the present tensor; returns how many bytes that was."""
         self._complete_tensors()
         part = piece[: self._starts[self._tensor + 1] - self.received]
-        self.file.write(self.file.offsets[self._tensor] + self.received - self._starts[self._tensor], part)
+        self.file.put(self.file.offsets[self._tensor] + self.received - self._starts[self._tensor], part)
         started = time.perf_counter()
         self._hasher.update(part)
         self.verify_seconds += time.perf_counter() - started

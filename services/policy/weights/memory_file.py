@@ -7,6 +7,8 @@ workers there are, and nothing can be left behind: it ends with the last process
 import mmap
 import os
 
+import numpy as np
+
 from rlhf_services.common.weights import TensorInfo, WeightsManifest
 from rlhf_services.policy.weights.stage import StagedWeights
 
@@ -78,6 +80,11 @@ class WeightsFile(MemoryFile):
         self.manifest = manifest
         self.offsets, num_bytes = aligned_offsets(manifest.tensors)
         self.resize(num_bytes)
+
+    def put(self, offset: int, data: memoryview) -> None:
+        """Writes a part of a tensor where arrange() made room for it; other threads run meanwhile."""
+        memory = np.frombuffer(self.map(), np.uint8)
+        np.copyto(memory[offset : offset + len(data)], np.frombuffer(data, np.uint8))
 
     def add(self, info: TensorInfo, data: memoryview) -> None:
         """Adds a tensor behind those that are there."""
