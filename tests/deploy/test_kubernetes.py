@@ -1,11 +1,13 @@
 """Services and runs on a real Kubernetes, used as people use them: kubectl, rlhf submit and rlhf runs."""
 
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kube import HERE, STARTUP_SECONDS, Cluster, a_cluster
@@ -14,6 +16,7 @@ from kube_runs import PROMPTS_PER_STEP, TinyRun
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(900)]
 
 SUBMITTER = "--as=system:serviceaccount:rlhf:rlhf-submit"
+TARGETS = "RLHF_TRAINER__SERVICES__POLICY_TARGETS"
 SERVICES = {"policy": 9051, "reward": 9052, "reference": 9053}
 
 
@@ -24,7 +27,7 @@ def cluster() -> Iterator[Cluster]:
         timeout = f"--timeout={STARTUP_SECONDS}s"
         for workload in ("statefulset/policy", "deployment/reward", "deployment/reference"):
             cluster.kubectl("rollout", "status", workload, timeout)
-        cluster.kubectl("wait", "--for=condition=Ready", "pod/toolbox", "pod/console", timeout)
+        cluster.kubectl("wait", "--for=condition=Ready", "pod/toolbox", "pod/console", "pod/watcher", timeout)
         yield cluster
 
 
@@ -96,7 +99,57 @@ def test_a_deleted_policy_pod_costs_no_prompt_and_none_is_trained_on_twice(clust
     run.wait_until_complete()
     assert not before & ready_uids(cluster, "policy")
     assert pod_of(cluster, "rlhf-services/run=bereft") == trainer  # the trainer waited; it was not started anew
-    assert "policy service at policy:50051 is back" in cluster.rlhf("runs", "logs", "bereft")
+    # The new pod has another address, unless it happens to get the old one's.
+    assert re.search(r"policy service at \S+ (has joined|is back)", cluster.rlhf("runs", "logs", "bereft"))
+    expect_each_prompt_trained_on_once(run)
+
+
+def test_a_run_takes_up_and_lets_go_of_replicas_as_the_policy_is_scaled(cluster: Cluster, tmp_path: Path) -> None:
+    script = (HERE / "watch_replicas.py").read_text()
+    named = ("kubernetes:///policy:50051", "1", "3", "2")
+    watch = cluster.start("exec", "watcher", "--", "python", "-c", script, *named)
+    run = TinyRun(cluster, tmp_path, "scaled", steps=400)  # long enough for two replicas to start in it
+    watching = {"name": TARGETS, "value": '["kubernetes:///policy-pods:50051"]'}
+    others = [each for each in trainer_field(cluster, "env") if each["name"] != TARGETS]
+    with trainer_with(cluster, "env", [*others, watching]):
+        run.submit()
+    try:
+        run.wait_for_step(3)
+        trainer = pod_of(cluster, "rlhf-services/run=scaled")
+        for count in (3, 2):
+            scale_to(cluster, trainer, count)
+            run.wait_for_step(len(run.rows()) + 10)
+        run.wait_until_complete()
+    finally:
+        cluster.kubectl("scale", "statefulset/policy", "--replicas=1")
+        watch.terminate()
+    seen = [set(json.loads(line)) for line in watch.communicate(timeout=60)[0].splitlines() if line.startswith("[")]
+    names = [f"policy-{index}.policy.rlhf.svc:50051" for index in range(3)]
+    assert seen[0] == {names[0]}
+    assert set(names) in seen
+    assert seen[-1] == set(names[:2])
+    assert pod_of(cluster, "rlhf-services/run=scaled") == trainer
+    log = cluster.rlhf("runs", "logs", "scaled")
+    assert len(re.findall(r"policy service at \S+ has joined", log)) == 2
+    assert len(re.findall(r"policy service at \S+ has left", log)) == 1
+    expect_each_prompt_trained_on_once(run)
+
+
+def scale_to(cluster: Cluster, trainer: str, count: int) -> None:
+    """Scales the policy, and waits until a run samples from as many replicas."""
+    cluster.kubectl("scale", "statefulset/policy", f"--replicas={count}")
+    holds = f"{count} replicas of the policy in the run"
+    cluster.wait_until(lambda: ready_replicas(cluster, trainer) == count, holds, STARTUP_SECONDS)
+
+
+def ready_replicas(cluster: Cluster, trainer: str) -> int:
+    """Returns how many replicas a run samples from."""
+    (value,) = re.findall(r'^rlhf_trainer_replicas\{state="ready"\} (\S+)$', metrics_of(cluster, trainer, 9054), re.M)
+    return int(float(value))
+
+
+def expect_each_prompt_trained_on_once(run: TinyRun) -> None:
+    """Fails unless every step of a complete run had its prompts, and no prompt was in two."""
     rows = run.rows()
     assert [row["step"] for row in rows] == list(range(1, run.steps + 1))
     assert {row["rollouts"] for row in rows} == {PROMPTS_PER_STEP}
@@ -128,16 +181,21 @@ def test_a_rolling_update_of_the_reward_service_drops_no_request(cluster: Cluste
     assert result["scored"] > 100
 
 
+def trainer_field(cluster: Cluster, field: str) -> Any:
+    """Returns a field of the container in the template of runs."""
+    return cluster.get("podtemplate", "trainer")["template"]["spec"]["containers"][0][field]
+
+
 @contextmanager
-def trainer_with(cluster: Cluster, resources: dict[str, dict[str, str]]) -> Iterator[None]:
-    """The template of runs asks for other resources for a while."""
-    before = cluster.get("podtemplate", "trainer")["template"]["spec"]["containers"][0]["resources"]
+def trainer_with(cluster: Cluster, field: str, value: object) -> Iterator[None]:
+    """The template of runs has another value in a field of its container for a while."""
+    before = trainer_field(cluster, field)
 
     def put(value: object) -> None:
-        patch = [{"op": "replace", "path": "/template/spec/containers/0/resources", "value": value}]
+        patch = [{"op": "replace", "path": f"/template/spec/containers/0/{field}", "value": value}]
         cluster.kubectl("patch", "podtemplate", "trainer", "--type=json", f"--patch={json.dumps(patch)}")
 
-    put(resources)
+    put(value)
     try:
         yield
     finally:
@@ -168,14 +226,14 @@ def test_status_explains_an_image_that_cannot_be_pulled(cluster: Cluster, tmp_pa
 
 def test_status_explains_a_pod_that_no_node_has_room_for(cluster: Cluster, tmp_path: Path) -> None:
     run = TinyRun(cluster, tmp_path, "no-room", steps=3)
-    with trainer_with(cluster, {"requests": {"cpu": "1000"}}):
+    with trainer_with(cluster, "resources", {"requests": {"cpu": "1000"}}):
         run.submit()
     expect_explanation(run, "Insufficient cpu")
 
 
 def test_status_explains_a_trainer_that_ran_out_of_memory(cluster: Cluster, tmp_path: Path) -> None:
     run = TinyRun(cluster, tmp_path, "no-memory", steps=3)
-    with trainer_with(cluster, {"requests": {"memory": "64Mi"}, "limits": {"memory": "64Mi"}}):
+    with trainer_with(cluster, "resources", {"requests": {"memory": "64Mi"}, "limits": {"memory": "64Mi"}}):
         run.submit()
     expect_explanation(run, "needed more memory than 64Mi")
 
