@@ -10,8 +10,8 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 
 from rlhf_services.common.correlation import spearman
 from rlhf_services.trainer.evaluation.gauges import evaluation_gauges
-from rlhf_services.trainer.fleet.fleet import Publication
 from rlhf_services.trainer.fleet.metrics import FleetMetrics
+from rlhf_services.trainer.fleet.orders import Publication
 from rlhf_services.trainer.late_gauges import LateGauges
 from rlhf_services.trainer.rollouts.collect import Collected
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from rlhf_services.common.errors import ServiceError
 from rlhf_services.trainer.errors import RunError
-from rlhf_services.trainer.fleet.fleet import Publication
+from rlhf_services.trainer.fleet.orders import Publication
 from rlhf_services.trainer.fleet.publish import Publisher
 from rlhf_services.trainer.learning.ranks import Ranks
 from rlhf_services.trainer.rollouts.gather import gather_failure, gather_success

@@ -2,8 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Sequence
 
 from rlhf_services.common.errors import (
     ConfigError,
@@ -17,8 +16,8 @@ from rlhf_services.common.pushes import Encoding, ForwardedPush, PushResult
 from rlhf_services.trainer.config import ServicesConfig
 from rlhf_services.trainer.errors import RunError
 from rlhf_services.trainer.fleet.chain import push_chain
-from rlhf_services.trainer.fleet.metrics import FleetMetrics
-from rlhf_services.trainer.fleet.replica import Replica, State
+from rlhf_services.trainer.fleet.orders import Delivery, Orders
+from rlhf_services.trainer.fleet.replica import Replica
 from rlhf_services.trainer.fleet.snapshot import WeightsSnapshot
 
 BUSY_SECONDS = 0.5
@@ -27,58 +26,6 @@ BUSY_SECONDS = 0.5
 
 class HungError(NotReadyError):
     """The replica answers nothing, not even a health check."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
-    """A push that a replica has taken."""
-
-    replica: Replica
-    encoding: Encoding
-    num_bytes: int
-    """Of the payload."""
-    seconds: float
-    pause_seconds: float
-    """How long the replica sampled nothing."""
-    is_forwarded: bool = False
-    """Whether another replica sent it, not the trainer."""
-
-
-@dataclass(kw_only=True)
-class Orders:
-    """What all keepers of a fleet have in common."""
-
-    config: ServicesConfig
-    tokenizer_digest: str
-    pushes: bool
-    """Whether this rank pushes; the others wait until the main one has."""
-    metrics: FleetMetrics
-    move: Callable[[Replica, State, str, Exception | None], None]
-    """Gives a replica another state."""
-    snapshot: WeightsSnapshot | None = None
-    """What all shall serve; None takes any weights."""
-    deliveries: list[Delivery] = field(default_factory=list)
-    """Since the snapshot was published."""
-
-    @property
-    def wanted(self) -> tuple[int, str] | None:
-        """Version and digest that all shall serve; None takes any."""
-        return None if self.snapshot is None else (self.snapshot.policy_version, self.snapshot.digest)
-
-    def encoding_for(self, replica: Replica, snapshot: WeightsSnapshot) -> Encoding:
-        """Returns how a replica is to be sent a snapshot."""
-        if self.config.push_encoding == "full" or replica.model is None:
-            return "full"
-        return snapshot.cheaper_for(replica.served, takes_patches=replica.model.takes_patches)
-
-    def note(self, delivery: Delivery, snapshot: WeightsSnapshot) -> None:
-        """Counts a push that was taken."""
-        target = delivery.replica.target
-        delivery.replica.served = (snapshot.policy_version, snapshot.digest)
-        self.deliveries.append(delivery)
-        self.metrics.push_seconds.labels(delivery.encoding).observe(delivery.seconds)
-        self.metrics.push_bytes.labels(target, delivery.encoding).inc(delivery.num_bytes)
-        self.metrics.replica_pause_seconds.labels(target).set(delivery.pause_seconds)
 
 
 async def deliver(replica: Replica, snapshot: WeightsSnapshot, orders: Orders) -> None:

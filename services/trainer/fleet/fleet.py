@@ -2,37 +2,23 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
 
 from prometheus_client import CollectorRegistry
 
 from rlhf_services.common.errors import ConfigError
 from rlhf_services.common.pushes import Encoding
 from rlhf_services.trainer.config import ServicesConfig
-from rlhf_services.trainer.fleet.delivery import Orders, deliver_chain
+from rlhf_services.trainer.fleet.delivery import deliver_chain
 from rlhf_services.trainer.fleet.discovery import discover
-from rlhf_services.trainer.fleet.keeper import Keeper
+from rlhf_services.trainer.fleet.members import Members
 from rlhf_services.trainer.fleet.metrics import FleetMetrics
+from rlhf_services.trainer.fleet.orders import Orders, Publication
 from rlhf_services.trainer.fleet.patience import Patience
 from rlhf_services.trainer.fleet.replica import Replica, State
 from rlhf_services.trainer.fleet.snapshot import WeightsSnapshot
 from rlhf_services.trainer.learning.ranks import Ranks
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Publication:
-    """What it took to have the fleet serve a snapshot."""
-
-    seconds: float
-    pause_seconds: float = 0.0
-    """The longest time that a replica sampled nothing."""
-    num_bytes: int = 0
-    """That the trainer sent."""
-    changed_fraction: float | None = None
-    """Of the elements, since the snapshot before; None if there was none to compare with."""
 
 
 class Fleet:
@@ -66,7 +52,6 @@ class Fleet:
         ranks = Ranks() if ranks is None else ranks
         self.metrics = FleetMetrics(CollectorRegistry()) if metrics is None else metrics
         self._config = config
-        self._caller = caller
         self._orders = Orders(
             config=config,
             tokenizer_digest=tokenizer_digest,
@@ -74,27 +59,28 @@ class Fleet:
             metrics=self.metrics,
             move=self._move,
         )
-        self._discovery = discover(config.policy_targets, report)
-        self._is_found = False
-        """Whether it is known who the replicas are."""
-        self._keepers: dict[str, Keeper] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
         self._change = asyncio.Event()
-        self._failure: BaseException | None = None
         self._patience = Patience(self.replicas, config, report)
+        self._members = Members(
+            self.replicas,
+            self._orders,
+            discover(config.policy_targets, report),
+            caller=caller,
+            on_change=self._notify,
+            on_leave=self._patience.forget,
+        )
 
     async def start(self) -> None:
         """Finds the replicas, and waits until one of them is ready.
 
         Raises: ConfigError if one of those that answer has another tokenizer; else as wait_ready().
         """
-        if not self._tasks:
-            self._run(self._follow())
-        while not self._have_all_looked() and not self.ready():
+        self._members.begin()
+        while not self._members.have_looked and not self.ready():
             await self.changed()
         with suppress(TimeoutError):  # the others have a moment to say what they are
             async with asyncio.timeout(self._config.replica_probe_seconds):
-                while not self._have_all_looked():
+                while not self._members.have_looked:
                     await self.changed()
         self._require_same_models()
         await self.wait_ready()
@@ -102,11 +88,7 @@ class Fleet:
 
     async def close(self) -> None:
         """Stops looking after the replicas, and closes all channels; calls in flight are cancelled."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks.clear()
-        self._keepers.clear()
+        await self._members.close()
 
     def ready(self) -> list[Replica]:
         """Returns the replicas that are healthy and serve what is published; any weights if nothing is."""
@@ -143,10 +125,12 @@ class Fleet:
         """Returns at the next change of membership, of a replica's state or of its outstanding completions.
 
         It begins to wait when it is first awaited: look at the fleet, then await it in the same task.
+
+        Raises: ConfigError if it can never be known who the replicas are.
         """
+        self._members.require_alive()
         await self._change.wait()
-        if self._failure is not None:
-            raise self._failure
+        self._members.require_alive()
 
     def lost(self, replica: Replica, error: Exception) -> None:
         """Takes a replica away whose call failed, until it is well again; its other calls should be given up."""
@@ -156,7 +140,7 @@ class Fleet:
         replica.served = None
         replica.lost.set()
         self._move(replica, "away", str(error), None)
-        self._keepers[replica.target].hold_off()
+        self._members.keepers[replica.target].hold_off()
 
     def stale(self, replica: Replica) -> None:
         """Has a replica brought current that says its weights are too old; its other calls may end."""
@@ -165,7 +149,7 @@ class Fleet:
         replica.failures += 1
         replica.served = None
         self._move(replica, "joining", f"{replica.name} has other weights than it was sent", None)
-        self._keepers[replica.target].hold_off()
+        self._members.keepers[replica.target].hold_off()
 
     async def publish(self, snapshot: WeightsSnapshot) -> Publication:
         """Makes a snapshot what all replicas shall serve.
@@ -185,7 +169,7 @@ class Fleet:
             self._move(replica, "joining", f"{replica.name} is being brought to {snapshot.policy_version}", None)
         chained = healthy if self._orders.pushes and self._config.push == "chain" else []
         await self._deliver_along_chains(chained, snapshot)
-        for keeper in self._keepers.values():
+        for keeper in self._members.keepers.values():
             keeper.wake()
         if not self._orders.pushes:
             return Publication(seconds=time.monotonic() - started)
@@ -194,11 +178,11 @@ class Fleet:
         if is_first:
             self._require_same_models()
         await self.wait_ready()
-        return self._publication(snapshot, time.monotonic() - started)
+        return self._orders.publication(time.monotonic() - started)
 
     async def _deliver_along_chains(self, replicas: Sequence[Replica], snapshot: WeightsSnapshot) -> None:
         """Pushes to replicas that need the same bytes along a chain of them; keepers see to who is left out."""
-        keepers = [self._keepers[replica.target] for replica in replicas]
+        keepers = [self._members.keepers[replica.target] for replica in replicas]
         for keeper in keepers:
             keeper.is_held = True
             keeper.wake()
@@ -212,56 +196,6 @@ class Fleet:
         finally:
             for keeper in keepers:
                 keeper.is_held = False
-
-    def _publication(self, snapshot: WeightsSnapshot, seconds: float) -> Publication:
-        fraction = snapshot.changed_fraction
-        if fraction is not None:
-            self.metrics.push_changed_fraction.set(fraction)
-        deliveries = self._orders.deliveries
-        return Publication(
-            seconds=seconds,
-            pause_seconds=max((each.pause_seconds for each in deliveries), default=0.0),
-            num_bytes=sum(each.num_bytes for each in deliveries if not each.is_forwarded),
-            changed_fraction=fraction,
-        )
-
-    def _have_all_looked(self) -> bool:
-        return self._is_found and all(keeper.has_looked for keeper in self._keepers.values())
-
-    async def _follow(self) -> None:
-        """Keeps the replicas those that are found."""
-        async for targets in self._discovery.watch():
-            self._is_found = True
-            self._update(targets)
-
-    def _update(self, targets: frozenset[str]) -> None:
-        """Takes in replicas that are new, and leaves those that are gone."""
-        for target in sorted(self.replicas.keys() - targets):
-            replica = self.replicas.pop(target)
-            self._keepers.pop(target).leave()
-            self._patience.forget(replica)
-            self.metrics.forget(target)
-            replica.become("away", f"{replica.name} is no longer of the fleet")
-        for target in sorted(targets - self.replicas.keys()):
-            replica = Replica(target, caller=self._caller, on_change=self._notify)
-            keeper = Keeper(replica, self._orders)
-            self.replicas[target], self._keepers[target] = replica, keeper
-            self._run(keeper.run())
-        self.metrics.show(self.replicas.values())
-        self._notify()
-
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        """Runs a task of the fleet's own; if it fails, whoever waits for a change is told."""
-
-        def ended(task: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
-            if not task.cancelled() and (failure := task.exception()) is not None:
-                self._failure = failure
-                self._notify()
-
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(ended)
 
     def _notify(self) -> None:
         if _any_reliable(self.ready()):

@@ -16,7 +16,8 @@ from contextlib import suppress
 
 from rlhf_services.common.errors import ConfigError, NotReadyError, OverloadedError, ServiceError
 from rlhf_services.trainer.errors import RunError
-from rlhf_services.trainer.fleet.delivery import HungError, Orders, deliver, require_health, require_tokenizer
+from rlhf_services.trainer.fleet.delivery import HungError, deliver, require_health, require_tokenizer
+from rlhf_services.trainer.fleet.orders import Orders
 from rlhf_services.trainer.fleet.replica import Replica
 from rlhf_services.trainer.fleet.snapshot import WeightsSnapshot
 
@@ -58,6 +59,8 @@ class Keeper:
                         await self._news.wait()
         finally:
             self.replica.lost.set()
+            if self._leaving:
+                self._orders.metrics.forget(self.replica.target)  # a push may have ended after it left
             await self.replica.client.close()
 
     def wake(self) -> None:

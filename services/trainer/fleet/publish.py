@@ -2,7 +2,7 @@
 
 import asyncio
 
-from rlhf_services.trainer.fleet.fleet import Publication
+from rlhf_services.trainer.fleet.orders import Publication
 from rlhf_services.trainer.fleet.peers import Peers
 from rlhf_services.trainer.fleet.snapshot import WeightsSnapshot, take_snapshot
 from rlhf_services.trainer.learning.trained_model import TrainedModel

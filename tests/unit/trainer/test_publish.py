@@ -14,7 +14,7 @@ from rlhf_services.models.loading import load_policy
 from rlhf_services.models.weights import model_manifest
 from rlhf_services.trainer.config import LoraConfig, OptimizerConfig, ServicesConfig
 from rlhf_services.trainer.errors import RunError
-from rlhf_services.trainer.fleet.fleet import Publication
+from rlhf_services.trainer.fleet.orders import Publication
 from rlhf_services.trainer.fleet.peers import Peers
 from rlhf_services.trainer.fleet.publish import Publisher
 from rlhf_services.trainer.learning.ranks import Ranks
