@@ -7,7 +7,7 @@ FUZZ_SECONDS ?= 60
 PLATFORM ?= $(wildcard ../shared/platform)
 ROOMS := $(notdir $(patsubst %/__init__.py,%,$(wildcard services/*/__init__.py)))
 
-.PHONY: help setup demo test test-unit test-all test-deploy test-k8s check-deploy k8s-jobs lint format protos dashboards fuzz bench bench-train bench-frontier bench-reward images locks clean
+.PHONY: help setup demo test test-unit test-all test-deploy test-k8s check-deploy k8s-jobs lint format protos dashboards fuzz bench bench-train bench-frontier bench-reward bench-async images locks clean
 help: ## Show this list.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
@@ -87,6 +87,9 @@ bench: setup ## Measure one PPO step, and the same work in TRL (see docs/benchma
 
 bench-train: setup ## Measure training steps, and the same in TRL (see docs/benchmarks.md).
 	$(BIN)/python bench/train.py $(ARGS)
+
+bench-async: setup ## Measure what sampling ahead of training saves (about 3 minutes; see docs/benchmarks.md).
+	$(BIN)/python bench/async.py $(ARGS)
 
 bench-reward: setup ## Measure the reward service under load (about 10 minutes on 2 cores; see docs/benchmarks.md).
 	$(BIN)/python bench/reward_service.py $(ARGS)

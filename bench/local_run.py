@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,9 @@ def measure_ours(work: FixedWork, folder: Path, *, steps: int) -> list[Step]:
         reference = services.start("reference", "reference", ["--model.path", work.policy_path])
         services.wait_ready([policy, reward, reference], READY_TIMEOUT_SECONDS, lambda states: None)
         flags = _trainer_flags(work, run_dir, policy, reward, reference, steps)
-        rows = _run_trainer([*flags, *services.server_flags(services.announce("trainer", "trainer"))], folder, steps)
+        flags += services.server_flags(services.announce("trainer", "trainer"))
+        command = [sys.executable, "-m", "rlhf_services.trainer", *flags]
+        rows = follow_trainer(command, folder / "logs" / "trainer.log", run_dir, steps)
     _require_fixed_work(work, rows)
     return [_phases(row) for row in rows]
 
@@ -83,12 +85,17 @@ def _trainer_flags(
     return [text for name, value in settings.items() for text in (f"--{name}", str(value))]
 
 
-def _run_trainer(flags: Sequence[str], folder: Path, steps: int) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl, each with `seen_seconds`: the time since the row before it was seen here."""
-    log_path, metrics_path = folder / "logs" / "trainer.log", folder / "run" / "metrics.jsonl"
+def follow_trainer(
+    command: Sequence[str], log_path: Path, run_dir: Path, steps: int, environment: Mapping[str, str] = ENVIRONMENT
+) -> list[dict[str, Any]]:
+    """Runs a trainer to its end; returns the rows of its metrics.jsonl.
+
+    Each has `seen_seconds`: the time since the row before it was seen here. Raises: RunFailedError if it fails.
+    """
+    metrics_path = run_dir / "metrics.jsonl"
     rows: list[dict[str, Any]] = []
     with log_path.open("wb") as log:
-        trainer = spawn([sys.executable, "-m", "rlhf_services.trainer", *flags], ENVIRONMENT, log.fileno())
+        trainer = spawn(command, environment, log.fileno())
     try:
         last_seen = time.monotonic()
         alive = True
