@@ -7,8 +7,8 @@ import grpc
 
 from rlhf_services.clients.base import ServiceClient
 from rlhf_services.common import codec
-from rlhf_services.common.early_status import keep_early_status
 from rlhf_services.common.errors import from_rpc_error
+from rlhf_services.common.push_call import send_push
 from rlhf_services.common.push_messages import push_messages
 from rlhf_services.common.pushes import PushHeader, PushResult
 from rlhf_services.common.rollout import Prompt, Rollout, Sampling
@@ -98,12 +98,16 @@ class PolicyClient(ServiceClient):
         Raises: ServiceError; the service's weights are then unchanged. PreconditionError means that a patch does not
             apply to them: push all weights.
         """
-        call = self._update_weights(push_messages(header, payload), timeout=deadline_seconds)
-        true_error = keep_early_status(call)
+        call = self._update_weights(timeout=deadline_seconds)
         try:
-            return codec.decode_push_result(await call)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(true_error(error), self.service, self.target) from None
+            answer = await self._call(send_push(call, push_messages(header, payload)))
+        finally:
+            call.cancel()
+        if answer is not None:
+            return codec.decode_push_result(answer)
+        # It served these weights already, and said so before it had read everything.
+        model = await self.get_model()
+        return PushResult(policy_version=model.policy_version, weights_digest=model.weights_digest, pause_seconds=0.0)
 
     async def get_model(self, deadline_seconds: float = 10.0) -> PolicyModel:
         """Returns what is being served."""

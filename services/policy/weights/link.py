@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -10,6 +11,8 @@ from rlhf_services.common import codec
 from rlhf_services.common.channel import open_channel
 from rlhf_services.common.errors import DeadlineExceededError, NotReadyError, from_rpc_error
 from rlhf_services.common.probe import LIVE
+from rlhf_services.common.push_call import send_push
+from rlhf_services.common.push_messages import chunk_message
 from rlhf_services.common.pushes import PushHeader, PushResult
 from rlhf_services.v1 import policy_pb2, policy_pb2_grpc
 
@@ -36,8 +39,7 @@ async def push_over_link(
     """
     options = {"service": FULL_NAME, "retried_methods": (), "own_connections": True, "caller": CALLER}
     async with open_channel(target, **options) as channel:  # type: ignore[arg-type]
-        call = policy_pb2_grpc.PolicyServiceStub(channel).UpdateWeights(timeout=deadline_seconds)
-        talking = asyncio.ensure_future(_talk(call, header, pieces))
+        talking = asyncio.ensure_future(_talk(channel, _messages(header, pieces), deadline_seconds))
         silence = asyncio.ensure_future(_wait_for_silence(health_pb2_grpc.HealthStub(channel), patience_seconds))
         try:
             # A call outlives its deadline by little, but this wait must end whatever happens.
@@ -52,32 +54,37 @@ async def push_over_link(
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, "replica", target) from None
         finally:
-            call.cancel()
             for task in (talking, silence):
                 task.cancel()
             await asyncio.gather(talking, silence, return_exceptions=True)
 
 
-async def _talk(
-    call: grpc.aio.StreamUnaryCall[policy_pb2.UpdateWeightsRequest, policy_pb2.UpdateWeightsResponse],
-    header: PushHeader,
-    pieces: AsyncIterator[bytes],
-) -> PushResult:
+async def _talk(channel: grpc.aio.Channel, messages: AsyncIterator[bytes], deadline_seconds: float) -> PushResult:
     """Sends the push and returns the answer. Raises: AioRpcError."""
+    update: Any = channel.stream_unary(
+        f"/{FULL_NAME}/UpdateWeights", response_deserializer=policy_pb2.UpdateWeightsResponse.FromString
+    )
+    call = update(timeout=deadline_seconds)
     try:
-        await call.write(policy_pb2.UpdateWeightsRequest(header=codec.encode_header(header)))
-        offset = 0
-        async for piece in pieces:
-            chunk = policy_pb2.WeightsChunk(offset_bytes=offset, data=piece)
-            await call.write(policy_pb2.UpdateWeightsRequest(chunk=chunk))
-            offset += len(piece)
-        await call.write(policy_pb2.UpdateWeightsRequest(commit=policy_pb2.WeightsCommit()))
-        await call.done_writing()
-    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        # The replica has ended the call before it had everything, and its answer says why: a fault, or that it serves
-        # these weights already.
-        pass
-    return codec.decode_push_result(await call)
+        answer = await send_push(call, messages)
+    finally:
+        call.cancel()
+    if answer is not None:
+        return codec.decode_push_result(answer)
+    # It has the weights already, and said so before it had read everything.
+    stub = policy_pb2_grpc.PolicyServiceStub(channel)
+    model = await stub.GetModel(policy_pb2.PolicyServiceGetModelRequest(), timeout=deadline_seconds)
+    return PushResult(policy_version=model.policy_version, weights_digest=model.weights_digest, pause_seconds=0.0)
+
+
+async def _messages(header: PushHeader, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yields the messages of a push, serialised."""
+    yield policy_pb2.UpdateWeightsRequest(header=codec.encode_header(header)).SerializeToString()
+    offset = 0
+    async for piece in pieces:
+        yield chunk_message(offset, (piece,))
+        offset += len(piece)
+    yield policy_pb2.UpdateWeightsRequest(commit=policy_pb2.WeightsCommit()).SerializeToString()
 
 
 async def _wait_for_silence(health: health_pb2_grpc.HealthStub, patience_seconds: float) -> None:
