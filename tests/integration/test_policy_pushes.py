@@ -146,7 +146,9 @@ async def test_of_two_pushes_at_once_one_takes_effect(service, tiny_model_path, 
         await Push(7, other).to(service)
     started.cancel()
     await asyncio.gather(started, return_exceptions=True)
-    while not service.metric("rlhf_policy_push_failures_total", reason="cancelled"):
+    for _ in range(300):
+        if service.metric("rlhf_policy_push_failures_total", reason="cancelled"):
+            break
         await asyncio.sleep(0.01)
     results = await asyncio.gather(push.to(service), Push(7, other).to(service), return_exceptions=True)
     refused = [result for result in results if isinstance(result, BaseException)]
