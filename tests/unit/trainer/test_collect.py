@@ -80,7 +80,8 @@ async def test_an_ensembles_disagreement_comes_with_the_reward_if_it_is_a_number
 async def test_prompts_are_spread_over_the_policy_services() -> None:
     async with make_world(num_policies=4) as world:
         collected = await world.collect()
-        assert [len(request.prompts) for policy in world.policies for request in policy.requests] == [2, 2, 1, 1]
+        num_prompts = [len(request.prompts) for policy in world.policies for request in policy.requests]
+        assert sorted(num_prompts) == [1, 1, 2, 2]
         assert len(collected.samples) == 6
 
 
