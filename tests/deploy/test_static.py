@@ -138,6 +138,14 @@ def test_no_component_allows_a_call_that_the_architecture_has_not(rendered: Mapp
         assert called == {("PodTemplate/trainer", port) for port in (50051, 50052, 50053)}, title
 
 
+def test_only_runs_that_watch_their_replicas_get_a_token_of_the_api(rendered: Mapping[str, Path]) -> None:
+    for title, file in rendered.items():
+        for pod in pods(parse(file.read_text())):
+            variables = [each for container in pod.containers for each in container.get("env", [])]
+            watches = any("kubernetes:///" in each.get("value", "") for each in variables)
+            assert pod.spec["automountServiceAccountToken"] == watches, f"{title}: {pod.owner}"
+
+
 def test_autoscaled_services_have_no_number_of_pods_of_their_own(rendered: Mapping[str, Path]) -> None:
     for title, file in rendered.items():
         documents = parse(file.read_text())
