@@ -8,6 +8,10 @@ from rlhf_services.policy.weights.stage import Stage
 
 T = TypeVar("T")
 
+WRITE_BYTES = 2 * 1024 * 1024
+"""Of pieces that are written at once: to hand work to a thread and to hear that it is done takes time of its own."""
+PIECE_BYTES = 1024
+"""What a piece counts for beside its own bytes."""
 MAX_WAITING_BYTES = 8 * 1024 * 1024
 """Of pieces that have arrived and are not yet written; the sender waits when there are more."""
 
@@ -19,25 +23,28 @@ class Reception:
         self._stage = stage
         self._waiting: list[tuple[int, bytes | memoryview]] = []
         self._waiting_bytes = 0
+        self._flushing = False
         self._received = 0
         self._moved = asyncio.Event()
         self._writing: asyncio.Task[None] | None = None
 
     async def take(self, offset_bytes: int, data: bytes | memoryview) -> None:
-        """Takes the next piece. Raises: InvalidRequestError if it, or an earlier one, is wrong."""
+        """Takes the next piece. Raises: InvalidRequestError if an earlier one is found to be wrong."""
         self._waiting.append((offset_bytes, data))
-        self._waiting_bytes += len(data)
-        if self._writing is None or self._writing.done():
-            self._raise_failure()
-            self._writing = asyncio.create_task(self._write_waiting())
+        self._waiting_bytes += len(data) + PIECE_BYTES
+        if self._waiting_bytes >= WRITE_BYTES:
+            self._start()
         while self._waiting_bytes > MAX_WAITING_BYTES:
             await self._moved.wait()
-            self._raise_failure()
+            self._start()
 
     async def flush(self) -> None:
         """Returns when all that was taken is written. Raises: InvalidRequestError if any of it is wrong."""
+        self._flushing = True
+        if self._waiting:
+            self._start()
         if self._writing is not None:
-            await self._writing
+            await asyncio.shield(self._writing)  # a thread at work is not to be left alone
 
     async def end(self) -> None:
         """Returns when nothing is being written any more, whatever came of it; what waits is dropped."""
@@ -55,12 +62,18 @@ class Reception:
             await self._moved.wait()
         return self._received
 
+    def _start(self) -> None:
+        """Begins to write what waits, if nothing is being written. Raises what was wrong with the pieces before."""
+        if self._writing is not None and self._writing.done():
+            self._writing.result()
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write_waiting())
+
     async def _write_waiting(self) -> None:
         try:
-            while self._waiting:
-                pieces, self._waiting = self._waiting, []
+            while self._waiting_bytes >= WRITE_BYTES or (self._flushing and self._waiting):
+                pieces, self._waiting, self._waiting_bytes = self._waiting, [], 0
                 await asyncio.to_thread(self._write, pieces)
-                self._waiting_bytes -= sum(len(data) for _, data in pieces)
                 self._received = self._stage.received
                 self._tell()
         finally:
@@ -73,10 +86,6 @@ class Reception:
     def _tell(self) -> None:
         self._moved.set()
         self._moved = asyncio.Event()
-
-    def _raise_failure(self) -> None:
-        if self._writing is not None and self._writing.done():
-            self._writing.result()
 
 
 async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
