@@ -56,7 +56,7 @@ def diff(old: Tensor, new: Tensor) -> TensorPatch:
     indices = _changed_indices(old_bits, new_bits)
     if not len(indices):
         return TensorPatch(0, b"")
-    gaps = np.diff(indices, prepend=-1) - 1
+    gaps = (np.diff(indices, prepend=-1) - 1).astype(np.uint32)
     steps = new_bits[indices] - old_bits[indices]
     zigzag = (steps << 1) ^ (steps >> (8 * steps.itemsize - 1))
     planes = np.concatenate([*_planes(gaps, GAP_BYTES), *_planes(zigzag, steps.itemsize)])

@@ -1,6 +1,6 @@
 """What a policy service gets when weights are pushed to it: a real server, and our own contract."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from rlhf_services.common.errors import RETRY_AFTER_KEY, InvalidRequestError, Ov
 from rlhf_services.common.push_messages import CHUNK_BYTES
 from rlhf_services.common.pushes import ForwardedPush, PatchPart, PushHeader, PushResult
 from rlhf_services.common.weights import TensorInfo, WeightsManifest
-from rlhf_services.v1 import policy_pb2_grpc
+from rlhf_services.v1 import policy_pb2, policy_pb2_grpc
 
 MANIFEST = WeightsManifest((TensorInfo("w", "F32", (3,), "d"), TensorInfo("v", "F32", (1_000_000,), "e")))
 RESULT = PushResult(
@@ -34,18 +34,24 @@ class Receiver(policy_pb2_grpc.PolicyServiceServicer):
         self.payload = b""
         self.parts: list[str] = []
         self.refusal: tuple[Any, ...] | None = None
+        self.serves_them_already = False
 
     async def UpdateWeights(self, request_iterator: AsyncIterator[Any], context: Any) -> Any:
         async for request in request_iterator:
             self.parts.append(request.WhichOneof("part"))
             if self.parts[-1] == "header":
                 self.header = codec.decode_header(request.header)
+                if self.serves_them_already:
+                    break
                 if self.refusal is not None:
                     await context.abort(*self.refusal)
             elif self.parts[-1] == "chunk":
                 self.chunks.append((request.chunk.offset_bytes, len(request.chunk.data)))
                 self.payload += request.chunk.data
         return codec.encode_push_result(RESULT)
+
+    async def GetModel(self, request: Any, context: Any) -> Any:
+        return policy_pb2.PolicyServiceGetModelResponse(policy_version=3, weights_digest=MANIFEST.digest)
 
 
 @asynccontextmanager
@@ -139,3 +145,21 @@ async def test_what_comes_with_a_refusal_while_we_send_is_kept(receiver: Receive
             with pytest.raises(OverloadedError, match="a push is under way") as refused:
                 await client.update_weights(PushHeader.full(3, MANIFEST), [bytes(20 * CHUNK_BYTES)])
             assert refused.value.retry_after_seconds == 1.5
+
+
+async def test_weights_that_are_served_already_may_be_answered_before_they_are_sent(receiver: Receiver):
+    receiver.serves_them_already = True
+    async with serving(receiver) as client:
+        for _ in range(25):
+            result = await client.update_weights(PushHeader.full(3, MANIFEST), [bytes(20 * CHUNK_BYTES)])
+            assert (result.policy_version, result.weights_digest) == (3, MANIFEST.digest)
+
+
+async def test_a_payload_that_fails_comes_out_as_its_own_error_and_ends_the_call(receiver: Receiver):
+    def payload() -> Iterator[bytes]:
+        yield bytes(2 * CHUNK_BYTES)
+        raise ValueError("version 3 has no patch")
+
+    with pytest.raises(ValueError, match="version 3 has no patch"):
+        await push(receiver, PushHeader.full(3, MANIFEST), payload())
+    assert "commit" not in receiver.parts
