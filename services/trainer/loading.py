@@ -55,17 +55,17 @@ class LoadedRun:
         others = {"run_dir", "services", "server", "checkpoint", "evaluation", "watch"}
         return config.model_dump(mode="json", exclude=others)
 
-    def state(self, config: OnlineRunConfig, prompts_state: Mapping[str, Any]) -> dict[str, Any]:
+    def state(self, config: OnlineRunConfig, prompts_state: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Returns the part of a checkpoint that is no tensor.
 
-        Args: prompts_state: where the prompts stood after the last finished step; later ones may have been drawn.
+        Args: prompts_state: of the prompts after the last finished step, if those of later ones may have been drawn.
         """
         values = self.settings(config)
         return {
             "policy_version": self.policy_version,
             "kl_controller": self.updater.kl_controller.state_dict(),
             "reward_moments": self.updater.shaper.state_dict(),
-            "prompts": dict(prompts_state),
+            "prompts": dict(self.prompts.state() if prompts_state is None else prompts_state),
             "config": values,
             "config_digest": blake3(repr(values).encode()).hexdigest(),
         }
@@ -191,7 +191,7 @@ def _restore(run: LoadedRun, config: OnlineRunConfig, checkpoint: Path) -> None:
     run.updater.kl_controller.load_state_dict(state["kl_controller"])
     run.updater.shaper.load_state_dict(state["reward_moments"])
     run.prompts.load_state(state["prompts"])
-    now = run.state(config, run.prompts.state())
+    now = run.state(config)
     if state["config_digest"] != now["config_digest"]:
         changed = ", ".join(changed_settings(state["config"], now["config"]))
         run.notes.append(f"the configuration is not that of the checkpoint: {changed}; the new values count")

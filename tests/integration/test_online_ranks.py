@@ -112,7 +112,11 @@ async def world(tmp_path: Path, tiny_model_path: Path, tiny_reward_path: Path) -
 
 def rows(run_dir: Path, file: str = "metrics") -> list[dict[str, float]]:
     return [
-        {name: value for name, value in json.loads(line).items() if not name.endswith(("_seconds", "_per_second"))}
+        {
+            name: value
+            for name, value in json.loads(line).items()
+            if not name.endswith(("_seconds", "_per_second", "_idle_fraction"))
+        }
         for line in (run_dir / f"{file}.jsonl").read_text().splitlines()
     ]
 

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 from test_batch import SAMPLES, make_sample
 
+from rlhf_services.trainer.fleet.fleet import Publication
 from rlhf_services.trainer.metrics import MetricsFile, TrainerMetrics, describe_step
 from rlhf_services.trainer.progress import COLUMNS, Progress
 from rlhf_services.trainer.rollouts.collect import Collected
@@ -26,8 +27,10 @@ def make_step(samples: list[Sample] = SAMPLES) -> dict[str, float]:
         TRAINING,
         STEP_METRICS,
         policy_version=5,
-        publish_seconds=0.5,
-        publish_pause_seconds=0.25,
+        lags={0: 3, 1: 1, 3: 2},
+        published=Publication(seconds=0.5, pause_seconds=0.25, num_bytes=1000, changed_fraction=0.01),
+        waited_seconds=1.0,
+        generator_idle_fraction=0.75,
         seconds=4.0,
     )
 
@@ -43,6 +46,10 @@ def test_a_step_has_every_metric_and_counts_what_was_trained_on() -> None:
     assert (metrics["rollouts"], metrics["dropped_rollouts"], metrics["stopped_fraction"]) == (3.0, 2.0, 1.0)
     assert (metrics["policy_version"], metrics["publish_pause_seconds"]) == (5.0, 0.25)
     assert metrics["kl"] == 0.125
+    assert (metrics["publish_bytes"], metrics["publish_changed_fraction"]) == (1000.0, 0.01)
+    assert (metrics["generator_idle_fraction"], metrics["trainer_idle_fraction"]) == (0.75, 0.25)
+    # Of 6 tokens one was sampled by the version before, and two by the one three before: 7 / 6.
+    assert (metrics["policy_lag_mean"], metrics["policy_lag_max"]) == (pytest.approx(7 / 6), 3.0)
 
 
 @pytest.mark.parametrize(
@@ -92,12 +99,14 @@ def test_a_resumed_run_forgets_the_steps_it_takes_again(tmp_path: Path) -> None:
 def test_prometheus_has_the_newest_step_and_totals() -> None:
     registry = CollectorRegistry()
     metrics = TrainerMetrics(STEP_METRICS, registry)
-    metrics.observe(1, make_step(), {"score_too_long": 2})
-    metrics.observe(2, make_step(), {})
+    metrics.observe(1, make_step(), {"score_too_long": 2}, {0: 6})
+    metrics.observe(2, make_step(), {}, {0: 4, 1: 2})
     assert registry.get_sample_value("rlhf_trainer_step") == 2
     assert registry.get_sample_value("rlhf_trainer_kl") == 0.125
     assert registry.get_sample_value("rlhf_trainer_trained_tokens_total") == 24
     assert registry.get_sample_value("rlhf_trainer_rollouts_dropped_total", {"reason": "score_too_long"}) == 2
+    assert registry.get_sample_value("rlhf_trainer_policy_lag_bucket", {"le": "0.0"}) == 10
+    assert registry.get_sample_value("rlhf_trainer_policy_lag_count") == 12
 
 
 def test_before_the_first_step_there_is_no_reward_of_0_and_a_resumed_run_has_its_last_step() -> None:
