@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from fixed_work import FixedWork
 from measurements import machine_facts, positive, say, show, write_json
+from own_sampling import complete
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
 
 from rlhf_services.common.memory import keep_freed_memory
 from rlhf_services.common.push_messages import push_messages
@@ -156,7 +156,7 @@ class _Run:
     @torch.no_grad()
     def _samples(self, step: int) -> list[Sample]:
         """Rollouts of the policy as it is, with all that an update needs to know of them."""
-        completion_ids = _complete(self._module.model, self._prompts, self._work, seed=self._work.seed + step)
+        completion_ids = complete(self._module.model, self._prompts, self._work, seed=self._work.seed + step)
         sequences = pad_sequences(self._prompts, completion_ids)
         logprobs = completion_logprobs(self._module, sequences, self._work.temperature)
         ref_logprobs = completion_logprobs(self._reference, sequences, self._work.temperature)
@@ -183,27 +183,6 @@ def _updater(config: PpoRunConfig, policy: TrainedModel, work: FixedWork) -> Upd
     critic = ScalarModel.load(work.scalar_path, "bfloat16")
     trained = TrainedModel("critic", critic, config.critic_optimizer, total_steps=config.training.steps)
     return make_updater(config, policy, critic=trained)
-
-
-def _complete(model: PreTrainedModel, prompts: Sequence[list[int]], work: FixedWork, *, seed: int) -> list[list[int]]:
-    """Returns the ids of a completion of each prompt, all of the same length, drawn from the whole distribution."""
-    width = max(map(len, prompts))
-    ids = torch.tensor([[work.pad_id] * (width - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    cache = DynamicCache(config=model.config)
-    generator = torch.Generator().manual_seed(seed)
-    drawn: list[Tensor] = []
-    for _ in range(work.new_tokens):
-        fed = ids if not drawn else drawn[-1]
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -fed.shape[1] :]
-        output = model(
-            input_ids=fed, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
-        )
-        probabilities = (output.logits[:, -1].float() / work.temperature).softmax(-1)
-        drawn.append(torch.multinomial(probabilities, 1, generator=generator))
-        mask = torch.cat([mask, torch.ones_like(drawn[-1])], 1)
-    completions: list[list[int]] = torch.cat(drawn, 1).tolist()
-    return completions
 
 
 def _receive(tensors: list[Tensor], snapshot: WeightsSnapshot) -> list[TensorInfo]:
