@@ -1,6 +1,6 @@
 """The last leg of a weight push, in vLLM's worker processes: from the staged file into the running model."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,7 +128,7 @@ class StagedWeightTransferEngine(WeightTransferEngine):  # type: ignore[misc]
             self._views_of = addresses
         return self._views
 
-    def _writable(self) -> Collection[int]:
+    def _writable(self) -> Set[int]:
         """Returns the storages of the parameters that the model computes with as the loader wrote them."""
         if self.model_config.use_mla:  # it computes with products of them
             return ()
@@ -143,7 +143,7 @@ class StagedWeightTransferEngine(WeightTransferEngine):  # type: ignore[misc]
         with torch.no_grad():
             self.model.load_weights(weights)
 
-    def _repack(self, touched: Collection[int] | None = None) -> None:
+    def _repack(self, touched: Set[int] | None = None) -> None:
         """Rebuilds the packed copies that the CPU's linear layers compute with, a tied lm_head's included.
 
         Args:

@@ -60,7 +60,7 @@ def record_views(
     """
     copy = Tensor.copy_
     recorder = _Recorder(weights, writable, copy)
-    Tensor.copy_ = lambda *args, **kwargs: recorder.copy_(*args, **kwargs)  # type: ignore[method-assign, assignment]
+    Tensor.copy_ = lambda *args, **kwargs: recorder.copy_(*args, **kwargs)  # type: ignore[method-assign]
     try:
         with torch.no_grad():
             load(recorder.stream())
