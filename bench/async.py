@@ -77,7 +77,7 @@ def measure(lag: int, arguments: argparse.Namespace) -> dict[str, Any]:
         server = services.server_flags(services.announce("trainer", "trainer"))
         command = [sys.executable, str(HERE / "async_trainer.py"), str(arguments.train), "grpo", *flags, *server]
         rows = follow_trainer(command, folder / "logs" / "trainer.log", folder / "run", arguments.steps, ONE_THREAD)
-    return _summarise(rows[WARM_UP_STEPS:])
+    return {"train_seconds": arguments.train, **_summarise(rows[WARM_UP_STEPS:])}
 
 
 def _start_policy(
@@ -117,13 +117,12 @@ def _trainer_flags(lag: int, steps: int, folder: Path, model: Path, services: Se
 
 
 def _summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    def median(*names: str) -> float:
-        return statistics.median(sum(row[name] for name in names) for row in rows)
+    def median(name: str) -> float:
+        return statistics.median(row[name] for row in rows)
 
     return {
         "seconds_a_step": median("seen_seconds"),
         "sample_seconds": median("generate_seconds"),
-        "train_seconds": median("logprobs_seconds", "update_seconds"),
         "policy_lag_mean": median("policy_lag_mean") if "policy_lag_mean" in rows[0] else 0.0,
         "generator_idle_fraction": median("generator_idle_fraction"),
         "trainer_idle_fraction": median("trainer_idle_fraction"),

@@ -10,7 +10,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,6 +49,7 @@ group_size = 2
 epochs = 2
 minibatches = 2
 max_dropped_fraction = 0.5
+max_policy_lag = {{lag}}
 
 [policy_optimizer]
 learning_rate = 1e-3
@@ -212,7 +213,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
         time.sleep(0.001)
 
 
-def make_run(algorithm: str, folder: Path, policy: Path, critic: Path, targets: Targets) -> Run:
+def make_run(algorithm: str, folder: Path, policy: Path, critic: Path, targets: Targets, *, lag: int = 0) -> Run:
     folder.mkdir()
     prompts, demonstrations, config = (folder / name for name in ("prompts.jsonl", "demonstrations.jsonl", "run.toml"))
     words = ("a", "bc", "def", "ghij", "k")
@@ -220,21 +221,31 @@ def make_run(algorithm: str, folder: Path, policy: Path, critic: Path, targets: 
     rows = [{"prompt": f"say {word}", "completion": word} for word in words]
     demonstrations.write_text("".join(json.dumps(row) + "\n" for row in rows))
     template = CONFIG + {"ppo": PPO, "grpo": GRPO}[algorithm]
-    values = {"run_dir": folder / "run", "policy": policy, "critic": critic, "prompts": prompts, "targets": targets}
+    values = {
+        "lag": lag,
+        "run_dir": folder / "run",
+        "policy": policy,
+        "critic": critic,
+        "prompts": prompts,
+        "targets": targets,
+    }
     config.write_text(template.format(**values, demonstrations=demonstrations))
     return Run(algorithm, folder, config)
+
+
+def timeless(rows: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+    """Returns what of the metrics is no time, and says nothing of pushes: a replay needs none."""
+    others = ("_seconds", "_per_second", "_idle_fraction")
+    return [
+        {name: row[name] for name in row if not name.endswith(others) and not name.startswith("publish_")}
+        for row in rows
+    ]
 
 
 def require_equal(disturbed: Run, undisturbed: Run) -> None:
     """Compares all that a run leaves: metrics but for times, the final policy, and the last checkpoint's tensors."""
 
-    def timeless(run: Run) -> list[dict[str, float]]:
-        return [
-            {name: value for name, value in row.items() if not name.endswith(("_seconds", "_per_second"))}
-            for row in run.rows()
-        ]
-
-    assert timeless(disturbed) == timeless(undisturbed)
+    assert timeless(disturbed.rows()) == timeless(undisturbed.rows())
     assert [row["step"] for row in undisturbed.rows()] == list(range(1, NUM_STEPS + 1))
     tensors = sorted(path.relative_to(undisturbed.run_dir) for path in undisturbed.run_dir.rglob("*.safetensors"))
     assert any(path.parts[0] == "final" for path in tensors)
@@ -265,6 +276,28 @@ def test_a_run_killed_in_every_phase_ends_with_the_bits_of_one_that_was_not(
         moments = [Moment(1, 1), Moment(3, 2), Moment(5, 0), Moment(8, 3)]
         kill_and_compare(moments, random.Random(0), disturbed, undisturbed)
     assert disturbed.hits[:2] == ["sampling", "training"]  # the other two are over within milliseconds
+
+
+def test_a_killed_run_that_samples_ahead_takes_its_accepted_steps_again_bit_by_bit(
+    tmp_path: Path, tiny_model_path: Path, tiny_reward_path: Path
+) -> None:
+    """What was in flight at a kill is sampled anew, perhaps by other versions; what was accepted is what it was."""
+    scorer = ScorerConfig(kind="model", path=str(tiny_reward_path), dtype="float32", device="cpu")
+    with serving(tiny_model_path, scorer, single_items=True) as targets:
+        run = make_run("ppo", tmp_path / "ahead", tiny_model_path, tiny_reward_path, targets, lag=1)
+        taken: dict[float, dict[str, float]] = {}
+        # Checkpoints are written after even steps: killed while 4 or 6 is trained, the step before is taken again.
+        for moment in (Moment(2, 1), Moment(4, 2), Moment(6, 2)):
+            run.start_and_kill(moment, 0.0)
+            taken |= {row["step"]: row for row in timeless(run.rows())}
+        run.finish()
+    rows = timeless(run.rows())
+    assert [row["step"] for row in rows] == list(range(1, NUM_STEPS + 1))
+    assert {3, 5} <= taken.keys()
+    assert [row for row in rows if row["step"] in taken] == [taken[step] for step in sorted(taken)]
+    assert rows[0]["policy_lag_max"] == 0
+    assert all(row["policy_lag_max"] <= 1 for row in rows)
+    assert any(row["policy_lag_mean"] > 0 for row in rows)
 
 
 @pytest.mark.exhaustive
