@@ -131,7 +131,7 @@ class StagedWeightTransferEngine(WeightTransferEngine):  # type: ignore[misc]
     def _writable(self) -> Set[int]:
         """Returns the storages of the parameters that the model computes with as the loader wrote them."""
         if self.model_config.use_mla:  # it computes with products of them
-            return ()
+            return set()
         return storages(
             parameter
             for module in self.model.modules()
