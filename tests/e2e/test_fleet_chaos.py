@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import time
+import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 import torch
 from policy_processes import PolicyProcess, policy_processes, start_policy
 from real_services import serving
+from trainer_world import free_port
 
 from rlhf_services.models.loading import load_policy
 from rlhf_services.reward.config import ScorerConfig
@@ -64,7 +66,7 @@ keep_last = {steps}
 [server]
 host = "127.0.0.1"
 port = 0
-metrics_port = 0
+metrics_port = {metrics_port}
 drain_seconds = 0
 log_level = "warning"
 """
@@ -79,13 +81,19 @@ class Chaos:
     processes: list[PolicyProcess]
     chance: random.Random = field(default_factory=lambda: random.Random(50))
     alive: list[PolicyProcess] = field(default_factory=list)
+    generate_seconds: float = 0.3
+    """How long a replica takes over completions at least, so that most kills find some in flight."""
+    metrics_port: int = field(default_factory=free_port)
+    """Of the trainer."""
     kills: int = 0
     joins: int = 0
+    redispatched: float = 0.0
+    """Prompts that were given to another replica, when the trainer was last asked."""
 
     def join(self) -> None:
         """Adds a replica: it is listed at once, and loads meanwhile."""
-        # It takes its time over completions, so that most kills find some in flight.
-        self.alive.append(start_policy(self.processes, self.model, self.folder, generate_seconds=0.3))
+        slow = {"generate_seconds": self.generate_seconds}
+        self.alive.append(start_policy(self.processes, self.model, self.folder, **slow))
         self.joins += 1
         self.write()
 
@@ -95,6 +103,16 @@ class Chaos:
         victim.kill()
         self.kills += 1
 
+    def read_metrics(self) -> None:
+        """Asks the trainer how many prompts were given to another replica; it may have ended."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5) as answer:
+                lines = answer.read().decode().splitlines()
+        except OSError:
+            return
+        name = "rlhf_trainer_prompts_redispatched_total "
+        self.redispatched = max(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
     def write(self) -> None:
         path = self.folder / "replicas"
         path.with_suffix(".new").write_text("".join(f"{each.target}\n" for each in self.alive))
@@ -102,19 +120,27 @@ class Chaos:
 
 
 def run_in_chaos(
-    folder: Path, model: Path, critic: Path, *, steps: int, lag: int, replicas: int, every: tuple[float, float]
+    folder: Path,
+    model: Path,
+    critic: Path,
+    *,
+    steps: int,
+    lag: int,
+    replicas: int,
+    seconds: float,
+    every: tuple[float, float],
 ) -> Chaos:
     """Trains to the end while replicas are killed and added; checks the end, and what was trained on."""
     words = ("a", "bc", "def", "ghij", "klm", "no", "p")
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"say {word}"}) + "\n" for word in words))
     scorer = ScorerConfig(kind="pattern", pattern="[a-z]", tokenizer=str(model))
     with serving(model, scorer) as targets, policy_processes(folder) as processes:
-        chaos = Chaos(folder, model, processes)
+        chaos = Chaos(folder, model, processes, generate_seconds=seconds)
         for _ in range(replicas):
             chaos.join()
         chaos.joins = 0
-        config = CONFIG.format(folder=folder, model=model, critic=critic, targets=targets, steps=steps, lag=lag)
-        (folder / "run.toml").write_text(config)
+        values = {"folder": folder, "model": model, "critic": critic, "targets": targets, "steps": steps, "lag": lag}
+        (folder / "run.toml").write_text(CONFIG.format(**values, metrics_port=chaos.metrics_port))
         command = [sys.executable, "-m", "rlhf_services.trainer", "ppo", "--config", str(folder / "run.toml")]
         with (folder / "output.txt").open("wb") as output:
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -137,6 +163,7 @@ def disturb(chaos: Chaos, trainer: "subprocess.Popen[bytes]", every: tuple[float
         wait(trainer, chaos.chance.uniform(*every))
         chaos.join()
         wait(trainer, chaos.chance.uniform(*every))
+        chaos.read_metrics()
 
 
 def wait(trainer: "subprocess.Popen[bytes]", seconds: float) -> None:
@@ -193,7 +220,9 @@ def largest_difference(rollouts: list[dict[str, Any]], run_dir: Path, model: Pat
 def test_a_run_whose_replicas_come_and_go_trains_on_every_prompt_once(
     tmp_path: Path, tiny_model_path: Path, tiny_reward_path: Path
 ) -> None:
-    chaos = run_in_chaos(tmp_path, tiny_model_path, tiny_reward_path, steps=7, lag=0, replicas=2, every=(0.7, 0.7))
+    chaos = run_in_chaos(
+        tmp_path, tiny_model_path, tiny_reward_path, steps=7, lag=0, replicas=2, seconds=0.3, every=(0.7, 0.7)
+    )
     rollouts = require_each_prompt_once(tmp_path / "run", 7)
     assert largest_difference(rollouts, tmp_path / "run", tiny_model_path) < 1e-4
     assert chaos.kills >= 1
@@ -206,10 +235,16 @@ def test_a_run_whose_replicas_come_and_go_trains_on_every_prompt_once(
 def test_fifty_steps_of_kills_and_joins_leave_every_prompt_trained_on_once(
     tmp_path: Path, tiny_model_path: Path, tiny_reward_path: Path, lag: int
 ) -> None:
-    chaos = run_in_chaos(tmp_path, tiny_model_path, tiny_reward_path, steps=51, lag=lag, replicas=4, every=(0.5, 2.0))
+    chaos = run_in_chaos(
+        tmp_path, tiny_model_path, tiny_reward_path, steps=51, lag=lag, replicas=4, seconds=0.8, every=(0.5, 2.0)
+    )
     rollouts = require_each_prompt_once(tmp_path / "run", 51)
     difference = largest_difference(rollouts, tmp_path / "run", tiny_model_path)
-    print(f"lag {lag}: {chaos.kills} kills, {chaos.joins} joins, largest difference {difference:.2g} nats")
+    print(
+        f"lag {lag}: {chaos.kills} kills, {chaos.joins} joins, {chaos.redispatched:.0f} prompts given to another "
+        f"replica, largest difference {difference:.2g} nats"
+    )
     assert difference < 1e-4
     assert chaos.kills >= 5
     assert chaos.joins >= 5
+    assert chaos.redispatched >= 5
