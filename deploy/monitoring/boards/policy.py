@@ -102,9 +102,12 @@ def _pushes() -> Panels:
         ),
         time_series(
             "Bytes of weights received",
-            "Bytes of weight pushes that took effect, for each second.",
+            "Bytes of weight pushes that took effect, for each second: full pushes, and patches of what changed.",
             "Bps",
-            (f"rate(rlhf_policy_push_bytes_total{{{HERE}}}[{RATE}])", "{{instance}}"),
+            (
+                f"sum by (instance, encoding) (rate(rlhf_policy_push_bytes_total{{{HERE}}}[{RATE}]))",
+                "{{instance}} {{encoding}}",
+            ),
             low=0,
         ),
         time_series(
