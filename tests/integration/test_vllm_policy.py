@@ -5,6 +5,7 @@ it, on a checkpoint of perturbed weights: what it samples is what the first must
 """
 
 import asyncio
+import copy
 import json
 import os
 import signal
@@ -25,19 +26,23 @@ from transformers import AutoTokenizer
 from rlhf_services.clients.policy import PolicyClient
 from rlhf_services.common import codec
 from rlhf_services.common.errors import NotReadyError
-from rlhf_services.common.pushes import PushHeader
+from rlhf_services.common.pushes import Encoding, PushHeader
 from rlhf_services.common.rollout import Prompt, Rollout, Sampling
 from rlhf_services.models.loading import load_policy
+from rlhf_services.models.policy_model import PolicyModel
 from rlhf_services.models.sequences import pad_sequences
 from rlhf_services.models.token_scores import completion_logprobs
 from rlhf_services.models.weights import checkpoint_manifest, checkpoint_tensors, model_manifest, tensor_bytes
+from rlhf_services.trainer.config import OptimizerConfig
+from rlhf_services.trainer.fleet.snapshot import WeightsSnapshot, take_snapshot
+from rlhf_services.trainer.learning.trained_model import TrainedModel
 from rlhf_services.v1 import policy_pb2, policy_pb2_grpc
 
 pytestmark = pytest.mark.vllm
 
 START_SECONDS = 240
 TOLERANCE = 1e-4  # nats; vLLM and transformers differ by 5e-5 at most in float32
-GREEDY = Sampling(max_new_tokens=32, temperature=0.0)
+GREEDY = Sampling(max_new_tokens=48, temperature=0.0)
 QUESTIONS = (
     "What is the capital of France?",
     "Name three colours.",
@@ -59,14 +64,14 @@ def free_port() -> int:
 class Server:
     """`rlhf-policy` as a process of its own."""
 
-    def __init__(self, model: Path, log: Path) -> None:
+    def __init__(self, model: Path, log: Path, *flags: str) -> None:
         self.port, self.metrics_port = free_port(), free_port()
         self.target = f"127.0.0.1:{self.port}"
         self.log = log
         command = [sys.executable, "-m", "rlhf_services.policy", "--model.path", str(model)]
         command += ["--model.dtype", "float32", "--model.max_sequence_tokens", "512", "--vllm.kv_cache_gib", "0.25"]
         command += ["--server.host", "127.0.0.1", "--server.port", str(self.port)]
-        command += ["--server.metrics_port", str(self.metrics_port)]
+        command += ["--server.metrics_port", str(self.metrics_port), *flags]
         with log.open("w") as file:
             self.process = subprocess.Popen(command, stderr=file, stdout=file)
 
@@ -101,6 +106,8 @@ class Perturbed:
     path: Path
     model: torch.nn.Module
     rollouts: dict[str, Rollout]
+    alone: list[Rollout]
+    """Of the prompts that are sampled one at a time."""
     orphan: int
     """The engine process of that fresh engine, whose front end was killed with SIGKILL."""
 
@@ -139,10 +146,11 @@ def perturbed(smollm_path: Path, prompts: list[Prompt], tmp_path_factory: pytest
     try:
         server.wait_ready()
         rollouts = asyncio.run(generate(server, prompts, GREEDY))
+        alone = asyncio.run(greedy_alone(server, prompts))
         orphan = server.engine_pid()
     finally:
         server.end(signal.SIGKILL)
-    return Perturbed(path, model, rollouts, orphan)
+    return Perturbed(path, model, rollouts, alone, orphan)
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +172,47 @@ async def greedy_ids(server: Server, prompts: list[Prompt]) -> dict[str, list[in
     """Greedy completions alone: the log-probabilities' last bits depend on what else is in a batch."""
     rollouts = await generate(server, prompts, GREEDY)
     return {name: rollout.completion_ids for name, rollout in rollouts.items()}
+
+
+async def greedy_alone(server: Server, prompts: list[Prompt]) -> list[Rollout]:
+    """Greedy completions of two prompts, one after the other: exact to the last bit, for nothing shares their batch."""
+    return [rollout for prompt in prompts[:2] for rollout in (await generate(server, [prompt], GREEDY)).values()]
+
+
+async def push_snapshot(server: Server, snapshot: WeightsSnapshot, encoding: Encoding) -> None:
+    async with PolicyClient(server.target) as client:
+        result = await client.update_weights(snapshot.header(encoding), snapshot.payload(encoding))
+        served = await client.get_model()
+    assert (result.policy_version, result.weights_digest) == (snapshot.policy_version, snapshot.digest)
+    assert (served.policy_version, served.weights_digest) == (snapshot.policy_version, snapshot.digest)
+
+
+async def assert_as_fresh(server: Server, perturbed: Perturbed, prompts: list[Prompt], version: int) -> None:
+    """Asserts that the server samples what a fresh engine on the perturbed weights does."""
+    after = await generate(server, prompts, GREEDY, version=version)
+    for name, fresh in perturbed.rollouts.items():
+        assert after[name].completion_ids == fresh.completion_ids
+        assert after[name].policy_versions == [version] * len(fresh.completion_ids)
+        torch.testing.assert_close(after[name].logprobs, fresh.logprobs, atol=TOLERANCE, rtol=0)
+    for now, fresh in zip(await greedy_alone(server, prompts), perturbed.alone, strict=True):
+        assert (now.completion_ids, now.logprobs) == (fresh.completion_ids, fresh.logprobs)
+
+
+def trained(model: torch.nn.Module) -> TrainedModel:
+    """A model as the trainer holds it; a copy, to be changed."""
+    return TrainedModel("policy", PolicyModel(copy.deepcopy(model)), OptimizerConfig(), total_steps=1)
+
+
+@torch.no_grad()
+def change(model: TrainedModel, fraction: float, generator: torch.Generator, num_tensors: int | None = None) -> None:
+    """Moves a part of the elements, of all tensors or of some drawn ones, to a neighbouring number."""
+    parameters = list(model.module.parameters())
+    if num_tensors is not None:
+        drawn = torch.randperm(len(parameters), generator=generator)[:num_tensors]
+        parameters = [parameters[index] for index in drawn]
+    for parameter in parameters:
+        chosen = torch.rand(parameter.shape, generator=generator) < fraction
+        parameter.view(torch.int32).add_(chosen.to(torch.int32))
 
 
 async def push(server: Server, version: int, model: torch.nn.Module) -> float:
@@ -211,23 +260,76 @@ async def test_log_probabilities_are_those_of_transformers_after_temperature(ser
         assert rollout.finish_reason == ("stop" if rollout.completion_ids[-1] == 2 else "length")
 
 
-async def test_pushed_weights_sample_what_a_fresh_engine_on_the_same_weights_samples(
-    server, base, perturbed, prompts, smollm_path
-):
+async def test_pushed_weights_sample_what_a_fresh_engine_on_the_same_weights_samples(server, base, perturbed, prompts):
     before = await greedy_ids(server, prompts)
     await push(server, 1, perturbed.model)
     async with PolicyClient(server.target) as client:
         model = await client.get_model()
     assert (model.policy_version, model.weights_digest) == (1, checkpoint_manifest(perturbed.path, "float32").digest)
-    after = await generate(server, prompts, GREEDY, version=1)
-    for name, fresh in perturbed.rollouts.items():
-        assert after[name].completion_ids == fresh.completion_ids
-        assert after[name].policy_versions == [1] * len(fresh.completion_ids)
-        torch.testing.assert_close(after[name].logprobs, fresh.logprobs, atol=TOLERANCE, rtol=0)
-    assert_logprobs(perturbed.model, after.values(), 1.0, version=1)
-    assert any(after[name].completion_ids != before[name] for name in before)
+    await assert_as_fresh(server, perturbed, prompts, 1)
+    assert_logprobs(perturbed.model, perturbed.rollouts.values(), 1.0)
+    assert any(rollout.completion_ids != before[name] for name, rollout in perturbed.rollouts.items())
     await push(server, 2, base)
     assert await greedy_ids(server, prompts) == before
+
+
+async def patch_to_perturbed(server: Server, perturbed: Perturbed, version: int) -> None:
+    """Pushes a model that differs from the perturbed one in 1 % of all elements, then the patch to that one.
+
+    The elements that differ have half of their value more, so that it is another model indeed.
+    """
+    model = trained(perturbed.model)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            parameter.add_(parameter * 0.5 * (torch.rand(parameter.shape, generator=generator) < 0.01))
+    other = take_snapshot(model, version, None, patches=True)
+    await push_snapshot(server, other, "full")
+    target = take_snapshot(trained(perturbed.model), version + 1, other, patches=True)
+    assert target.patch is not None
+    assert 0 < target.patch.num_bytes < target.manifest.num_bytes / 10
+    await push_snapshot(server, target, "sparse_patch")
+
+
+async def test_patched_weights_sample_what_a_fresh_engine_on_the_same_weights_samples(server, base, perturbed, prompts):
+    await patch_to_perturbed(server, perturbed, 3)
+    await assert_as_fresh(server, perturbed, prompts, 4)
+    await push(server, 5, base)
+
+
+@pytest.mark.exhaustive
+async def test_after_200_patches_the_engine_has_the_trainers_weights(server, base, perturbed, prompts):
+    model, generator = trained(perturbed.model), torch.Generator().manual_seed(2)
+    snapshot = take_snapshot(model, 1000, None, patches=True)
+    await push_snapshot(server, snapshot, "full")
+    for number in range(200):
+        change(model, 0.02, generator, num_tensors=3)
+        snapshot = take_snapshot(model, 1001 + number, snapshot, patches=True)
+        await push_snapshot(server, snapshot, "sparse_patch")
+    patched = await greedy_alone(server, prompts)
+    # A full push is exact, as the tests above show.
+    await push_snapshot(server, take_snapshot(model, 2000, None, patches=False), "full")
+    full = await greedy_alone(server, prompts)
+    assert [rollout.logprobs for rollout in patched] == [rollout.logprobs for rollout in full]
+    assert [rollout.completion_ids for rollout in patched] == [rollout.completion_ids for rollout in full]
+    await push(server, 2001, base)
+
+
+@pytest.mark.exhaustive
+async def test_pushes_are_as_exact_where_layers_compute_in_place(smollm_path, perturbed, prompts, tmp_path):
+    """Two pushes are compared: the fresh engine's packed copies give other sums, in their last bits."""
+    server = Server(smollm_path, tmp_path / "server.log", "--vllm.cpu_weights", "in_place")
+    try:
+        server.wait_ready()
+        await push(server, 1, perturbed.model)
+        full = await greedy_alone(server, prompts)
+        await patch_to_perturbed(server, perturbed, 2)
+        patched = await generate(server, prompts, GREEDY, version=3)
+        alone = await greedy_alone(server, prompts)
+    finally:
+        server.end(signal.SIGKILL)
+    assert [rollout.logprobs for rollout in alone] == [rollout.logprobs for rollout in full]
+    assert_logprobs(perturbed.model, patched.values(), 1.0, version=3)
 
 
 async def test_requests_in_flight_survive_a_push_and_each_token_names_its_version(server, base, perturbed, prompts):
