@@ -7,7 +7,7 @@ FUZZ_SECONDS ?= 60
 PLATFORM ?= $(wildcard ../shared/platform)
 ROOMS := $(notdir $(patsubst %/__init__.py,%,$(wildcard services/*/__init__.py)))
 
-.PHONY: help setup demo test test-unit test-all test-deploy test-k8s check-deploy k8s-jobs lint format protos dashboards fuzz bench bench-train bench-frontier bench-reward bench-async bench-fleet images locks clean
+.PHONY: help setup demo test test-unit test-all test-deploy test-k8s check-deploy k8s-jobs lint format protos dashboards fuzz bench bench-train bench-frontier bench-reward bench-async bench-fleet bench-weight-push images locks clean
 help: ## Show this list.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
@@ -96,6 +96,9 @@ bench-reward: setup ## Measure the reward service under load (about 10 minutes o
 
 bench-fleet: setup ## Measure weight pushes to 1, 2, 4 and 8 replicas (about 3 minutes on 2 cores; see docs/benchmarks.md).
 	$(BIN)/python bench/fleet.py $(ARGS)
+
+bench-weight-push: setup ## Measure weight pushes to real vLLM, and what PPO steps change (see docs/benchmarks.md).
+	$(BIN)/python bench/weight_push.py $(ARGS)
 
 bench-frontier: setup ## Draw reward against KL for PPO and DPO (about 30 minutes on 2 cores; goes on where it stopped).
 	$(BIN)/python bench/frontier.py $(ARGS)
