@@ -26,6 +26,8 @@ MODES: tuple[Mode, ...] = ("packed", "in_place")
 ENCODINGS: tuple[Encoding, ...] = ("full", "sparse_patch")
 CHANGED_FRACTION = 0.01
 READY_TIMEOUT_SECONDS = 300.0
+WARM_UP_PUSHES = 2
+"""Of each kind."""
 UNUSED_ID = 0
 """A stop id that the model does not sample, so that completions have their full length."""
 SAMPLINGS = 4
@@ -57,7 +59,7 @@ class ModeResult:
     tokens_per_second: float
     """Of the fixed work's prompts, sampled at once; the median of several times."""
     warm_up: tuple[Push, ...]
-    """The first two of each kind, which no median includes."""
+    """The first WARM_UP_PUSHES of each kind, which no median includes."""
     pushes: tuple[Push, ...]
 
 
@@ -74,9 +76,12 @@ async def measure_mode(mode: Mode, work: FixedWork, folder: Path, *, num_pushes:
         services.wait_ready([policy], READY_TIMEOUT_SECONDS, lambda states: None)
         async with PolicyClient(policy.target) as client:
             rates = sorted([await _tokens_per_second(client, work) for _ in range(SAMPLINGS)][2:])
-            pushes = await _push(client, work, num_pushes + 2)
+            pushes = await _push(client, work, num_pushes + WARM_UP_PUSHES)
     return ModeResult(
-        cpu_weights=mode, tokens_per_second=rates[len(rates) // 2], warm_up=tuple(pushes[:4]), pushes=tuple(pushes[4:])
+        cpu_weights=mode,
+        tokens_per_second=rates[len(rates) // 2],
+        warm_up=tuple(push for kind in pushes for push in kind[:WARM_UP_PUSHES]),
+        pushes=tuple(push for kind in pushes for push in kind[WARM_UP_PUSHES:]),
     )
 
 
@@ -88,18 +93,23 @@ async def _tokens_per_second(client: PolicyClient, work: FixedWork) -> float:
     return num_tokens / (time.perf_counter() - started)
 
 
-async def _push(client: PolicyClient, work: FixedWork, num_pairs: int) -> list[Push]:
-    """Returns pushes of either kind in turn, each of weights of which 1 % of the elements are new."""
+async def _push(client: PolicyClient, work: FixedWork, num_pushes: int) -> list[list[Push]]:
+    """Returns pushes of the one kind, then of the other, each of weights of which 1 % of the elements are new.
+
+    They do not take turns: a service that gets patches gives back the memory that the next full push would need.
+    """
     module = PolicyModel(load_policy(work.policy_path, dtype="bfloat16"))
     model = TrainedModel("policy", module, OptimizerConfig(), total_steps=1)
     generator = torch.Generator().manual_seed(0)
-    snapshot, pushes = None, []
-    for pair in range(num_pairs):
-        for number, encoding in enumerate(ENCODINGS):
+    snapshot: WeightsSnapshot | None = None
+    pushes: list[list[Push]] = []
+    for kind, encoding in enumerate(ENCODINGS):
+        pushes.append([])
+        for number in range(num_pushes):
             _change(module, generator)
             started = time.perf_counter()
-            snapshot = take_snapshot(model, 2 * pair + number + 1, snapshot, patches=True)
-            pushes.append(await _push_one(client, snapshot, encoding, time.perf_counter() - started))
+            snapshot = take_snapshot(model, kind * num_pushes + number + 1, snapshot, patches=True)
+            pushes[-1].append(await _push_one(client, snapshot, encoding, time.perf_counter() - started))
     return pushes
 
 
