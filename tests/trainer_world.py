@@ -21,9 +21,23 @@ from rlhf_services.trainer.server import run_online
 
 
 class PickyPolicy(FakePolicy):
-    """Refuses pushes from a version on, if told to."""
+    """Refuses pushes from a version on, or holds one of its calls until it was given a version, if told to."""
 
     refuse_from: float = math.inf
+    held_call: int = -1
+    """Which call of Generate, from 0, is held after its first rollout."""
+    held_until: int = 0
+    """The version that it waits for."""
+
+    async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        is_held = len(self.requests) == self.held_call
+
+        async def may_go_on() -> bool:
+            return not is_held or self.version >= self.held_until
+
+        async for response in super().Generate(request, context):
+            yield response
+            await until(may_go_on)
 
     async def UpdateWeights(self, request_iterator: Any, context: Any) -> Any:
         if len(self.pushed_versions) + 1 >= self.refuse_from:

@@ -60,15 +60,13 @@ async def _asked(world: World, num_requests: int) -> bool:
 
 async def test_rollouts_in_flight_go_on_over_a_push_and_say_which_version_sampled_each_token(world: World) -> None:
     run_ahead(world, 1, steps=3)
-    go_on = asyncio.Event()
-    running = world.start()
-    await until(lambda: _asked(world, 2))
-    world.policy.hold_after_first = go_on
-    await until(lambda: _asked(world, 3))
-    go_on.set()
-    world.policy.hold_after_first = None
-    assert await running == 0, world.output.getvalue()
-    assert all(row["policy_lag_max"] <= 1 and row["dropped_rollouts"] == 0 for row in world.rows())
+    world.policy.held_call, world.policy.held_until = 1, 2
+    assert await world.start() == 0, world.output.getvalue()
+    assert world.policy.pushed_versions == [1, 2, 4]
+    # Of the second step's 8 rollouts, 2 tokens each, the first came before the push of version 2, the others after it.
+    second = world.rows()[1]
+    assert (second["policy_lag_mean"], second["policy_lag_max"]) == (2 / 16, 1)
+    assert all(row["rollouts"] == 8 and row["dropped_rollouts"] == 0 for row in world.rows())
 
 
 async def test_what_an_older_version_sampled_than_was_asked_for_is_dropped(world: World) -> None:
