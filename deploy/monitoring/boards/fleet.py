@@ -4,6 +4,9 @@ from board import RATE, Panels, by_run, make_board, run_choice
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from panels import stat_panel, time_series
 
+NONE = f"0 * {by_run('rlhf_trainer_step')}"
+"""Where a counter has no series before it first counts."""
+
 
 def build() -> Dashboard:
     """Returns the dashboard."""
@@ -54,10 +57,10 @@ def _stats() -> Panels:
         ),
         stat_panel(
             "Lag",
-            "Mean over the newest step's tokens: how many versions older than the trained weights were those that "
-            "sampled them. At most training.max_policy_lag.",
+            "Mean over all tokens trained on: how many versions older than the trained weights were those that sampled "
+            "them. At most training.max_policy_lag.",
             "short",
-            (by_run("rlhf_trainer_policy_lag_mean"), "{{run}}"),
+            (f"{_of_run('rlhf_trainer_policy_lag_sum')} / {_of_run('rlhf_trainer_policy_lag_count')}", "{{run}}"),
             decimals=2,
             width=6,
         ),
@@ -115,7 +118,7 @@ def _pushes() -> Panels:
             "Failed pushes",
             "Pushes that a replica did not take, for each second.",
             "suffix: pushes/s",
-            (_rate("rlhf_trainer_push_failures_total", "replica"), "{{run}} {{replica}}"),
+            (f"{_rate('rlhf_trainer_push_failures_total', 'replica')} or {NONE}", "{{run}} {{replica}}"),
             low=0,
         ),
     ]
@@ -163,7 +166,7 @@ def _losses() -> Panels:
             "Rollouts not trained on, for each second, by reason. policy_too_old: sampled by weights older than "
             "training.max_policy_lag allows.",
             "suffix: rollouts/s",
-            (_rate("rlhf_trainer_rollouts_dropped_total", "reason"), "{{run}} {{reason}}"),
+            (f"{_rate('rlhf_trainer_rollouts_dropped_total', 'reason')} or {NONE}", "{{run}} {{reason}}"),
             width=12,
             low=0,
         ),
