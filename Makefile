@@ -5,7 +5,6 @@ BIN := $(VENV)/bin
 FUZZ_SECONDS ?= 60
 # A folder of scripts that bring an engine, tools and a base image to a machine that lacks them (scripts/with-engine).
 PLATFORM ?= $(wildcard ../shared/platform)
-ROOMS := $(notdir $(patsubst %/__init__.py,%,$(wildcard services/*/__init__.py)))
 
 .PHONY: help setup demo test test-unit test-all test-deploy test-k8s check-deploy k8s-jobs lint format protos dashboards fuzz bench bench-train bench-frontier bench-reward bench-async bench-fleet bench-weight-push images locks clean
 help: ## Show this list.
@@ -45,7 +44,7 @@ build/checkov/bin/checkov:
 	build/checkov/bin/pip install --quiet "checkov==3.3.30"
 check-deploy: export PLATFORM := $(PLATFORM)
 check-deploy: setup build/checkov/bin/checkov ## Check all of deploy/ without running it: manifests, rules, dashboards, Dockerfile.
-	$(BIN)/pytest -q tests/unit/monitoring tests/unit/test_k8s_manifests.py tests/unit/test_deploy_configs.py
+	$(BIN)/pytest -q tests/unit/monitoring tests/unit/deploy/test_k8s_manifests.py tests/unit/deploy/test_deploy_configs.py
 	scripts/with-tools $(BIN)/pytest -m static tests/deploy $(ARGS)
 
 k8s-jobs: setup ## Write the runs in deploy/k8s/jobs anew, as rlhf submit makes them.
@@ -61,12 +60,7 @@ test-k8s: setup ## Build the images, deploy to a real Kubernetes (of KUBECONFIG,
 lint: setup ## Check style, types and contracts.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@# mypy does not see an editable install through its import hook: give it a tree of links.
-	@mkdir -p build/typing/rlhf_services
-	@for room in $(ROOMS); do ln -sfn ../../../services/$$room build/typing/rlhf_services/$$room; done
-	@ln -sfn ../../../services/__init__.py ../../../services/py.typed build/typing/rlhf_services/
-	@ln -sfn ../../../protos/rlhf_services/v1 build/typing/rlhf_services/v1
-	MYPYPATH=build/typing $(BIN)/mypy -p rlhf_services
+	$(BIN)/mypy rlhf services rlhf_cli
 	$(BIN)/buf lint
 
 format: setup ## Format the code and the contracts.
@@ -75,7 +69,7 @@ format: setup ## Format the code and the contracts.
 	$(BIN)/buf format -w
 
 protos: setup ## Generate the stubs of the contracts.
-	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=protos --pyi_out=protos --grpc_python_out=protos \
+	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. --grpc_python_out=. \
 	  $$(find protos -name '*.proto')
 
 dashboards: setup ## Build Grafana's dashboards and the Kubernetes rules from deploy/monitoring.
@@ -89,7 +83,7 @@ bench-train: setup ## Measure training steps, and the same in TRL (see docs/benc
 	$(BIN)/python bench/train.py $(ARGS)
 
 bench-async: setup ## Measure what sampling ahead of training saves (about 3 minutes; see docs/benchmarks.md).
-	$(BIN)/python bench/async.py $(ARGS)
+	$(BIN)/python bench/sampling_ahead.py $(ARGS)
 
 bench-reward: setup ## Measure the reward service under load (about 10 minutes on 2 cores; see docs/benchmarks.md).
 	$(BIN)/python bench/reward_service.py $(ARGS)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from rlhf_services.demo.small_model import fetch_small_model
-from rlhf_services.models.loading import load_tokenizer
-from rlhf_services.models.scalar_model import ScalarModel, padding_token
-from rlhf_services.trainer.data.prompts import load_prompts
+from rlhf.data.prompts import load_prompts
+from rlhf.models.loading import load_tokenizer
+from rlhf.models.scalar_model import ScalarModel, padding_token
+from rlhf_cli.demo.small_model import fetch_small_model
 
 NEW_TOKENS = 48
 MAX_PROMPT_TOKENS = 64

@@ -16,19 +16,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from fleet_relay import Link, Relays
-from measurements import load_average, machine_facts, positive, say, show, write_json
 from transformers import AutoModelForCausalLM
 
-from rlhf_services.clients.policy import PolicyClient
-from rlhf_services.common.weights import WeightsManifest
-from rlhf_services.demo.tiny_model import make_tiny_model
-from rlhf_services.local.local_services import ENVIRONMENT, LocalServices
-from rlhf_services.local.supervisor import Supervisor
-from rlhf_services.models.loading import load_policy
-from rlhf_services.models.weights import checkpoint_tensors, tensor_info
-from rlhf_services.trainer.fleet.chain import push_chain
-from rlhf_services.trainer.fleet.snapshot import WeightsSnapshot
+from bench.fleet_relay import Link, Relays
+from bench.measurements import load_average, machine_facts, positive, say, show, write_json
+from rlhf.client.policy import PolicyClient
+from rlhf.learning.snapshot import WeightsSnapshot
+from rlhf.models.loading import load_policy
+from rlhf.models.weights import checkpoint_tensors, tensor_info
+from rlhf.weights import WeightsManifest
+from rlhf_cli.demo.tiny_model import make_tiny_model
+from rlhf_cli.local.local_services import ENVIRONMENT, LocalServices
+from rlhf_cli.local.supervisor import Supervisor
+from services.trainer.fleet.push import push_chain
 
 REPLICAS = (1, 2, 4, 8)
 WAYS = ("parallel", "chain")

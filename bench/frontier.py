@@ -13,21 +13,21 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from frontier_services import FrontierOptions, frontier_services
-from frontier_stages import FrontierStages
-from measurements import machine_facts, positive, say
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
-from rlhf_services.common.errors import ConfigError, ServiceError
-from rlhf_services.demo.errors import DemoError
-from rlhf_services.demo.labeller import NOISE_RATE, SHORT_AND_FINISHED
-from rlhf_services.demo.phases import Phases
-from rlhf_services.demo.small_model import fetch_small_model
-from rlhf_services.local.errors import LocalServiceError
-from rlhf_services.local.processes import interrupt_on_signals
-from rlhf_services.trainer.errors import RunError
-from rlhf_services.trainer.evaluation.frontier import FrontierPoint, markdown_table, plot_frontier, read_points
+from bench.frontier_services import FrontierOptions, frontier_services
+from bench.frontier_stages import FrontierStages
+from bench.measurements import machine_facts, positive, say
+from rlhf.errors import ConfigError, ServiceError
+from rlhf.run_errors import RunError
+from rlhf_cli.demo.errors import DemoError
+from rlhf_cli.demo.labeller import NOISE_RATE, SHORT_AND_FINISHED
+from rlhf_cli.demo.phases import Phases
+from rlhf_cli.demo.small_model import fetch_small_model
+from rlhf_cli.local.errors import LocalServiceError
+from rlhf_cli.local.processes import interrupt_on_signals
+from services.trainer.evaluation.frontier import FrontierPoint, markdown_table, plot_frontier, read_points
 
 NUM_SHARED_STAGES = 3  # the pairs, the reward model, the evaluation of the start
 

@@ -9,13 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from rlhf_services.demo.phases import Phases
-from rlhf_services.demo.run_configs import MAX_PROMPT_TOKENS
-from rlhf_services.local.arguments import pattern_arguments, policy_arguments, reference_arguments, reward_arguments
-from rlhf_services.local.local_services import ENVIRONMENT, LocalServices
-from rlhf_services.local.services_file import Kind, ServiceEntry
-from rlhf_services.local.supervisor import Supervisor
-from rlhf_services.pipeline.stages import StageError
+from rlhf_cli.demo.phases import Phases
+from rlhf_cli.demo.run_configs import MAX_PROMPT_TOKENS
+from rlhf_cli.local.arguments import pattern_arguments, policy_arguments, reference_arguments, reward_arguments
+from rlhf_cli.local.local_services import ENVIRONMENT, LocalServices
+from rlhf_cli.local.services_file import Kind, ServiceEntry
+from rlhf_cli.local.supervisor import Supervisor
+from rlhf_cli.pipeline.stages import StageError
 
 START_TIMEOUT_SECONDS = 600.0
 DTYPE: Literal["bfloat16"] = "bfloat16"
@@ -81,9 +81,7 @@ class FrontierServices:
         """Runs an rlhf command on this terminal. Raises: StageError if it fails; it has said why."""
         trainer = self._local.announce("trainer", "trainer") if has_server else None
         flags = [] if trainer is None else self._local.server_flags(trainer)
-        exit_code = self._supervisor.run(
-            [sys.executable, "-m", "rlhf_services.cli.main", *arguments, *flags], ENVIRONMENT
-        )
+        exit_code = self._supervisor.run([sys.executable, "-m", "rlhf_cli.main", *arguments, *flags], ENVIRONMENT)
         if trainer is not None:
             self._local.withdraw(trainer)
         if exit_code != 0:

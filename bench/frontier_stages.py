@@ -8,41 +8,34 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from frontier_services import FrontierOptions, FrontierServices
-
-from rlhf_services.common.config import Section
-from rlhf_services.common.errors import ConfigError
-from rlhf_services.common.rollout import Sampling
-from rlhf_services.common.toml_files import write_config
-from rlhf_services.demo.labeller import pattern_score
-from rlhf_services.demo.options import DemoOptions
-from rlhf_services.demo.pairs import COMPLETIONS_PER_PROMPT, sample_completions, with_texts, write_labelled_pairs
-from rlhf_services.demo.phases import Phases
-from rlhf_services.demo.run_configs import (
-    HELDOUT_PROMPTS,
-    MAX_PROMPT_TOKENS,
-    TRAIN_PROMPTS,
-    ppo_config,
-    reward_model_config,
-)
-from rlhf_services.local.services_file import ServiceEntry
-from rlhf_services.models.loading import load_tokenizer
-from rlhf_services.pipeline.lineage import Lineage
-from rlhf_services.pipeline.stages import Stage, StageError, StageRunner
-from rlhf_services.pipeline.trainings import files_of, settings_of
-from rlhf_services.trainer.data.prompts import PromptItem, load_prompts
-from rlhf_services.trainer.evaluation.push import push_checkpoint
-from rlhf_services.trainer.evaluation.report import SUMMARY_FILE, write_evaluations
-from rlhf_services.trainer.evaluation.served import EvaluationSettings, Judges, evaluate_served
-from rlhf_services.trainer.offline.dpo_config import (
+from bench.frontier_services import FrontierOptions, FrontierServices
+from rlhf.config import Section
+from rlhf.data.prompts import PromptItem, load_prompts
+from rlhf.errors import ConfigError
+from rlhf.models.loading import load_tokenizer
+from rlhf.rollout import Sampling
+from rlhf.toml_files import write_config
+from rlhf_cli.demo.labeller import pattern_score
+from rlhf_cli.demo.options import DemoOptions
+from rlhf_cli.demo.pairs import COMPLETIONS_PER_PROMPT, sample_completions, with_texts, write_labelled_pairs
+from rlhf_cli.demo.phases import Phases
+from rlhf_cli.demo.run_configs import HELDOUT_PROMPTS, MAX_PROMPT_TOKENS, TRAIN_PROMPTS, ppo_config, reward_model_config
+from rlhf_cli.local.services_file import ServiceEntry
+from rlhf_cli.pipeline.lineage import Lineage
+from rlhf_cli.pipeline.stages import Stage, StageError, StageRunner
+from rlhf_cli.pipeline.trainings import files_of, settings_of
+from services.trainer.config.offline_dpo import (
     DpoConfig,
     DpoDataConfig,
     DpoOptimizerConfig,
     DpoReferenceConfig,
     DpoRunConfig,
 )
-from rlhf_services.trainer.offline.fit_config import FitConfig, OfflineModelConfig
-from rlhf_services.trainer.online_sections import CriticConfig
+from services.trainer.config.offline_fit import FitConfig, OfflineModelConfig
+from services.trainer.config.online_sections import CriticConfig
+from services.trainer.evaluation.push import push_checkpoint
+from services.trainer.evaluation.report import SUMMARY_FILE, write_evaluations
+from services.trainer.evaluation.served import EvaluationSettings, Judges, evaluate_served
 
 NOWHERE = ServiceEntry(name="none", kind="policy", target="localhost:1")
 """Stands for a service where a configuration is only compared."""

@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fixed_work import FixedWork
-from measurements import Step, say
-
-from rlhf_services.local.local_services import ENVIRONMENT, LocalServices
-from rlhf_services.local.processes import describe_exit, kill_group, spawn, terminate
-from rlhf_services.local.services_file import ServiceEntry
-from rlhf_services.local.supervisor import STOP_GRACE_SECONDS, Supervisor, tail
+from bench.fixed_work import FixedWork
+from bench.measurements import Step, say
+from rlhf_cli.local.local_services import ENVIRONMENT, LocalServices
+from rlhf_cli.local.processes import describe_exit, kill_group, spawn, terminate
+from rlhf_cli.local.services_file import ServiceEntry
+from rlhf_cli.local.supervisor import STOP_GRACE_SECONDS, Supervisor, tail
 
 READY_TIMEOUT_SECONDS = 300.0
 END_TIMEOUT_SECONDS = 60.0
@@ -55,7 +54,7 @@ def measure_ours(work: FixedWork, folder: Path, *, steps: int) -> list[Step]:
         services.wait_ready([policy, reward, reference], READY_TIMEOUT_SECONDS, lambda states: None)
         flags = _trainer_flags(work, run_dir, policy, reward, reference, steps)
         flags += services.server_flags(services.announce("trainer", "trainer"))
-        command = [sys.executable, "-m", "rlhf_services.trainer", *flags]
+        command = [sys.executable, "-m", "services.trainer", *flags]
         rows = follow_trainer(command, folder / "logs" / "trainer.log", run_dir, steps)
     _require_fixed_work(work, rows)
     return [_phases(row) for row in rows]

@@ -4,31 +4,31 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import nn
-from train_work import TrainWork
 
-from rlhf_services.common.memory import keep_freed_memory
-from rlhf_services.common.rollout import Rollout
-from rlhf_services.models.loading import load_policy
-from rlhf_services.models.policy_model import PolicyModel
-from rlhf_services.models.scalar_model import ScalarModel
-from rlhf_services.trainer.config import OptimizerConfig
-from rlhf_services.trainer.data.chat_masks import ChatExample
-from rlhf_services.trainer.data.preferences import Choice, PreferenceGroup
-from rlhf_services.trainer.fleet.peers import TRAINING_REWARD
-from rlhf_services.trainer.learning.catalog import make_updater
-from rlhf_services.trainer.learning.ranks import Ranks
-from rlhf_services.trainer.learning.trained_model import TrainedModel
-from rlhf_services.trainer.offline.dpo_config import DpoConfig
-from rlhf_services.trainer.offline.dpo_data import DpoExample
-from rlhf_services.trainer.offline.dpo_task import DpoTask
-from rlhf_services.trainer.offline.fit import Task
-from rlhf_services.trainer.offline.fit_config import FitConfig, OfflineOptimizerConfig
-from rlhf_services.trainer.offline.reward_model_task import RewardModelTask
-from rlhf_services.trainer.offline.sft import SftTask
-from rlhf_services.trainer.offline.train_step import train_step
-from rlhf_services.trainer.online_config import PpoRunConfig
-from rlhf_services.trainer.rollouts.batch import collate
-from rlhf_services.trainer.rollouts.scoring import Sample
+from bench.train_work import TrainWork
+from rlhf.data.chat_masks import ChatExample
+from rlhf.data.preferences import Choice, PreferenceGroup
+from rlhf.learning.batch import collate
+from rlhf.learning.catalog import make_updater
+from rlhf.learning.ranks import Ranks
+from rlhf.learning.trained_model import TrainedModel
+from rlhf.memory import keep_freed_memory
+from rlhf.models.loading import load_policy
+from rlhf.models.policy_model import PolicyModel
+from rlhf.models.scalar_model import ScalarModel
+from rlhf.rollout import Rollout
+from services.trainer.config.offline_dpo import DpoConfig
+from services.trainer.config.offline_fit import FitConfig, OfflineOptimizerConfig
+from services.trainer.config.online import PpoRunConfig
+from services.trainer.config.sections import OptimizerConfig
+from services.trainer.fleet.peers import TRAINING_REWARD
+from services.trainer.offline.dpo.data import DpoExample
+from services.trainer.offline.dpo.tasks import DpoTask
+from services.trainer.offline.fit import Task
+from services.trainer.offline.reward_model.task import RewardModelTask
+from services.trainer.offline.sft import SftTask
+from services.trainer.offline.train_step import train_step
+from services.trainer.rollouts.scoring import Sample
 
 MODES = ("bf16",)
 """Forward and backward passes in bfloat16, master weights and optimizer in float32."""

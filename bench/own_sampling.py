@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from fixed_work import FixedWork
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+
+from bench.fixed_work import FixedWork
 
 
 @torch.no_grad()

@@ -9,15 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from compare_trl import MICRO_BATCH, MODES, WorkerError, measure_trl, micro_batch_size, show_phases
-from fixed_work import FixedWork
-from local_run import PHASES, RunFailedError, measure_ours
-from measurements import Step, load_average, machine_facts, measured, medians, positive, say, show, write_json
-from trl_environment import TRL_VERSION, InstallError, default_environment, ensure_environment
-
-from rlhf_services.local.processes import interrupt_on_signals
-from rlhf_services.local.supervisor import ServiceDiedError
-from rlhf_services.models.weights import checkpoint_manifest
+from bench.compare_trl import MICRO_BATCH, MODES, WorkerError, measure_trl, micro_batch_size, show_phases
+from bench.fixed_work import FixedWork
+from bench.local_run import PHASES, RunFailedError, measure_ours
+from bench.measurements import Step, load_average, machine_facts, measured, medians, positive, say, show, write_json
+from bench.trl_environment import TRL_VERSION, InstallError, default_environment, ensure_environment
+from rlhf.models.weights import checkpoint_manifest
+from rlhf_cli.local.processes import interrupt_on_signals
+from rlhf_cli.local.supervisor import ServiceDiedError
 
 OURS = "ours"
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from measurements import write_json
-from reward_senders import FORMS, FailedError, RefusedError, Sender, open_sender
-from reward_work import RewardWork
+from bench.measurements import write_json
+from bench.reward_senders import FORMS, FailedError, RefusedError, Sender, open_sender
+from bench.reward_work import RewardWork
 
 PROBE_SECONDS = 0.1
 Event = tuple[float, float, int]

@@ -8,15 +8,14 @@ import random
 import sys
 from pathlib import Path
 
-from fixed_work import QUESTIONS
-from reward_work import Request, RewardWork
-
-from rlhf_services.demo.small_model import fetch_small_model
-from rlhf_services.demo.tiny_model import make_tiny_model
-from rlhf_services.models.loading import load_tokenizer
-from rlhf_services.models.scalar_model import ScalarModel
-from rlhf_services.reward.scorer import ScoreError, TextPair
-from rlhf_services.reward.scorers.tokenizing import PairTokenizer
+from bench.fixed_work import QUESTIONS
+from bench.reward_work import Request, RewardWork
+from rlhf.models.loading import load_tokenizer
+from rlhf.models.scalar_model import ScalarModel
+from rlhf_cli.demo.small_model import fetch_small_model
+from rlhf_cli.demo.tiny_model import make_tiny_model
+from services.reward.scorers.scorer import ScoreError, TextPair
+from services.reward.scorers.tokenizing import PairTokenizer
 
 SEED = 20260
 MODELS = ("smollm2", "tiny")

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import aiohttp
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from reward_work import Request, RewardWork
 
-from rlhf_services.v1 import reward_pb2
+from bench.reward_work import Request, RewardWork
+from rlhf.v1 import reward_pb2
 
 FORMS = ("grpc", "http", "get_reward")
 DEADLINE_SECONDS = 300.0
@@ -70,7 +70,7 @@ class _GrpcSender:
         self._messages = [_grpc_message(request) for request in work.requests]
         self._score = [
             channel.unary_unary(
-                "/rlhf_services.v1.RewardService/Score",
+                "/rlhf.v1.RewardService/Score",
                 request_serializer=bytes,
                 response_deserializer=reward_pb2.ScoreResponse.FromString,
             )

@@ -12,15 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from measurements import load_average, machine_facts, positive, say, show, write_json
-from reward_requests import MODELS, prepare_work
-from reward_sides import Load, Side, StartError, measure_offline, running_baseline, running_service, work_file
-from reward_work import RewardWork
-from worker import WorkerError
-
-from rlhf_services.common.threads import sleep_at_barriers
-from rlhf_services.local.errors import LocalServiceError
-from rlhf_services.local.processes import interrupt_on_signals
+from bench.measurements import load_average, machine_facts, positive, say, show, write_json
+from bench.reward_requests import MODELS, prepare_work
+from bench.reward_sides import Load, Side, StartError, measure_offline, running_baseline, running_service, work_file
+from bench.reward_work import RewardWork
+from bench.worker import WorkerError
+from rlhf.threads import sleep_at_barriers
+from rlhf_cli.local.errors import LocalServiceError
+from rlhf_cli.local.processes import interrupt_on_signals
 
 FORMS = ("grpc", "http")
 CALLERS = (1, 8, 64, 256)

@@ -11,12 +11,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from measurements import load_average, machine_facts, positive, say, show, write_json
-from train_work import TASKS, TrainWork
-from trl_environment import TRL_VERSION
-from worker import WorkerError, run_worker
-
-from rlhf_services.local.processes import interrupt_on_signals
+from bench.measurements import load_average, machine_facts, positive, say, show, write_json
+from bench.train_work import TASKS, TrainWork
+from bench.trl_environment import TRL_VERSION
+from bench.worker import WorkerError, run_worker
+from rlhf_cli.local.processes import interrupt_on_signals
 
 SIDES = (("ours", "bf16"), ("trl", "fp32"), ("trl", "bf16"))
 TITLES = {"sft": "SFT", "reward": "reward model", "dpo": "DPO", "ppo": "PPO update"}

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from rlhf_services.demo.small_model import fetch_small_model
-from rlhf_services.models.loading import load_tokenizer
-from rlhf_services.models.scalar_model import ScalarModel, padding_token
+from rlhf.models.loading import load_tokenizer
+from rlhf.models.scalar_model import ScalarModel, padding_token
+from rlhf_cli.demo.small_model import fetch_small_model
 
 TASKS = ("sft", "reward", "dpo", "ppo")
 SEED = 20260

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import torch
-from train_work import TASKS, TrainWork
+
+from bench.train_work import TASKS, TrainWork
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
     if arguments.side == "ours":
         seconds = _our_seconds(arguments.task, work, arguments.steps)
     else:
-        from trl_training import run
+        from bench.trl_training import run
 
         with tempfile.TemporaryDirectory() as folder:
             seconds = run(arguments.task, arguments.mode, work, arguments.steps, folder)
@@ -42,7 +43,7 @@ def main() -> None:
 
 
 def _our_seconds(task: str, work: TrainWork, steps: int) -> list[float]:
-    from our_training import step_of
+    from bench.our_training import step_of
 
     step = step_of(task, work)
     seconds = []

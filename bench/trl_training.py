@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from train_work import TrainWork
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -28,6 +27,8 @@ from transformers import (
 )
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+
+from bench.train_work import TrainWork
 
 MODES = {
     # mode: mixed precision by autocast; the weights are float32 in both

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from fixed_work import FixedWork
-from measurements import load_average, machine_facts, positive, say, show, write_json
-from weight_push_fractions import HEADINGS, RATES, measure_fractions, rows
-from weight_push_raw import memcpy_bytes_per_second, tcp_bytes_per_second
-from weight_push_service import ENCODINGS, MODES, ModeResult, Push, measure_mode
+from bench.fixed_work import FixedWork
+from bench.measurements import load_average, machine_facts, positive, say, show, write_json
+from bench.weight_push_fractions import HEADINGS, RATES, measure_fractions, rows
+from bench.weight_push_raw import memcpy_bytes_per_second, tcp_bytes_per_second
+from bench.weight_push_service import ENCODINGS, MODES, ModeResult, Push, measure_mode
 
 GIB = 2**30
 

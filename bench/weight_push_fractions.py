@@ -14,31 +14,31 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from fixed_work import FixedWork
-from measurements import machine_facts, positive, say, show, write_json
-from own_sampling import complete
 from torch import Tensor
 
-from rlhf_services.common.memory import keep_freed_memory
-from rlhf_services.common.push_messages import push_messages
-from rlhf_services.common.pushes import Encoding
-from rlhf_services.common.rollout import Rollout
-from rlhf_services.common.weights import TensorInfo, WeightsManifest
-from rlhf_services.models.loading import load_policy
-from rlhf_services.models.policy_model import PolicyModel
-from rlhf_services.models.scalar_model import ScalarModel
-from rlhf_services.models.sequences import pad_sequences
-from rlhf_services.models.sparse_patch import decode, new_values
-from rlhf_services.models.token_scores import completion_logprobs, sequence_scores
-from rlhf_services.models.weights import tensor_info
-from rlhf_services.trainer.fleet.peers import TRAINING_REWARD
-from rlhf_services.trainer.fleet.snapshot import WeightsSnapshot, take_snapshot
-from rlhf_services.trainer.learning.catalog import make_updater
-from rlhf_services.trainer.learning.trained_model import TrainedModel
-from rlhf_services.trainer.learning.update import Updater
-from rlhf_services.trainer.online_config import PpoRunConfig
-from rlhf_services.trainer.rollouts.batch import collate
-from rlhf_services.trainer.rollouts.scoring import Sample
+from bench.fixed_work import FixedWork
+from bench.measurements import machine_facts, positive, say, show, write_json
+from bench.own_sampling import complete
+from rlhf.client.push_messages import push_messages
+from rlhf.learning.batch import collate
+from rlhf.learning.catalog import make_updater
+from rlhf.learning.snapshot import WeightsSnapshot, take_snapshot
+from rlhf.learning.trained_model import TrainedModel
+from rlhf.learning.update import Updater
+from rlhf.memory import keep_freed_memory
+from rlhf.models.loading import load_policy
+from rlhf.models.policy_model import PolicyModel
+from rlhf.models.scalar_model import ScalarModel
+from rlhf.models.sequences import pad_sequences
+from rlhf.models.sparse_patch import decode, new_values
+from rlhf.models.token_scores import completion_logprobs, sequence_scores
+from rlhf.models.weights import tensor_info
+from rlhf.pushes import Encoding
+from rlhf.rollout import Rollout
+from rlhf.weights import TensorInfo, WeightsManifest
+from services.trainer.config.online import PpoRunConfig
+from services.trainer.fleet.peers import TRAINING_REWARD
+from services.trainer.rollouts.scoring import Sample
 
 RATES = (1e-6, 5e-6, 1e-5)
 STEPS = 3

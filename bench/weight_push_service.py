@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from fixed_work import FixedWork
-from measurements import say
 
-from rlhf_services.clients.policy import PolicyClient
-from rlhf_services.common.memory import keep_freed_memory
-from rlhf_services.common.pushes import Encoding
-from rlhf_services.common.rollout import Prompt, Sampling
-from rlhf_services.local.local_services import ENVIRONMENT, LocalServices
-from rlhf_services.local.supervisor import Supervisor
-from rlhf_services.models.loading import load_policy
-from rlhf_services.models.policy_model import PolicyModel
-from rlhf_services.trainer.config import OptimizerConfig
-from rlhf_services.trainer.fleet.snapshot import WeightsSnapshot, take_snapshot
-from rlhf_services.trainer.learning.trained_model import TrainedModel
+from bench.fixed_work import FixedWork
+from bench.measurements import say
+from rlhf.client.policy import PolicyClient
+from rlhf.learning.snapshot import WeightsSnapshot, take_snapshot
+from rlhf.learning.trained_model import TrainedModel
+from rlhf.memory import keep_freed_memory
+from rlhf.models.loading import load_policy
+from rlhf.models.policy_model import PolicyModel
+from rlhf.pushes import Encoding
+from rlhf.rollout import Prompt, Sampling
+from rlhf_cli.local.local_services import ENVIRONMENT, LocalServices
+from rlhf_cli.local.supervisor import Supervisor
+from services.trainer.config.sections import OptimizerConfig
 
 Mode = Literal["packed", "in_place"]
 MODES: tuple[Mode, ...] = ("packed", "in_place")

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import pytest
 import structlog
 
-from rlhf_services.common.threads import sleep_at_barriers
+from rlhf.threads import sleep_at_barriers
 
 sleep_at_barriers()  # tests run whole services side by side
 
-from tiny_model import make_tiny_model, make_tiny_reward_model  # noqa: E402 - it imports torch
+from tests.support.tiny_model import make_tiny_model, make_tiny_reward_model  # noqa: E402 - it imports torch
 
 if TYPE_CHECKING:
-    from node_example import NodeExample
+    from tests.support.node_example import NodeExample
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def tiny_reward_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def node_example(tmp_path_factory: pytest.TempPathFactory) -> "NodeExample":
     """The Node.js client with its dependencies, which npm fetches."""
-    from node_example import install_node_example
+    from tests.support.node_example import install_node_example
 
     return install_node_example(tmp_path_factory.mktemp("node_example"))
 
@@ -47,6 +47,6 @@ def node_example(tmp_path_factory: pytest.TempPathFactory) -> "NodeExample":
 @pytest.fixture(scope="session")
 def smollm_path() -> Path:
     """Folder of the small real model, SmolLM2-135M-Instruct; fetched once and kept in the user's cache."""
-    from rlhf_services.demo.small_model import fetch_small_model
+    from rlhf_cli.demo.small_model import fetch_small_model
 
     return fetch_small_model()

@@ -6,7 +6,8 @@ from typing import Any
 from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models import dashboard as models
-from panels import SOURCE
+
+from deploy.monitoring.panels import SOURCE
 
 RATE = "$__rate_interval"
 OURS = 'alertname=~"Rlhf.+"'

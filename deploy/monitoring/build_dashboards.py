@@ -3,13 +3,14 @@
 import json
 from pathlib import Path
 
-from boards import fleet, gpu, policy, resources, reward, run, services
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
+from deploy.monitoring.boards import fleet, gpu, policy, resources, reward, run, services
+
 FOLDER = Path(__file__).parent / "dashboards"
 BOARDS = {
-    module.__name__.removeprefix("boards."): module for module in (run, services, policy, fleet, reward, resources, gpu)
+    module.__name__.rpartition(".")[2]: module for module in (run, services, policy, fleet, reward, resources, gpu)
 }
 
 

@@ -9,7 +9,8 @@ import matplotlib.dates as dates
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from units import SUFFIX, format_value, plain
+
+from deploy.monitoring.units import SUFFIX, format_value, plain
 
 matplotlib.rcParams.update({"font.size": 7.5, "font.family": "DejaVu Sans"})
 

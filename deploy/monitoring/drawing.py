@@ -9,7 +9,10 @@ from itertools import groupby
 from typing import Any
 
 import matplotlib.dates as dates
-from canvas import (
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from deploy.monitoring.canvas import (
     COLORS,
     COLUMNS,
     HEAD_INCHES,
@@ -23,9 +26,7 @@ from canvas import (
     time_axis,
     value_axis,
 )
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from units import format_value
+from deploy.monitoring.units import format_value
 
 NO_DATA = "No data"
 

@@ -16,8 +16,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from drawing import Line, draw_dashboard
-from queries import DEFAULT, PanelQuery, Prometheus, QueryError, load_dashboard, panel_queries, substitute
+from deploy.monitoring.drawing import Line, draw_dashboard
+from deploy.monitoring.queries import (
+    DEFAULT,
+    PanelQuery,
+    Prometheus,
+    QueryError,
+    load_dashboard,
+    panel_queries,
+    substitute,
+)
 
 POINTS = 240
 """Points of time in a picture."""

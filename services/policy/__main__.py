@@ -1,8 +1,8 @@
-"""`python -m rlhf_services.policy` is `rlhf-policy`."""
+"""`python -m services.policy` is `rlhf-policy`."""
 
 import sys
 
-from rlhf_services.policy.server import main
+from services.policy.server import main
 
 if __name__ == "__main__":  # vLLM's processes import this module anew
     sys.exit(main())

@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from rlhf_services.common.config import Port, Section, ServerConfig
+from rlhf.config import Port, Section, ServerConfig
 
 
 class PolicyServerConfig(ServerConfig):

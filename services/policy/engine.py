@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from rlhf_services.common.rollout import FinishReason
-from rlhf_services.common.weights import WeightsManifest
-from rlhf_services.policy.weights.memory_file import WeightsFile
-from rlhf_services.policy.weights.stage import StagedPatch, StagedWeights
+from rlhf.rollout import FinishReason
+from rlhf.weights import WeightsManifest
+from services.policy.weights.memory_file import WeightsFile
+from services.policy.weights.staged import StagedPatch, StagedWeights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

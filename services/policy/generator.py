@@ -5,13 +5,13 @@ import uuid
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 
-from rlhf_services.common.errors import OverloadedError
-from rlhf_services.common.rollout import Prompt, Rollout
-from rlhf_services.policy.config import LimitsConfig
-from rlhf_services.policy.engine import Engine, SampleParams
-from rlhf_services.policy.metrics import PolicyMetrics
-from rlhf_services.policy.requests import GenerateJob, check_job
-from rlhf_services.policy.weights.updater import WeightUpdater
+from rlhf.errors import OverloadedError
+from rlhf.rollout import Prompt, Rollout
+from services.policy.config import LimitsConfig
+from services.policy.engine import Engine, SampleParams
+from services.policy.metrics import PolicyMetrics
+from services.policy.requests import GenerateJob, check_job
+from services.policy.updater import WeightUpdater
 
 SEED_MODULUS = 2**63
 

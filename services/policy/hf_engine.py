@@ -15,16 +15,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from rlhf_services.common.errors import FatalError, InvalidRequestError, NotReadyError
-from rlhf_services.models.devices import resolve_device
-from rlhf_services.models.loading import load_policy
-from rlhf_services.policy.config import PolicyConfig
-from rlhf_services.policy.engine import Completion, EngineInfo, SampleParams
-from rlhf_services.policy.liveness import RESTART
-from rlhf_services.policy.model_facts import read_engine_info
-from rlhf_services.policy.row_sampling import Row, pad_left, sample_next
-from rlhf_services.policy.weights.apply import load_staged, patch_model
-from rlhf_services.policy.weights.stage import StagedPatch, StagedWeights
+from rlhf.errors import FatalError, InvalidRequestError, NotReadyError
+from rlhf.models.devices import resolve_device
+from rlhf.models.loading import load_policy
+from services.policy.config import PolicyConfig
+from services.policy.engine import Completion, EngineInfo, SampleParams
+from services.policy.model_facts import read_engine_info
+from services.policy.row_sampling import Row, pad_left, sample_next
+from services.policy.vllm.liveness import RESTART
+from services.policy.weights.apply import load_staged, patch_model
+from services.policy.weights.staged import StagedPatch, StagedWeights
 
 
 class HfEngine:

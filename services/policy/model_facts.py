@@ -2,13 +2,13 @@
 
 from transformers import AutoConfig, GenerationConfig
 
-from rlhf_services.common.errors import ConfigError
-from rlhf_services.common.weights import WeightsManifest
-from rlhf_services.models.loading import load_tokenizer, stop_ids_of, tokenizer_digest
-from rlhf_services.models.weights import read_checkpoint, tensor_bytes, tensor_info
-from rlhf_services.policy.config import ModelConfig
-from rlhf_services.policy.engine import EngineInfo
-from rlhf_services.policy.weights.memory_file import WeightsFile
+from rlhf.errors import ConfigError
+from rlhf.models.loading import load_tokenizer, stop_ids_of, tokenizer_digest
+from rlhf.models.weights import read_checkpoint, tensor_bytes, tensor_info
+from rlhf.weights import WeightsManifest
+from services.policy.config import ModelConfig
+from services.policy.engine import EngineInfo
+from services.policy.weights.memory_file import WeightsFile
 
 DTYPE_NAMES = {"bfloat16": "BF16", "float32": "F32"}
 """Element types of the configuration, as a manifest names them."""

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from rlhf_services.common.errors import InvalidRequestError, PreconditionError
-from rlhf_services.common.rollout import Prompt, Sampling
-from rlhf_services.common.token_checks import fault_of_digest, fault_of_ids
-from rlhf_services.policy.config import LimitsConfig
-from rlhf_services.policy.engine import EngineInfo
+from rlhf.errors import InvalidRequestError, PreconditionError
+from rlhf.rollout import Prompt, Sampling
+from rlhf.serving.token_checks import fault_of_digest, fault_of_ids
+from services.policy.config import LimitsConfig
+from services.policy.engine import EngineInfo
 
 MAX_TEMPERATURE = 10.0
 MIN_TEMPERATURE = 0.01

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 import torch
 from torch import Tensor
 
-from rlhf_services.policy.engine import Completion, SampleParams
+from services.policy.engine import Completion, SampleParams
 
 
 class Row:

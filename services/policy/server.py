@@ -7,18 +7,18 @@ from types import MappingProxyType
 import grpc
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from rlhf_services.common.config import exit_on_config_error, load_config
-from rlhf_services.common.memory import keep_freed_memory
-from rlhf_services.common.serving import ServiceServer, run_service
-from rlhf_services.policy.config import PolicyConfig
-from rlhf_services.policy.engine import Engine
-from rlhf_services.policy.metrics import PolicyMetrics
-from rlhf_services.policy.servicer import PolicyServicer
-from rlhf_services.policy.weights.updater import WeightUpdater
-from rlhf_services.v1 import policy_pb2_grpc
+from rlhf.config import exit_on_config_error, load_config
+from rlhf.memory import keep_freed_memory
+from rlhf.serving.serving import ServiceServer, run_service
+from rlhf.v1 import policy_pb2_grpc
+from services.policy.config import PolicyConfig
+from services.policy.engine import Engine
+from services.policy.metrics import PolicyMetrics
+from services.policy.servicer import PolicyServicer
+from services.policy.updater import WeightUpdater
 
 NAME = "policy"
-FULL_NAME = "rlhf_services.v1.PolicyService"
+FULL_NAME = "rlhf.v1.PolicyService"
 SCOPE_OF_METHOD = MappingProxyType({"Generate": "generate", "GetModel": "generate", "UpdateWeights": "admin"})
 
 
@@ -56,10 +56,10 @@ def make_engine(config: PolicyConfig) -> Engine:
     """Returns the engine that the configuration names, not started."""
     # Imported here: each engine brings seconds of imports, and the other one may not be installed.
     if config.model.engine == "vllm":
-        from rlhf_services.policy.vllm_engine import VllmEngine
+        from services.policy.vllm.engine import VllmEngine
 
         return VllmEngine(config)
-    from rlhf_services.policy.hf_engine import HfEngine
+    from services.policy.hf_engine import HfEngine
 
     return HfEngine(config)
 

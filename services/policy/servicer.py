@@ -7,23 +7,23 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from rlhf_services.common import codec
-from rlhf_services.common.errors import InvalidRequestError
-from rlhf_services.common.push_messages import ChunkView, parse_push_message
-from rlhf_services.policy.config import PolicyConfig
-from rlhf_services.policy.engine import Engine
-from rlhf_services.policy.generator import Generator
-from rlhf_services.policy.metrics import PolicyMetrics
-from rlhf_services.policy.requests import GenerateJob
-from rlhf_services.policy.weights.incoming import PushChunk, PushCommit, PushPart
-from rlhf_services.policy.weights.updater import WeightUpdater
-from rlhf_services.v1 import policy_pb2, policy_pb2_grpc
+from rlhf.client import codec
+from rlhf.client.push_messages import ChunkView, parse_push_message
+from rlhf.errors import InvalidRequestError
+from rlhf.v1 import policy_pb2, policy_pb2_grpc
+from services.policy.config import PolicyConfig
+from services.policy.engine import Engine
+from services.policy.generator import Generator
+from services.policy.metrics import PolicyMetrics
+from services.policy.requests import GenerateJob
+from services.policy.updater import WeightUpdater
+from services.policy.weights.incoming import PushChunk, PushCommit, PushPart
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
-    """Implements rlhf_services.v1.PolicyService. Its methods are called only once the engine is loaded."""
+    """Implements rlhf.v1.PolicyService. Its methods are called only once the engine is loaded."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""python -m rlhf_services.reference"""
+"""python -m services.reference"""
 
 import sys
 
-from rlhf_services.reference.server import main
+from services.reference.server import main
 
 sys.exit(main())

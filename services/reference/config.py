@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from rlhf_services.common.config import Port, Section, ServerConfig
-from rlhf_services.common.limits import BatchLimitsConfig
+from rlhf.config import Port, Section, ServerConfig
+from rlhf.serving.batching.limits import BatchLimitsConfig
 
 
 class ReferenceServerConfig(ServerConfig):

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from rlhf_services.common.batching import Batcher
-from rlhf_services.common.errors import InternalError, InvalidRequestError, NotReadyError, ServiceError
-from rlhf_services.common.limits import BatchLimitsConfig
-from rlhf_services.common.token_checks import fault_of_digest, fault_of_ids
-from rlhf_services.reference.metrics import ReferenceMetrics
+from rlhf.errors import InternalError, InvalidRequestError, NotReadyError, ServiceError
+from rlhf.serving.batching.batcher import Batcher
+from rlhf.serving.batching.limits import BatchLimitsConfig
+from rlhf.serving.token_checks import fault_of_digest, fault_of_ids
+from services.reference.metrics import ReferenceMetrics
 
 MAX_TEMPERATURE = 10.0
 

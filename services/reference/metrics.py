@@ -2,7 +2,7 @@
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter
 
-from rlhf_services.common.batch_metrics import BatchMetrics
+from rlhf.serving.batching.batch_metrics import BatchMetrics
 
 
 class ReferenceMetrics:

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from rlhf_services.models.attention import NAME
-from rlhf_services.models.devices import resolve_device
-from rlhf_services.models.loading import load_policy, load_tokenizer, tokenizer_digest
-from rlhf_services.models.sequences import pad_sequences
-from rlhf_services.models.token_scores import completion_logprobs
-from rlhf_services.models.weights import model_manifest
-from rlhf_services.reference.config import ModelConfig
-from rlhf_services.reference.core import Completion, ReferenceInfo
+from rlhf.models.attention import NAME
+from rlhf.models.devices import resolve_device
+from rlhf.models.loading import load_policy, load_tokenizer, tokenizer_digest
+from rlhf.models.sequences import pad_sequences
+from rlhf.models.token_scores import completion_logprobs
+from rlhf.models.weights import model_manifest
+from services.reference.config import ModelConfig
+from services.reference.core import Completion, ReferenceInfo
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,17 +5,17 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-from rlhf_services.common.config import exit_on_config_error, load_config
-from rlhf_services.common.errors import ConfigError
-from rlhf_services.common.memory import keep_freed_memory
-from rlhf_services.common.serving import run_service
-from rlhf_services.reference.config import ModelConfig, ReferenceConfig
-from rlhf_services.reference.core import ReferenceCore, Scorer
-from rlhf_services.reference.metrics import ReferenceMetrics
-from rlhf_services.reference.servicer import ReferenceServicer
-from rlhf_services.v1 import reference_pb2_grpc
+from rlhf.config import exit_on_config_error, load_config
+from rlhf.errors import ConfigError
+from rlhf.memory import keep_freed_memory
+from rlhf.serving.serving import run_service
+from rlhf.v1 import reference_pb2_grpc
+from services.reference.config import ModelConfig, ReferenceConfig
+from services.reference.core import ReferenceCore, Scorer
+from services.reference.metrics import ReferenceMetrics
+from services.reference.servicer import ReferenceServicer
 
-FULL_NAME = "rlhf_services.v1.ReferenceService"
+FULL_NAME = "rlhf.v1.ReferenceService"
 SCOPE_OF_METHOD = MappingProxyType({"ComputeLogprobs": "score", "GetModel": "score"})
 
 
@@ -33,6 +33,6 @@ def build_scorer(config: ModelConfig) -> Scorer:
     """Returns the scorer. Torch takes seconds to import: only when the path is good. Raises: ConfigError."""
     if not Path(config.path).is_dir():
         raise ConfigError(f"model.path is '{config.path}': no such directory; give the folder of a Hugging Face model")
-    from rlhf_services.reference.scorer import load_logprobs_scorer
+    from services.reference.scorer import load_logprobs_scorer
 
     return load_logprobs_scorer(config)

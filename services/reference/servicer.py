@@ -4,15 +4,15 @@ from typing import Any
 
 import grpc
 
-from rlhf_services.common.calls import current_caller
-from rlhf_services.reference.core import Completion, ReferenceCore
-from rlhf_services.v1 import reference_pb2, reference_pb2_grpc
+from rlhf.serving.calls import current_caller
+from rlhf.v1 import reference_pb2, reference_pb2_grpc
+from services.reference.core import Completion, ReferenceCore
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class ReferenceServicer(reference_pb2_grpc.ReferenceServiceServicer):
-    """Implements rlhf_services.v1.ReferenceService."""
+    """Implements rlhf.v1.ReferenceService."""
 
     def __init__(self, core: ReferenceCore) -> None:
         self._core = core

@@ -1,7 +1,7 @@
-"""python -m rlhf_services.reward"""
+"""python -m services.reward"""
 
 import sys
 
-from rlhf_services.reward.server import main
+from services.reward.server import main
 
 sys.exit(main())

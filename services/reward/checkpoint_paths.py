@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_services.common.errors import InvalidRequestError, PreconditionError
+from rlhf.errors import InvalidRequestError, PreconditionError
 
 CODE_SUFFIXES = frozenset(
     {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".msgpack"}

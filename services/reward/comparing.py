@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from rlhf_services.reward.scorer import ErrorCode, Item, Outcome, ScoreError, reward_of
+from services.reward.scorers.scorer import ErrorCode, Item, Outcome, ScoreError, reward_of
 
 
 @dataclass(frozen=True, slots=True)

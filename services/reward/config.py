@@ -2,10 +2,10 @@
 
 from pydantic import Field, field_validator
 
-from rlhf_services.common.config import Port, Section, ServerConfig
-from rlhf_services.common.limits import BatchLimitsConfig
-from rlhf_services.reward.scorers.scorer_config import ScorerConfig
-from rlhf_services.reward.watch.watch_config import WatchConfig
+from rlhf.config import Port, Section, ServerConfig
+from rlhf.serving.batching.limits import BatchLimitsConfig
+from services.reward.scorers.scorer_config import ScorerConfig
+from services.reward.watch.config import WatchConfig
 
 __all__ = [
     "HttpConfig",

@@ -6,8 +6,8 @@ from typing import Any
 
 from blake3 import blake3
 
-from rlhf_services.reward.comparing import ComparisonPair
-from rlhf_services.reward.scorer import ChatMessage, Conversation, Item, RawPair, TextPair, TokenPair, TokenSequence
+from services.reward.comparing import ComparisonPair
+from services.reward.scorers.scorer import ChatMessage, Conversation, Item, RawPair, TextPair, TokenPair, TokenSequence
 
 
 def digest_of(content: Sequence[Item | ComparisonPair | None]) -> bytes:

@@ -5,15 +5,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rlhf_services.common.errors import InvalidRequestError, NotReadyError, PreconditionError, ServiceError
-from rlhf_services.common.token_checks import fault_of_digest
-from rlhf_services.reward.comparing import ComparisonOutcome, ComparisonPair
-from rlhf_services.reward.config import LimitsConfig
-from rlhf_services.reward.content import digest_of
-from rlhf_services.reward.loading import LoadedModel, ModelLoader
-from rlhf_services.reward.metrics import RewardMetrics
-from rlhf_services.reward.repeats import CallKey, Repeats
-from rlhf_services.reward.scorer import (
+from rlhf.errors import InvalidRequestError, NotReadyError, PreconditionError, ServiceError
+from rlhf.serving.token_checks import fault_of_digest
+from services.reward.comparing import ComparisonOutcome, ComparisonPair
+from services.reward.config import LimitsConfig
+from services.reward.content import digest_of
+from services.reward.loading import LoadedModel, ModelLoader
+from services.reward.metrics import RewardMetrics
+from services.reward.repeats import CallKey, Repeats
+from services.reward.scorers.scorer import (
     Item,
     Observation,
     Outcome,
@@ -24,8 +24,8 @@ from rlhf_services.reward.scorer import (
     completion_of,
     reward_of,
 )
-from rlhf_services.reward.serving_model import ServingModel
-from rlhf_services.reward.watch.watch_report import Report
+from services.reward.serving_model import ServingModel
+from services.reward.watch.report import Report
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rlhf_services.reward.scorer import Conversation, ErrorCode, Item, RawPair, ScoreError, TextPair
+from services.reward.scorers.scorer import Conversation, ErrorCode, Item, RawPair, ScoreError, TextPair
 
 NamedText = tuple[str, str]
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_services.common.errors import ConfigError, InvalidRequestError, PreconditionError, ServiceError
-from rlhf_services.common.logs import get_logger
-from rlhf_services.reward.checkpoint_paths import resolve_checkpoint
-from rlhf_services.reward.config import ModelsConfig, ScorerConfig
-from rlhf_services.reward.isolation import checked_outcome
-from rlhf_services.reward.scorer import ScoreError, Scorer, ScorerError, ScorerInfo, TextPair, reward_of
+from rlhf.errors import ConfigError, InvalidRequestError, PreconditionError, ServiceError
+from rlhf.serving.logs import get_logger
+from services.reward.checkpoint_paths import resolve_checkpoint
+from services.reward.config import ModelsConfig, ScorerConfig
+from services.reward.scorers.isolation import checked_outcome
+from services.reward.scorers.scorer import ScoreError, Scorer, ScorerError, ScorerInfo, TextPair, reward_of
 
 log = get_logger(__name__)
 

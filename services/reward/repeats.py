@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from rlhf_services.common.errors import InvalidRequestError
+from rlhf.errors import InvalidRequestError
 
 Answer = TypeVar("Answer")
 

@@ -4,21 +4,21 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 
-from rlhf_services.common.config import exit_on_config_error, load_config
-from rlhf_services.common.memory import keep_freed_memory
-from rlhf_services.common.serving import run_service
-from rlhf_services.reward.config import RewardConfig
-from rlhf_services.reward.core import RewardCore
-from rlhf_services.reward.gateway.side import HttpGateway
-from rlhf_services.reward.loading import ModelLoader
-from rlhf_services.reward.metrics import RewardMetrics
-from rlhf_services.reward.scorers.factory import build_scorer
-from rlhf_services.reward.scorers.scorer_config import reloaded
-from rlhf_services.reward.servicer import RewardServicer
-from rlhf_services.reward.watch.watch import RewardWatch
-from rlhf_services.v1 import reward_pb2_grpc
+from rlhf.config import exit_on_config_error, load_config
+from rlhf.memory import keep_freed_memory
+from rlhf.serving.http.side import HttpGateway
+from rlhf.serving.serving import run_service
+from rlhf.v1 import reward_pb2_grpc
+from services.reward.config import RewardConfig
+from services.reward.core import RewardCore
+from services.reward.loading import ModelLoader
+from services.reward.metrics import RewardMetrics
+from services.reward.scorers.factory import build_scorer
+from services.reward.scorers.scorer_config import reloaded
+from services.reward.servicer import RewardServicer
+from services.reward.watch.watch import RewardWatch
 
-FULL_NAME = "rlhf_services.v1.RewardService"
+FULL_NAME = "rlhf.v1.RewardService"
 
 SCOPE_OF_METHOD: Mapping[str, str] = MappingProxyType(
     {"Score": "score", "Compare": "score", "GetModel": "score", "GetReport": "score", "LoadModel": "admin"}

@@ -7,17 +7,17 @@ from typing import Any
 
 import grpc
 
-from rlhf_services.common.calls import current_caller
-from rlhf_services.common.errors import DeadlineExceededError
-from rlhf_services.reward import wire
-from rlhf_services.reward.core import RewardCore
-from rlhf_services.v1 import reward_pb2, reward_pb2_grpc
+from rlhf.errors import DeadlineExceededError
+from rlhf.serving.calls import current_caller
+from rlhf.v1 import reward_pb2, reward_pb2_grpc
+from services.reward import wire
+from services.reward.core import RewardCore
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
-    """Implements rlhf_services.v1.RewardService."""
+    """Implements rlhf.v1.RewardService."""
 
     def __init__(self, core: RewardCore) -> None:
         self._core = core

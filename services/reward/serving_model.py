@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_services.common.batching import Batcher
-from rlhf_services.common.errors import NotReadyError
-from rlhf_services.common.logs import get_logger
-from rlhf_services.common.tracing import tracer, tracing_is_on
-from rlhf_services.reward.comparing import (
+from rlhf.client.tracing import tracer, tracing_is_on
+from rlhf.errors import NotReadyError
+from rlhf.serving.batching.batcher import Batcher
+from rlhf.serving.logs import get_logger
+from services.reward.comparing import (
     ComparisonOutcome,
     ComparisonPair,
     compare_probability,
@@ -20,11 +20,11 @@ from rlhf_services.reward.comparing import (
     fault_of_either,
     fault_of_margin,
 )
-from rlhf_services.reward.config import LimitsConfig
-from rlhf_services.reward.isolation import checked_outcome, checked_probability, run_isolated
-from rlhf_services.reward.item_checks import fault_of_item
-from rlhf_services.reward.metrics import RewardMetrics
-from rlhf_services.reward.scorer import ErrorCode, Item, Outcome, PairScorer, ScoreError, Scorer, ScorerInfo
+from services.reward.config import LimitsConfig
+from services.reward.item_checks import fault_of_item
+from services.reward.metrics import RewardMetrics
+from services.reward.scorers.isolation import checked_outcome, checked_probability, run_isolated
+from services.reward.scorers.scorer import ErrorCode, Item, Outcome, PairScorer, ScoreError, Scorer, ScorerInfo
 
 log = get_logger(__name__)
 

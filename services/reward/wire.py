@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from types import MappingProxyType
 
-from rlhf_services.reward.comparing import ComparisonOutcome, ComparisonPair
-from rlhf_services.reward.scorer import (
+from rlhf.v1 import reward_pb2
+from services.reward.comparing import ComparisonOutcome, ComparisonPair
+from services.reward.scorers.scorer import (
     ChatMessage,
     ComponentReward,
     Conversation,
@@ -19,8 +20,7 @@ from rlhf_services.reward.scorer import (
     TokenPair,
     TokenSequence,
 )
-from rlhf_services.reward.watch.watch_report import Report
-from rlhf_services.v1 import reward_pb2
+from services.reward.watch.report import Report
 
 _WIRE_CODES: Mapping[ErrorCode, reward_pb2.ScoreErrorCode] = MappingProxyType(
     {

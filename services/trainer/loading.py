@@ -11,21 +11,21 @@ from blake3 import blake3
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_services.common.errors import ConfigError
-from rlhf_services.models.activation_checkpointing import enable_activation_checkpointing
-from rlhf_services.models.loading import load_policy, load_tokenizer, tokenizer_digest
-from rlhf_services.models.policy_model import PolicyModel
-from rlhf_services.models.scalar_model import ScalarModel
-from rlhf_services.trainer.checkpoint import read_state, require_same_model
-from rlhf_services.trainer.data.chat import load_chat_examples
-from rlhf_services.trainer.data.chat_masks import ChatExample
-from rlhf_services.trainer.data.prompts import PromptItem, PromptSampler, load_prompts
-from rlhf_services.trainer.learning.catalog import make_updater
-from rlhf_services.trainer.learning.ranks import Ranks
-from rlhf_services.trainer.learning.trained_model import TrainedModel
-from rlhf_services.trainer.learning.update import Updater
-from rlhf_services.trainer.online_config import OnlineRunConfig, PpoRunConfig
-from rlhf_services.trainer.run_dir import changed_settings
+from rlhf.data.chat import load_chat_examples
+from rlhf.data.chat_masks import ChatExample
+from rlhf.data.prompts import PromptItem, PromptSampler, load_prompts
+from rlhf.errors import ConfigError
+from rlhf.learning.catalog import make_updater
+from rlhf.learning.ranks import Ranks
+from rlhf.learning.trained_model import TrainedModel
+from rlhf.learning.update import Updater
+from rlhf.models.activation_checkpointing import enable_activation_checkpointing
+from rlhf.models.loading import load_policy, load_tokenizer, tokenizer_digest
+from rlhf.models.policy_model import PolicyModel
+from rlhf.models.scalar_model import ScalarModel
+from services.trainer.config.online import OnlineRunConfig, PpoRunConfig
+from services.trainer.state.checkpoint import read_state, require_same_model
+from services.trainer.state.run_dir import changed_settings
 
 FIRST_POLICY_VERSION = 1
 """The version of the initial weights; 0 is what a policy service loaded by itself."""

@@ -15,8 +15,8 @@ torch works in a thread of its own. On many ranks all of them run this loop, ste
 
 import time
 
-from rlhf_services.trainer.rollouts.batch import collate
-from rlhf_services.trainer.run import OnlineRun
+from rlhf.learning.batch import collate
+from services.trainer.run import OnlineRun
 
 
 async def train(run: OnlineRun) -> None:

@@ -6,24 +6,24 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from rlhf_services.common.logs import get_logger
-from rlhf_services.models.loading import tokenizer_digest
-from rlhf_services.trainer.checkpoint import CheckpointFolder, write_directory
-from rlhf_services.trainer.control import RunControl
-from rlhf_services.trainer.evaluation.in_run import InRunEvaluation
-from rlhf_services.trainer.fleet.peers import Peers
-from rlhf_services.trainer.fleet.publish import Publisher
-from rlhf_services.trainer.learning.ranks import Ranks
-from rlhf_services.trainer.learning.update import Update
-from rlhf_services.trainer.loading import LoadedRun
-from rlhf_services.trainer.metrics import MetricsFile, TrainerMetrics, describe_step
-from rlhf_services.trainer.online_config import OnlineRunConfig
-from rlhf_services.trainer.progress import Progress
-from rlhf_services.trainer.publishing import Publishing
-from rlhf_services.trainer.rollouts.collect import Collected
-from rlhf_services.trainer.rollouts.journal import Journal
-from rlhf_services.trainer.rollouts.lookahead import Lookahead, count_lags
-from rlhf_services.trainer.step_metrics import step_metrics
+from rlhf.learning.ranks import Ranks
+from rlhf.learning.update import Update
+from rlhf.models.loading import tokenizer_digest
+from rlhf.serving.logs import get_logger
+from services.trainer.config.online import OnlineRunConfig
+from services.trainer.evaluation.in_run import InRunEvaluation
+from services.trainer.fleet.peers import Peers
+from services.trainer.fleet.publisher import Publisher
+from services.trainer.fleet.publishing import Publishing
+from services.trainer.loading import LoadedRun
+from services.trainer.rollouts.collect import Collected
+from services.trainer.rollouts.journal import Journal
+from services.trainer.rollouts.lookahead import Lookahead, count_lags
+from services.trainer.service.control import RunControl
+from services.trainer.state.checkpoint import CheckpointFolder, write_directory
+from services.trainer.telemetry.step import MetricsFile, TrainerMetrics, describe_step
+from services.trainer.telemetry.step_metrics import step_metrics
+from services.trainer.telemetry.terminal import Progress
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -9,25 +9,25 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, ProcessCollector
 from rich.console import Console
 
-from rlhf_services.common.errors import ConfigError, ServiceError
-from rlhf_services.common.logs import get_logger
-from rlhf_services.common.serving import ServiceServer
-from rlhf_services.common.tracing import configure_tracing
-from rlhf_services.trainer.checkpoint import CheckpointFolder
-from rlhf_services.trainer.control import RunControl
-from rlhf_services.trainer.errors import RunError
-from rlhf_services.trainer.learning.ranks import Ranks, join_ranks, take_own_gpu
-from rlhf_services.trainer.loading import load_run
-from rlhf_services.trainer.loop import train
-from rlhf_services.trainer.metrics import TrainerMetrics
-from rlhf_services.trainer.online_config import OnlineRunConfig
-from rlhf_services.trainer.progress import Progress
-from rlhf_services.trainer.run import OnlineRun
-from rlhf_services.trainer.run_dir import locked, require_wanted
-from rlhf_services.trainer.run_gauges import register_kl_budget, register_run_gauges
-from rlhf_services.trainer.servicer import FULL_NAME, SCOPE_OF_METHOD, TrainerServicer
-from rlhf_services.trainer.signals import RunSignals
-from rlhf_services.trainer.step_metrics import step_metrics
+from rlhf.client.tracing import configure_tracing
+from rlhf.errors import ConfigError, ServiceError
+from rlhf.learning.ranks import Ranks, join_ranks, take_own_gpu
+from rlhf.run_errors import RunError
+from rlhf.serving.logs import get_logger
+from rlhf.serving.serving import ServiceServer
+from services.trainer.config.online import OnlineRunConfig
+from services.trainer.loading import load_run
+from services.trainer.loop import train
+from services.trainer.run import OnlineRun
+from services.trainer.service.control import RunControl
+from services.trainer.service.servicer import FULL_NAME, SCOPE_OF_METHOD, TrainerServicer
+from services.trainer.service.signals import RunSignals
+from services.trainer.state.checkpoint import CheckpointFolder
+from services.trainer.state.run_dir import locked, require_wanted
+from services.trainer.telemetry.gauges import register_kl_budget, register_run_gauges
+from services.trainer.telemetry.step import TrainerMetrics
+from services.trainer.telemetry.step_metrics import step_metrics
+from services.trainer.telemetry.terminal import Progress
 
 log = get_logger(__name__)
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from rlhf_services.common.config import exit_on_config_error, load_config, suggestion
-from rlhf_services.common.errors import ConfigError
-from rlhf_services.common.logs import configure_logging
-from rlhf_services.common.memory import keep_freed_memory
-from rlhf_services.common.threads import end_rank, sleep_at_barriers
-from rlhf_services.trainer.online_config import RUN_CONFIGS, OnlineRunConfig, PpoRunConfig
+from rlhf.config import exit_on_config_error, load_config, suggestion
+from rlhf.errors import ConfigError
+from rlhf.memory import keep_freed_memory
+from rlhf.serving.logs import configure_logging
+from rlhf.threads import end_rank, sleep_at_barriers
+from services.trainer.config.online import RUN_CONFIGS, OnlineRunConfig, PpoRunConfig
 
 RESUME_FLAG = "--resume"
 ENV_PREFIX = "RLHF_TRAINER"
@@ -52,7 +52,7 @@ def run_online(config: OnlineRunConfig, *, resume: bool, console: Console) -> in
     sleep_at_barriers()
     keep_freed_memory()
     # Torch takes seconds to import: what is wrong with the configuration is said before.
-    from rlhf_services.trainer.runner import run_in_process
+    from services.trainer.runner import run_in_process
 
     return run_in_process(config, resume=resume, console=console)
 

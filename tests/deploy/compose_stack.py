@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prometheus_api import Prometheus
+from tests.deploy.prometheus_api import Prometheus
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 FILES = (ROOT / "deploy" / "compose" / "compose.yaml", ROOT / "tests" / "deploy" / "compose.test.yaml")
 PROJECT = "rlhf-deploy-test"
 PORTS = ("POLICY", "REWARD", "REFERENCE", "TRAINER", "PROMETHEUS", "GRAFANA")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kube import Cluster
+from tests.deploy.kube import Cluster
 
 PROMPTS_PER_STEP = 4
 

@@ -9,8 +9,8 @@ import sys
 import time
 from collections import Counter
 
-from rlhf_services.clients.reward import Reward, RewardClient, ScoreItem
-from rlhf_services.common.errors import ServiceError
+from rlhf.client.reward import Reward, RewardClient, ScoreItem
+from rlhf.errors import ServiceError
 
 ITEMS = [ScoreItem.text("What is the capital of France?", "Paris.", item_id=str(index)) for index in range(4)]
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
-from compose_stack import FILES, PROJECT, ROOT, ComposeStack, build_local_prometheus, can_have, run
-from prometheus_api import Prometheus, wait_until
+
+from tests.deploy.compose_stack import FILES, PROJECT, ROOT, ComposeStack, build_local_prometheus, can_have, run
+from tests.deploy.prometheus_api import Prometheus, wait_until
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(1800)]
 

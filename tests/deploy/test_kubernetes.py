@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kube import HERE, STARTUP_SECONDS, Cluster, a_cluster
-from kube_runs import PROMPTS_PER_STEP, TinyRun
+
+from tests.deploy.kube import HERE, STARTUP_SECONDS, Cluster, a_cluster
+from tests.deploy.kube_runs import PROMPTS_PER_STEP, TinyRun
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(900)]
 

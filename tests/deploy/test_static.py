@@ -12,7 +12,8 @@ from pathlib import Path
 
 import kubernetes_validate
 import pytest
-from manifests import K8S, Document, allowed_calls, named, parse, pods, references
+
+from tests.support.manifests import K8S, Document, allowed_calls, named, parse, pods, references
 
 pytestmark = pytest.mark.static
 

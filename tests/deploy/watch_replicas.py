@@ -7,7 +7,7 @@ import asyncio
 import json
 import sys
 
-from rlhf_services.trainer.fleet.discovery import discover
+from services.trainer.fleet.discovery import discover
 
 
 async def main(entry: str, *counts: str) -> None:

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from real_services import Targets, serving
 
-from rlhf_services.reward.config import ScorerConfig
+from services.reward.config import ScorerConfig
+from tests.support.real_services import Targets, serving
 
 NUM_STEPS = 10
 CHECKPOINT_EVERY = 2
@@ -131,7 +131,7 @@ class Run:
         return self.folder / "run"
 
     def start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "rlhf_services.trainer", self.algorithm]
+        command = [sys.executable, "-m", "services.trainer", self.algorithm]
         command += ["--config", str(self.config), "--resume"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with (self.folder / "output.txt").open("ab") as output:

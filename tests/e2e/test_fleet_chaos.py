@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 import torch
-from policy_processes import PolicyProcess, policy_processes, start_policy
-from real_services import serving
-from trainer_world import free_port
 
-from rlhf_services.models.loading import load_policy
-from rlhf_services.reward.config import ScorerConfig
+from rlhf.models.loading import load_policy
+from services.reward.config import ScorerConfig
+from tests.support.policy_processes import PolicyProcess, policy_processes, start_policy
+from tests.support.real_services import serving
+from tests.support.trainer_world import free_port
 
 PROMPTS_PER_STEP, GROUP_SIZE = 8, 2
 
@@ -141,7 +141,7 @@ def run_in_chaos(
         chaos.joins = 0
         values = {"folder": folder, "model": model, "critic": critic, "targets": targets, "steps": steps, "lag": lag}
         (folder / "run.toml").write_text(CONFIG.format(**values, metrics_port=chaos.metrics_port))
-        command = [sys.executable, "-m", "rlhf_services.trainer", "ppo", "--config", str(folder / "run.toml")]
+        command = [sys.executable, "-m", "services.trainer", "ppo", "--config", str(folder / "run.toml")]
         with (folder / "output.txt").open("wb") as output:
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             trainer = subprocess.Popen(command, stdout=output, stderr=output, env=environment)

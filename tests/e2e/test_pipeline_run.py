@@ -13,12 +13,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from real_services import Targets, serving
-
-from rlhf_services.cli.main import main
-from rlhf_services.models.loading import load_policy
-from rlhf_services.pipeline.digests import Digests
-from rlhf_services.reward.config import ScorerConfig
+from rlhf.models.loading import load_policy
+from rlhf_cli.main import main
+from rlhf_cli.pipeline.digests import Digests
+from services.reward.config import ScorerConfig
+from tests.support.real_services import Targets, serving
 
 PIPELINE = """
 run_dir = "{folder}/run"
@@ -85,7 +84,7 @@ def steps_done(run_dir: Path) -> int:
 
 def run_and_kill(config: Path, run_dir: Path) -> None:
     """Runs the pipeline as a process until PPO has done three steps, and kills it."""
-    command = [sys.executable, "-m", "rlhf_services.cli.main", "pipeline", "run", str(config)]
+    command = [sys.executable, "-m", "rlhf_cli.main", "pipeline", "run", str(config)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         assert eventually(lambda: steps_done(run_dir) >= 3 or process.poll() is not None, 120.0)
         process.send_signal(signal.SIGKILL)

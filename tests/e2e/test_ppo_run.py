@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from real_services import Targets, serving
 from rich.console import Console
 
-from rlhf_services.clients.policy import PolicyClient
-from rlhf_services.common.errors import ConfigError
-from rlhf_services.models.loading import load_policy
-from rlhf_services.models.weights import checkpoint_manifest
-from rlhf_services.reward.config import ScorerConfig
-from rlhf_services.trainer.checkpoint import CheckpointFolder, read_state
-from rlhf_services.trainer.online_config import PpoRunConfig
-from rlhf_services.trainer.server import run_online
-from rlhf_services.trainer.step_metrics import step_metrics
+from rlhf.client.policy import PolicyClient
+from rlhf.errors import ConfigError
+from rlhf.models.loading import load_policy
+from rlhf.models.weights import checkpoint_manifest
+from services.reward.config import ScorerConfig
+from services.trainer.config.online import PpoRunConfig
+from services.trainer.server import run_online
+from services.trainer.state.checkpoint import CheckpointFolder, read_state
+from services.trainer.telemetry.step_metrics import step_metrics
+from tests.support.real_services import Targets, serving
 
 NUM_STEPS = 10
 

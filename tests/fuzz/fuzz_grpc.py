@@ -4,24 +4,19 @@ python tests/fuzz/fuzz_grpc.py -max_total_time=60 [FOLDER]: libFuzzer's flags; a
 """
 
 import math
-import sys
-from pathlib import Path
 from typing import Any
 
 import atheris
 from google.protobuf.message import DecodeError
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-with atheris.instrument_imports(include=["rlhf_services.reward", "rlhf_services.common"]):
-    from fuzzing import fuzz
-    from gateway_app import GatewayApp, gateway_app
-
-    from rlhf_services.common.errors import InvalidRequestError
-    from rlhf_services.reward.config import ScorerConfig
-    from rlhf_services.reward.scorers.factory import build_scorer
-    from rlhf_services.reward.servicer import RewardServicer
-    from rlhf_services.v1 import reward_pb2
+with atheris.instrument_imports(include=["services.reward", "rlhf.serving"]):
+    from rlhf.errors import InvalidRequestError
+    from rlhf.v1 import reward_pb2
+    from services.reward.config import ScorerConfig
+    from services.reward.scorers.factory import build_scorer
+    from services.reward.servicer import RewardServicer
+    from tests.fuzz.fuzzing import fuzz
+    from tests.support.gateway_app import GatewayApp, gateway_app
 
 
 class Context:

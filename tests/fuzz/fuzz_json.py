@@ -7,19 +7,14 @@ import copy
 import json
 import math
 import random
-import sys
-from pathlib import Path
 
 import atheris
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-with atheris.instrument_imports(include=["rlhf_services.reward", "rlhf_services.common"]):
-    from fuzzing import fuzz
-    from gateway_app import JSON, POST_ROUTES, VALID_BODIES, GatewayApp, gateway_app, places
-
-    from rlhf_services.reward.config import ScorerConfig
-    from rlhf_services.reward.scorers.factory import build_scorer
+with atheris.instrument_imports(include=["services.reward", "rlhf.serving"]):
+    from services.reward.config import ScorerConfig
+    from services.reward.scorers.factory import build_scorer
+    from tests.fuzz.fuzzing import fuzz
+    from tests.support.gateway_app import JSON, POST_ROUTES, VALID_BODIES, GatewayApp, gateway_app, places
 
 VALUES = (None, True, 0, -1, 2**31, 2**64, 1e308, math.nan, math.inf, "", "\ud800", "1" * 300, [], {}, [[]])
 TENSORS = "/v2/models/reward_model/infer"

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import grpc
 import torch
-from test_policy_service import Service
 
-from rlhf_services.common.push_messages import push_messages
-from rlhf_services.common.pushes import PatchPart, PushHeader, PushResult
-from rlhf_services.common.weights import WeightsManifest
-from rlhf_services.models.loading import load_policy
-from rlhf_services.models.sparse_patch import diff
-from rlhf_services.models.weights import checkpoint_tensors, load_tensors, tensor_bytes, tensor_info
+from rlhf.client.push_messages import push_messages
+from rlhf.models.loading import load_policy
+from rlhf.models.sparse_patch import diff
+from rlhf.models.weights import checkpoint_tensors, load_tensors, tensor_bytes, tensor_info
+from rlhf.pushes import PatchPart, PushHeader, PushResult
+from rlhf.weights import WeightsManifest
+from tests.integration.test_policy_service import Service
 
 Weights = dict[str, torch.Tensor]
 
@@ -88,7 +88,7 @@ async def send(target: str, messages: Iterable[bytes], *, hang: bool = False) ->
             await asyncio.sleep(60)
 
     async with grpc.aio.insecure_channel(target) as channel:
-        await channel.stream_unary("/rlhf_services.v1.PolicyService/UpdateWeights")(stream(), timeout=20)
+        await channel.stream_unary("/rlhf.v1.PolicyService/UpdateWeights")(stream(), timeout=20)
 
 
 def flipped(payload: Iterable[bytes | memoryview], at: int) -> Iterator[bytes]:

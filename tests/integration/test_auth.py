@@ -11,19 +11,19 @@ from pathlib import Path
 import grpc
 import pytest
 import trustme
-from certificates import http_context, issue
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from real_services import make_policy
-from secured_service import BODY, entry, post, replace, secured_service
 
-from rlhf_services.clients.policy import PolicyClient
-from rlhf_services.clients.reward import Reward, RewardClient, ScoreItem
-from rlhf_services.common.auth import AUTH_VARIABLE
-from rlhf_services.common.channel import open_channel
-from rlhf_services.common.client_token import TOKEN_VARIABLE
-from rlhf_services.common.errors import ConfigError, PermissionDeniedError, UnauthenticatedError
-from rlhf_services.common.rollout import Prompt, Sampling
-from rlhf_services.v1 import policy_pb2_grpc
+from rlhf.client.channel import open_channel
+from rlhf.client.client_token import TOKEN_VARIABLE
+from rlhf.client.policy import PolicyClient
+from rlhf.client.reward import Reward, RewardClient, ScoreItem
+from rlhf.errors import ConfigError, PermissionDeniedError, UnauthenticatedError
+from rlhf.rollout import Prompt, Sampling
+from rlhf.serving.auth import AUTH_VARIABLE
+from rlhf.v1 import policy_pb2_grpc
+from tests.support.certificates import http_context, issue
+from tests.support.real_services import make_policy
+from tests.support.secured_service import BODY, entry, post, replace, secured_service
 
 ITEM = ScoreItem.text("a prompt", "a completion")
 TRAINER, WATCHER, ADMIN = "token-of-the-trainer", "token-of-the-watcher", "token-of-the-admin"
@@ -140,7 +140,7 @@ async def test_health_and_reflection_are_open_to_everyone(listed):
             with grpc.insecure_channel(service.target) as channel:
                 return list(ProtoReflectionDescriptorDatabase(channel).get_services())
 
-        assert "rlhf_services.v1.RewardService" in await asyncio.to_thread(reflected)
+        assert "rlhf.v1.RewardService" in await asyncio.to_thread(reflected)
         async with RewardClient(service.target) as client:
             assert await client.is_serving()
         assert (await post(service.http, "/ready"))[0] == 200

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_services.cli.main import main
-from rlhf_services.local.local_services import LocalServices
-from rlhf_services.local.services_file import read_services
-from rlhf_services.local.supervisor import Supervisor
+from rlhf_cli.local.local_services import LocalServices
+from rlhf_cli.local.services_file import read_services
+from rlhf_cli.local.supervisor import Supervisor
+from rlhf_cli.main import main
 
 Capture = pytest.CaptureFixture[str]
 

@@ -39,7 +39,7 @@ def test_an_interrupted_demo_leaves_no_process(
     tmp_path: Path, tiny_model_path: Path, number: signal.Signals, exit_code: int
 ) -> None:
     mark = str(tmp_path)
-    command = [sys.executable, "-m", "rlhf_services.cli.main", "demo", "--engine", "transformers", "--quick"]
+    command = [sys.executable, "-m", "rlhf_cli.main", "demo", "--engine", "transformers", "--quick"]
     command += ["--model", str(tiny_model_path), "--run-dir", str(tmp_path / "run")]
     with subprocess.Popen(command, env={**os.environ, MARK: mark}, stdout=subprocess.DEVNULL) as demo:
         try:

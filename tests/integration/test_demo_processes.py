@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_services.local.supervisor import ServiceDiedError, ServiceSpec, Supervisor, free_ports, is_serving
+from rlhf_cli.local.supervisor import ServiceDiedError, ServiceSpec, Supervisor, free_ports, is_serving
 
 FAKE_SERVICE = """
 import os, signal, subprocess, sys, time
@@ -43,9 +43,9 @@ DRIVER = """
 import signal, sys
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a test run under nohup hands down a SIGHUP that is ignored
 from pathlib import Path
-from test_demo_processes import fake
-from rlhf_services.local.processes import interrupt_on_signals
-from rlhf_services.local.supervisor import Supervisor
+from tests.integration.test_demo_processes import fake
+from rlhf_cli.local.processes import interrupt_on_signals
+from rlhf_cli.local.supervisor import Supervisor
 folder = Path(sys.argv[1])
 with interrupt_on_signals(), Supervisor(folder / "logs", print, stop_grace_seconds=1.0) as supervisor:
     supervisor.start(fake("policy", folder, "engine"))
@@ -85,7 +85,7 @@ def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
 
 @contextmanager
 def driver(folder: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = dict(os.environ)
     command = [sys.executable, "-c", DRIVER, str(folder), *flags]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:

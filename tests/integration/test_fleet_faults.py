@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from policy_processes import PolicyProcess, policy_processes, start_policy
-from tiny_model import make_tiny_model
-from trainer_world import until
 
-from rlhf_services.common.pushes import Encoding
-from rlhf_services.common.rollout import Prompt, Rollout, Sampling
-from rlhf_services.common.weights import WeightsManifest
-from rlhf_services.models.loading import load_tokenizer, tokenizer_digest
-from rlhf_services.models.weights import read_checkpoint, tensor_info
-from rlhf_services.trainer.config import ServicesConfig
-from rlhf_services.trainer.fleet.dispatch import Dispatcher
-from rlhf_services.trainer.fleet.fleet import Fleet
-from rlhf_services.trainer.fleet.snapshot import WeightsSnapshot
+from rlhf.learning.snapshot import WeightsSnapshot
+from rlhf.models.loading import load_tokenizer, tokenizer_digest
+from rlhf.models.weights import read_checkpoint, tensor_info
+from rlhf.pushes import Encoding
+from rlhf.rollout import Prompt, Rollout, Sampling
+from rlhf.weights import WeightsManifest
+from services.trainer.config.sections import ServicesConfig
+from services.trainer.fleet.dispatch import Dispatcher
+from services.trainer.fleet.fleet import Fleet
+from tests.support.policy_processes import PolicyProcess, policy_processes, start_policy
+from tests.support.tiny_model import make_tiny_model
+from tests.support.trainer_world import until
 
 SAMPLING = Sampling(max_new_tokens=4, completions_per_prompt=2)
 PROMPTS = [Prompt(group_id=str(index), prompt_ids=[5, 6, 7 + index], seed=10 * index) for index in range(8)]

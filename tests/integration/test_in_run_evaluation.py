@@ -10,11 +10,11 @@ from urllib.request import urlopen
 import pytest
 import pytest_asyncio
 import torch
-from fake_services import FakeReward
 from safetensors.torch import load_file
-from trainer_world import World, free_port, make_world, until
 
-from rlhf_services.common.errors import ConfigError
+from rlhf.errors import ConfigError
+from tests.support.fake_services import FakeReward
+from tests.support.trainer_world import World, free_port, make_world, until
 
 
 @pytest_asyncio.fixture

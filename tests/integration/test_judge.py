@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from fake_judge import FIRST_PLACE, KEY, FakeJudge, serving, sigmoid
 
-from rlhf_services.common.errors import ConfigError
-from rlhf_services.reward.scorer import ErrorCode, PairScorer, ScoreError, ScorerError, TextPair
-from rlhf_services.reward.scorers.judge_config import JudgeConfig
-from rlhf_services.reward.scorers.judge_scorer import JudgeScorer, build_judge_scorer
+from rlhf.errors import ConfigError
+from services.reward.scorers.judge.scorer import JudgeScorer, build_judge_scorer
+from services.reward.scorers.judge_config import JudgeConfig
+from services.reward.scorers.scorer import ErrorCode, PairScorer, ScoreError, ScorerError, TextPair
+from tests.support.fake_judge import FIRST_PLACE, KEY, FakeJudge, serving, sigmoid
 
 
 @pytest.fixture

@@ -8,20 +8,20 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 import torch
-from real_services import make_policy
-from tiny_model import make_tiny_model
 
-from rlhf_services.clients.policy import PolicyClient
-from rlhf_services.common.errors import ConfigError
-from rlhf_services.common.pushes import PushHeader
-from rlhf_services.models.loading import load_policy, load_tokenizer
-from rlhf_services.models.weights import checkpoint_manifest, checkpoint_tensors, model_manifest, tensor_bytes
-from rlhf_services.reward.scorer import ErrorCode, ScoreError, ScorerError, TextPair
-from rlhf_services.reward.scorers.judge_answers import FirstTokens, probability_of_first
-from rlhf_services.reward.scorers.judge_config import JudgeConfig
-from rlhf_services.reward.scorers.judge_policy import PolicyBackend
-from rlhf_services.reward.scorers.judge_prompts import Question
-from rlhf_services.reward.scorers.judge_scorer import build_judge_scorer
+from rlhf.client.policy import PolicyClient
+from rlhf.errors import ConfigError
+from rlhf.models.loading import load_policy, load_tokenizer
+from rlhf.models.weights import checkpoint_manifest, checkpoint_tensors, model_manifest, tensor_bytes
+from rlhf.pushes import PushHeader
+from services.reward.scorers.judge.answers import FirstTokens, probability_of_first
+from services.reward.scorers.judge.policy import PolicyBackend
+from services.reward.scorers.judge.prompts import Question
+from services.reward.scorers.judge.scorer import build_judge_scorer
+from services.reward.scorers.judge_config import JudgeConfig
+from services.reward.scorers.scorer import ErrorCode, ScoreError, ScorerError, TextPair
+from tests.support.real_services import make_policy
+from tests.support.tiny_model import make_tiny_model
 
 TEXTS = ("Is it?", "Which one?", "a" * 60)
 

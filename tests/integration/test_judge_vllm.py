@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf_services.local.supervisor import free_ports
-from rlhf_services.models.loading import load_policy, load_tokenizer
-from rlhf_services.reward.scorer import ErrorCode, ScoreError, TextPair
-from rlhf_services.reward.scorers.judge_config import JudgeConfig
-from rlhf_services.reward.scorers.judge_prompts import Question, pairwise_question, pointwise_question
-from rlhf_services.reward.scorers.judge_scorer import JudgeScorer, build_judge_scorer
+from rlhf.models.loading import load_policy, load_tokenizer
+from rlhf_cli.local.supervisor import free_ports
+from services.reward.scorers.judge.prompts import Question, pairwise_question, pointwise_question
+from services.reward.scorers.judge.scorer import JudgeScorer, build_judge_scorer
+from services.reward.scorers.judge_config import JudgeConfig
+from services.reward.scorers.scorer import ErrorCode, ScoreError, TextPair
 
 pytestmark = [pytest.mark.exhaustive, pytest.mark.vllm]
 

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest_asyncio
-from trainer_world import World, free_port, make_world, until
 
-from rlhf_services.clients.trainer import TrainerClient
+from rlhf.client.trainer import TrainerClient
+from tests.support.trainer_world import World, free_port, make_world, until
 
 
 @pytest_asyncio.fixture

@@ -8,12 +8,12 @@ from pathlib import Path
 import grpc
 import pytest
 import trustme
-from certificates import issue
-from fake_text_reward import FakeTextReward
-from node_example import ROOT, NodeExample
-from secured_service import entry, secured_service
 
-from rlhf_services.common.auth import AUTH_VARIABLE
+from rlhf.serving.auth import AUTH_VARIABLE
+from tests.support.certificates import issue
+from tests.support.fake_text_reward import FakeTextReward
+from tests.support.node_example import ROOT, NodeExample
+from tests.support.secured_service import entry, secured_service
 
 TOKEN = "token-of-the-agent"
 

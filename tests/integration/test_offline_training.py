@@ -12,24 +12,24 @@ from urllib.request import urlopen
 
 import pytest
 import torch
-from real_services import serving
 from rich.console import Console
 from safetensors.torch import load_file
-from trainer_world import free_port
 from transformers import AutoModelForCausalLM
 
-from rlhf_services.common.errors import ConfigError
-from rlhf_services.reward.config import ScorerConfig
-from rlhf_services.trainer.config import CheckpointConfig
-from rlhf_services.trainer.offline.dpo import run_dpo
-from rlhf_services.trainer.offline.dpo_config import (
+from rlhf.errors import ConfigError
+from services.reward.config import ScorerConfig
+from services.trainer.config.offline_dpo import (
     DpoConfig,
     DpoDataConfig,
     DpoOptimizerConfig,
     DpoReferenceConfig,
     DpoRunConfig,
 )
-from rlhf_services.trainer.offline.fit_config import FitConfig, OfflineModelConfig
+from services.trainer.config.offline_fit import FitConfig, OfflineModelConfig
+from services.trainer.config.sections import CheckpointConfig
+from services.trainer.offline.dpo.train import run_dpo
+from tests.support.real_services import serving
+from tests.support.trainer_world import free_port
 
 QUIET = Console(quiet=True)
 RULE = ScorerConfig(kind="length")
@@ -55,7 +55,7 @@ def sft_arguments(folder: Path, model_path: Path, run: str) -> list[str]:
         "optimizer.learning_rate": 3e-3,
     }
     flags = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "rlhf_services.cli.main", "train", "sft", *flags]
+    return [sys.executable, "-m", "rlhf_cli.main", "train", "sft", *flags]
 
 
 def finish(command: Sequence[str]) -> subprocess.CompletedProcess[str]:

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 import torch
-from fake_services import FakePolicy, FakeReference, FakeReward
-from trainer_world import free_port, until
 
-from rlhf_services.models.loading import load_policy, load_tokenizer, tokenizer_digest
+from rlhf.models.loading import load_policy, load_tokenizer, tokenizer_digest
+from tests.support.fake_services import FakePolicy, FakeReference, FakeReward
+from tests.support.trainer_world import free_port, until
 
 NUM_STEPS = 3
 
@@ -70,7 +70,7 @@ class World:
         }
         if algorithm == "ppo":
             arguments["critic.path"] = self.critic
-        command = [sys.executable, "-m", "rlhf_services.trainer", algorithm, *flags]
+        command = [sys.executable, "-m", "services.trainer", algorithm, *flags]
         command += [part for key, value in arguments.items() for part in (f"--{key}", str(value))]
         port = str(free_port())
         processes: list[Process] = []

@@ -7,9 +7,9 @@ from urllib.request import urlopen
 
 import pytest
 import pytest_asyncio
-from trainer_world import World, free_port, make_world, until
 
-from rlhf_services.trainer.step_metrics import step_metrics
+from services.trainer.telemetry.step_metrics import step_metrics
+from tests.support.trainer_world import World, free_port, make_world, until
 
 
 @pytest_asyncio.fixture

@@ -11,16 +11,16 @@ import grpc
 import pytest
 import pytest_asyncio
 import torch
-from policy_pushing import Push, Weights, changed, flipped, manifest_of, model_with, send, weights_of
 from prometheus_client import CollectorRegistry
-from test_policy_service import PROMPTS, Service, expected_logprobs, greedy_reference, serving
 
-from rlhf_services.clients.policy import PolicyClient
-from rlhf_services.common.errors import InvalidRequestError, NotReadyError, OverloadedError, PreconditionError
-from rlhf_services.common.rollout import Rollout, Sampling
-from rlhf_services.models.loading import load_policy
-from rlhf_services.policy.config import ModelConfig, PolicyConfig, PolicyServerConfig
-from rlhf_services.policy.server import make_engine, make_server
+from rlhf.client.policy import PolicyClient
+from rlhf.errors import InvalidRequestError, NotReadyError, OverloadedError, PreconditionError
+from rlhf.models.loading import load_policy
+from rlhf.rollout import Rollout, Sampling
+from services.policy.config import ModelConfig, PolicyConfig, PolicyServerConfig
+from services.policy.server import make_engine, make_server
+from tests.integration.policy_pushing import Push, Weights, changed, flipped, manifest_of, model_with, send, weights_of
+from tests.integration.test_policy_service import PROMPTS, Service, expected_logprobs, greedy_reference, serving
 
 FOREVER = Sampling(max_new_tokens=400, temperature=0.0, stop_ids=(259,))
 HALF_A_PUSH = """
@@ -34,7 +34,7 @@ def stream():
         messages = messages[size:]
     print("sent", flush=True)
     time.sleep(60)
-grpc.insecure_channel(sys.argv[1]).stream_unary("/rlhf_services.v1.PolicyService/UpdateWeights")(stream())
+grpc.insecure_channel(sys.argv[1]).stream_unary("/rlhf.v1.PolicyService/UpdateWeights")(stream())
 """
 
 

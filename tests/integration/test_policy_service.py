@@ -11,25 +11,19 @@ import pytest_asyncio
 import torch
 from prometheus_client import CollectorRegistry
 
-from rlhf_services.clients.policy import PolicyClient
-from rlhf_services.common import codec
-from rlhf_services.common.errors import ConfigError, InvalidRequestError, OverloadedError, PreconditionError
-from rlhf_services.common.pushes import PushHeader
-from rlhf_services.common.rollout import Prompt, Rollout, Sampling
-from rlhf_services.common.weights import WeightsManifest
-from rlhf_services.models.loading import load_policy
-from rlhf_services.models.sequences import pad_sequences
-from rlhf_services.models.token_scores import completion_logprobs
-from rlhf_services.models.weights import checkpoint_manifest, checkpoint_tensors, model_manifest, tensor_bytes
-from rlhf_services.policy.config import (
-    LimitsConfig,
-    ModelConfig,
-    PolicyConfig,
-    PolicyServerConfig,
-    TransformersConfig,
-)
-from rlhf_services.policy.server import make_engine, make_server
-from rlhf_services.v1 import policy_pb2, policy_pb2_grpc
+from rlhf.client import codec
+from rlhf.client.policy import PolicyClient
+from rlhf.errors import ConfigError, InvalidRequestError, OverloadedError, PreconditionError
+from rlhf.models.loading import load_policy
+from rlhf.models.sequences import pad_sequences
+from rlhf.models.token_scores import completion_logprobs
+from rlhf.models.weights import checkpoint_manifest, checkpoint_tensors, model_manifest, tensor_bytes
+from rlhf.pushes import PushHeader
+from rlhf.rollout import Prompt, Rollout, Sampling
+from rlhf.v1 import policy_pb2, policy_pb2_grpc
+from rlhf.weights import WeightsManifest
+from services.policy.config import LimitsConfig, ModelConfig, PolicyConfig, PolicyServerConfig, TransformersConfig
+from services.policy.server import make_engine, make_server
 
 PROMPTS = [
     Prompt(group_id=f"g{index}", prompt_ids=list(range(5, 6 + 3 * index)), seed=10 * index) for index in range(4)

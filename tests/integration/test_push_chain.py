@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from policy_pushing import Weights, changed, manifest_of, weights_of
-from test_policy_service import Service, serving
 
-from rlhf_services.clients.policy import PolicyClient
-from rlhf_services.common.errors import DeadlineExceededError, NotReadyError, ServiceError
-from rlhf_services.common.pushes import ForwardedPush, PatchPart, PushResult
-from rlhf_services.models.loading import load_policy
-from rlhf_services.models.sparse_patch import diff
-from rlhf_services.trainer.fleet.chain import Outcome, push_chain
-from rlhf_services.trainer.fleet.snapshot import SparsePatch, WeightsSnapshot
+from rlhf.client.policy import PolicyClient
+from rlhf.errors import DeadlineExceededError, NotReadyError, ServiceError
+from rlhf.learning.snapshot import SparsePatch, WeightsSnapshot
+from rlhf.models.loading import load_policy
+from rlhf.models.sparse_patch import diff
+from rlhf.pushes import ForwardedPush, PatchPart, PushResult
+from services.trainer.fleet.push import Outcome, push_chain
+from tests.integration.policy_pushing import Weights, changed, manifest_of, weights_of
+from tests.integration.test_policy_service import Service, serving
 
 DEADLINE_SECONDS = 30.0
 PATIENCE_SECONDS = 0.5

@@ -8,15 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
-import ranks_worker
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rlhf_services.trainer.checkpoint import read_state
-from rlhf_services.trainer.learning.ranks import Ranks
+from rlhf.learning.ranks import Ranks
+from services.trainer.state.checkpoint import read_state
+from tests.support import ranks_worker
+from tests.support.paths import ROOT
 
-TESTS = Path(__file__).parents[1]
+TESTS = ROOT / "tests"
 
 
 def start_ranks(count: int, *arguments: str) -> None:
@@ -29,7 +30,7 @@ def start_ranks(count: int, *arguments: str) -> None:
         subprocess.Popen(
             [sys.executable, *arguments],
             env={**shared, "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=TESTS,
+            cwd=TESTS / "support",
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -13,21 +13,21 @@ from typing import Any
 import pytest
 import torch
 from prometheus_client import CollectorRegistry
-from tiny_model import VOCAB_SIZE
 from transformers import AutoModelForCausalLM
 
-from rlhf_services.clients.reference import LogprobsItem, ReferenceClient
-from rlhf_services.common.errors import ConfigError, InvalidRequestError
-from rlhf_services.common.limits import BatchLimitsConfig
-from rlhf_services.common.serving import ServiceServer
-from rlhf_services.models.loading import load_tokenizer, tokenizer_digest
-from rlhf_services.models.weights import checkpoint_manifest
-from rlhf_services.reference.config import ModelConfig, ReferenceServerConfig
-from rlhf_services.reference.core import ReferenceCore
-from rlhf_services.reference.metrics import ReferenceMetrics
-from rlhf_services.reference.server import FULL_NAME, build_scorer
-from rlhf_services.reference.servicer import ReferenceServicer
-from rlhf_services.v1 import reference_pb2, reference_pb2_grpc
+from rlhf.client.reference import LogprobsItem, ReferenceClient
+from rlhf.errors import ConfigError, InvalidRequestError
+from rlhf.models.loading import load_tokenizer, tokenizer_digest
+from rlhf.models.weights import checkpoint_manifest
+from rlhf.serving.batching.limits import BatchLimitsConfig
+from rlhf.serving.serving import ServiceServer
+from rlhf.v1 import reference_pb2, reference_pb2_grpc
+from services.reference.config import ModelConfig, ReferenceServerConfig
+from services.reference.core import ReferenceCore
+from services.reference.metrics import ReferenceMetrics
+from services.reference.server import FULL_NAME, build_scorer
+from services.reference.servicer import ReferenceServicer
+from tests.support.tiny_model import VOCAB_SIZE
 
 
 def make_server(path: Path, registry: CollectorRegistry, **limits: Any) -> ServiceServer:
@@ -164,7 +164,7 @@ async def test_a_model_path_that_does_not_exist_fails_the_load(tmp_path: Path):
 
 
 def test_the_command_refuses_a_wrong_path_with_exit_code_2(tmp_path: Path):
-    command = [sys.executable, "-m", "rlhf_services.reference", "--model.path", str(tmp_path / "nowhere")]
+    command = [sys.executable, "-m", "services.reference", "--model.path", str(tmp_path / "nowhere")]
     ports = ["--server.port", "0", "--server.metrics_port", "0"]
     process = subprocess.run([*command, *ports], stderr=subprocess.PIPE, text=True, timeout=60, check=False)
     assert process.returncode == 2

@@ -4,11 +4,11 @@ import asyncio
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from test_serving import ITEM, Toy, ToyServicer, score_one
 
-from rlhf_services.clients.reward import RewardClient, ScoreItem
-from rlhf_services.common.errors import NotReadyError
-from rlhf_services.v1 import reward_pb2
+from rlhf.client.reward import RewardClient, ScoreItem
+from rlhf.errors import NotReadyError
+from rlhf.v1 import reward_pb2
+from tests.integration.test_serving import ITEM, Toy, ToyServicer, score_one
 
 NUM_CALLERS = 8
 LONG_ITEM = ScoreItem.text("a prompt", "long")

@@ -11,13 +11,13 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from number_scorer import NumberScorer, until
-from reward_over_grpc import OWN_CONNECTION, connected, serving_scorer, text_item, token_item
-from tiny_model import MAX_SEQUENCE_TOKENS, VOCAB_SIZE
 
-from rlhf_services.reward.config import ScorerConfig
-from rlhf_services.reward.scorers.factory import build_scorer
-from rlhf_services.v1 import reward_pb2
+from rlhf.v1 import reward_pb2
+from services.reward.config import ScorerConfig
+from services.reward.scorers.factory import build_scorer
+from tests.support.number_scorer import NumberScorer, until
+from tests.support.reward_over_grpc import OWN_CONNECTION, connected, serving_scorer, text_item, token_item
+from tests.support.tiny_model import MAX_SEQUENCE_TOKENS, VOCAB_SIZE
 
 ScoreItem = reward_pb2.ScoreItem
 Messages = list[tuple[str, str]]
@@ -160,7 +160,7 @@ async def test_a_comparison_with_a_margin_that_is_no_number_is_that_items_error(
 
 async def test_a_request_that_is_no_protobuf_is_an_error_of_that_call(target: str):
     async with grpc.aio.insecure_channel(target, options=OWN_CONNECTION) as channel:
-        call = channel.unary_unary("/rlhf_services.v1.RewardService/Score")
+        call = channel.unary_unary("/rlhf.v1.RewardService/Score")
         for garbage in (b"\xff" * 100, b"\x12\xff\xff\xff\xff\x0f"):
             with pytest.raises(grpc.aio.AioRpcError):
                 await call(garbage, timeout=10)

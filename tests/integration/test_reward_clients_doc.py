@@ -4,12 +4,13 @@ import asyncio
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from fake_text_reward import FakeTextReward
 
-DOC = Path(__file__).parents[2] / "docs/reward_clients.md"
+from tests.support.fake_text_reward import FakeTextReward
+from tests.support.paths import ROOT
+
+DOC = ROOT / "docs/reward_clients.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", DOC.read_text(), re.MULTILINE | re.DOTALL)
 
 

@@ -9,16 +9,16 @@ from typing import Any
 import grpc
 import pytest
 from prometheus_client import CollectorRegistry
-from reward_over_grpc import connected, serving, token_item
-from tiny_model import make_tiny_reward_model
 
-from rlhf_services.reward.comparing import sigmoid
-from rlhf_services.reward.config import ModelsConfig, RewardConfig, ScorerConfig
-from rlhf_services.reward.metrics import RewardMetrics
-from rlhf_services.reward.scorer import ScoreError, TokenPair
-from rlhf_services.reward.scorers.factory import build_scorer
-from rlhf_services.reward.server import make_core
-from rlhf_services.v1 import reward_pb2
+from rlhf.v1 import reward_pb2
+from services.reward.comparing import sigmoid
+from services.reward.config import ModelsConfig, RewardConfig, ScorerConfig
+from services.reward.metrics import RewardMetrics
+from services.reward.scorers.factory import build_scorer
+from services.reward.scorers.scorer import ScoreError, TokenPair
+from services.reward.server import make_core
+from tests.support.reward_over_grpc import connected, serving, token_item
+from tests.support.tiny_model import make_tiny_reward_model
 
 NUM_CALLERS = 24
 NUM_SWAPS = 6

@@ -6,11 +6,11 @@ from typing import Any
 
 import aiohttp
 import pytest
-from http_service import length_rule, served, tiny_model
-from tiny_model import ASSISTANT_ID, EOS_ID, USER_ID
 
-from rlhf_services.clients.reward import ComparisonItem, Reward, ScoreItem
-from rlhf_services.models.loading import load_tokenizer
+from rlhf.client.reward import ComparisonItem, Reward, ScoreItem
+from rlhf.models.loading import load_tokenizer
+from tests.support.http_service import length_rule, served, tiny_model
+from tests.support.tiny_model import ASSISTANT_ID, EOS_ID, USER_ID
 
 PROMPT, COMPLETION = "How are you?", "Fine, thanks."
 RAW_PROMPT = f"<|user|>{PROMPT}<|end|><|assistant|>"

@@ -6,12 +6,12 @@ from functools import partial
 from typing import Any
 
 import pytest
-from http_service import Served, length_rule, served
-from number_scorer import NumberScorer, until
 
-from rlhf_services.common.errors import ConfigError
-from rlhf_services.reward.config import HttpConfig
-from rlhf_services.reward.gateway.side import HttpGateway
+from rlhf.errors import ConfigError
+from rlhf.serving.http.side import HttpGateway
+from services.reward.config import HttpConfig
+from tests.support.http_service import Served, length_rule, served
+from tests.support.number_scorer import NumberScorer, until
 
 
 def numbers(*completions: str) -> dict[str, Any]:
@@ -78,7 +78,7 @@ async def test_work_that_nobody_waits_for_any_more_is_not_done():
 
 
 def _num_calls(service: Served, code: str) -> float | None:
-    labels = {"service": "rlhf_services.v1.RewardService", "method": "Score", "code": code}
+    labels = {"service": "rlhf.v1.RewardService", "method": "Score", "code": code}
     return service.registry.get_sample_value("rlhf_rpc_requests_total", labels)
 
 

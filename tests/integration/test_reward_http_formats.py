@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from http_service import ANSWERS, PROMPTS, QUERIES, QUESTIONS, known, length_rule, served
-from number_scorer import NumberScorer
-from tiny_model import PAD_ID
 from tokenizers.processors import TemplateProcessing
 
-from rlhf_services.models.loading import load_tokenizer
-from rlhf_services.reward.scorer import Item, RawPair
-from rlhf_services.reward.scorers.tokenizing import PairTokenizer
+from rlhf.models.loading import load_tokenizer
+from services.reward.scorers.scorer import Item, RawPair
+from services.reward.scorers.tokenizing import PairTokenizer
+from tests.support.http_service import ANSWERS, PROMPTS, QUERIES, QUESTIONS, known, length_rule, served
+from tests.support.number_scorer import NumberScorer
+from tests.support.tiny_model import PAD_ID
 
 Request = dict[str, Any]
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.http as triton
-from http_service import QUERIES, Served, known, length_rule, served
 from tritonclient.utils import InferenceServerException
+
+from tests.support.http_service import QUERIES, Served, known, length_rule, served
 
 Request = dict[str, Any]
 

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_services import serving
 from rich.console import Console
 
-from rlhf_services.clients.reward import Reward, RewardClient, ScoreItem
-from rlhf_services.local.supervisor import free_ports, is_serving
-from rlhf_services.reward.config import ScorerConfig
-from rlhf_services.trainer.online_config import PpoRunConfig
-from rlhf_services.trainer.rollouts.journal_file import read_lines
-from rlhf_services.trainer.server import run_online
+from rlhf.client.reward import Reward, RewardClient, ScoreItem
+from rlhf_cli.local.supervisor import free_ports, is_serving
+from services.reward.config import ScorerConfig
+from services.trainer.config.online import PpoRunConfig
+from services.trainer.rollouts.journal_file import read_lines
+from services.trainer.server import run_online
+from tests.support.real_services import serving
 
 pytestmark = pytest.mark.exhaustive
 
@@ -87,7 +87,7 @@ class RewardProcess:
         (folder / "reward.toml").write_text(toml)
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "rlhf_services.reward", "--config", str(self.folder / "reward.toml")]
+        command = [sys.executable, "-m", "services.reward", "--config", str(self.folder / "reward.toml")]
         with (self.folder / "reward.log").open("a") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 

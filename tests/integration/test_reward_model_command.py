@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-COMMAND = ["-m", "rlhf_services.cli.main", "train", "reward-model"]
+COMMAND = ["-m", "rlhf_cli.main", "train", "reward-model"]
 
 
 def write_preferences(folder: Path) -> Path:

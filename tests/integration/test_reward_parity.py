@@ -10,16 +10,16 @@ from typing import Any
 
 import aiohttp
 import pytest
-from node_example import NodeExample
-from reward_process import RewardProcess, serving_reward
-from tiny_model import EOS_ID
 
-from rlhf_services.adapters.gathering import close_gatherers
-from rlhf_services.adapters.trl import make_async_reward
-from rlhf_services.adapters.verl import compute_score
-from rlhf_services.clients.reward import Reward, RewardClient, RewardError, ScoreItem
-from rlhf_services.clients.sync import SyncRewardClient
-from rlhf_services.models.loading import load_tokenizer
+from rlhf.client.adapters.gathering import close_gatherers
+from rlhf.client.adapters.trl import make_async_reward
+from rlhf.client.adapters.verl import compute_score
+from rlhf.client.reward import Reward, RewardClient, RewardError, ScoreItem
+from rlhf.client.sync import SyncRewardClient
+from rlhf.models.loading import load_tokenizer
+from tests.support.node_example import NodeExample
+from tests.support.reward_process import RewardProcess, serving_reward
+from tests.support.tiny_model import EOS_ID
 
 BUF = Path(sys.executable).parent / "buf"
 PAIRS = [
@@ -126,7 +126,7 @@ async def test_native_json(service: RewardProcess, rewards: list[float]):
 
 def test_buf_curl_by_reflection(service: RewardProcess, rewards: list[float]):
     items = [{"text": {"prompt": prompt, "completion": completion}} for prompt, completion in PAIRS]
-    url = f"http://{service.target}/rlhf_services.v1.RewardService/Score"
+    url = f"http://{service.target}/rlhf.v1.RewardService/Score"
     command = [BUF, "curl", "--protocol", "grpc", "--http2-prior-knowledge", "-d", json.dumps({"items": items}), url]
     answer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
     assert [result["reward"] for result in answer["results"]] == same(rewards)

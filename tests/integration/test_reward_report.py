@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_services.cli.main import main
-from rlhf_services.clients.reward import RewardClient, ScoreItem
-from rlhf_services.demo.model_sources import fetch_model
-from rlhf_services.local.local_services import LocalServices
-from rlhf_services.local.services_file import read_services
-from rlhf_services.local.supervisor import Supervisor
+from rlhf.client.reward import RewardClient, ScoreItem
+from rlhf_cli.demo.model_sources import fetch_model
+from rlhf_cli.local.local_services import LocalServices
+from rlhf_cli.local.services_file import read_services
+from rlhf_cli.local.supervisor import Supervisor
+from rlhf_cli.main import main
 
 Capture = pytest.CaptureFixture[str]
 
@@ -137,7 +137,7 @@ def test_the_table_shows_each_caller_and_what_looks_wrong(hacked: str, capsys: C
 
 
 def test_watching_goes_on_until_it_is_interrupted(hacked: str) -> None:
-    command = [sys.executable, "-m", "rlhf_services.cli.main", "reward", "report", "--services", hacked]
+    command = [sys.executable, "-m", "rlhf_cli.main", "reward", "report", "--services", hacked]
     with subprocess.Popen([*command, "--json", "--watch", "--interval", "0.1"], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         lines = [json.loads(process.stdout.readline()) for _ in range(3)]

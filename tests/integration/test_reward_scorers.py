@@ -5,18 +5,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from fake_judge import FakeJudge, serving, sigmoid
-from real_services import make_reward
 
-from rlhf_services.clients.reward import (
-    Comparison,
-    ComparisonItem,
-    Reward,
-    RewardClient,
-    RewardError,
-    ScoreItem,
-)
-from rlhf_services.reward.config import ScorerConfig
+from rlhf.client.reward import Comparison, ComparisonItem, Reward, RewardClient, RewardError, ScoreItem
+from services.reward.config import ScorerConfig
+from tests.support.fake_judge import FakeJudge, serving, sigmoid
+from tests.support.real_services import make_reward
 
 OWN_SCORER = """
 import os, time

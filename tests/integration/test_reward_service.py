@@ -17,22 +17,22 @@ from typing import Any
 import pytest
 import torch
 from prometheus_client import CollectorRegistry
-from tiny_model import ASSISTANT_ID, EOS_ID, USER_ID, make_tiny_reward_model
 from transformers import AutoModelForSequenceClassification
 
-from rlhf_services.clients.reward import Reward, RewardClient, RewardError, ScoreItem
-from rlhf_services.clients.waiting import call_when_available
-from rlhf_services.common.errors import ConfigError, InvalidRequestError, NotReadyError, OverloadedError
-from rlhf_services.common.serving import ServiceServer
-from rlhf_services.models.loading import load_tokenizer, tokenizer_digest
-from rlhf_services.reward.config import LimitsConfig, RewardServerConfig, ScorerConfig
-from rlhf_services.reward.core import RewardCore
-from rlhf_services.reward.metrics import RewardMetrics
-from rlhf_services.reward.scorer import Scorer, ScorerInfo, TextPair, TokenPair
-from rlhf_services.reward.scorers.factory import build_scorer
-from rlhf_services.reward.server import FULL_NAME
-from rlhf_services.reward.servicer import RewardServicer
-from rlhf_services.v1 import reward_pb2, reward_pb2_grpc
+from rlhf.client.reward import Reward, RewardClient, RewardError, ScoreItem
+from rlhf.client.waiting import call_when_available
+from rlhf.errors import ConfigError, InvalidRequestError, NotReadyError, OverloadedError
+from rlhf.models.loading import load_tokenizer, tokenizer_digest
+from rlhf.serving.serving import ServiceServer
+from rlhf.v1 import reward_pb2, reward_pb2_grpc
+from services.reward.config import LimitsConfig, RewardServerConfig, ScorerConfig
+from services.reward.core import RewardCore
+from services.reward.metrics import RewardMetrics
+from services.reward.scorers.factory import build_scorer
+from services.reward.scorers.scorer import Scorer, ScorerInfo, TextPair, TokenPair
+from services.reward.server import FULL_NAME
+from services.reward.servicer import RewardServicer
+from tests.support.tiny_model import ASSISTANT_ID, EOS_ID, USER_ID, make_tiny_reward_model
 
 
 class GatedScorer:
@@ -251,7 +251,7 @@ async def test_a_model_path_that_does_not_exist_fails_the_load(tmp_path: Path):
 
 
 def run_command(*flags: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "rlhf_services.reward", "--server.host", "127.0.0.1", "--http.port", "0", *flags]
+    command = [sys.executable, "-m", "services.reward", "--server.host", "127.0.0.1", "--http.port", "0", *flags]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 

@@ -16,9 +16,9 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
-from rlhf_services.clients.reward import Reward, RewardClient, RewardError, ScoreItem
-from rlhf_services.common.config import ServerConfig
-from rlhf_services.common.errors import (
+from rlhf.client.reward import Reward, RewardClient, RewardError, ScoreItem
+from rlhf.config import ServerConfig
+from rlhf.errors import (
     ConfigError,
     FatalError,
     InternalError,
@@ -27,8 +27,8 @@ from rlhf_services.common.errors import (
     OverloadedError,
     from_rpc_error,
 )
-from rlhf_services.common.serving import ServiceServer
-from rlhf_services.v1 import reward_pb2, reward_pb2_grpc
+from rlhf.serving.serving import ServiceServer
+from rlhf.v1 import reward_pb2, reward_pb2_grpc
 
 ITEM = ScoreItem.text("a prompt", "a completion")
 
@@ -268,9 +268,9 @@ async def test_metrics_count_calls_by_code_and_tell_readiness():
         await toy.client.score([ITEM])
         url = f"http://127.0.0.1:{toy.server.metrics_port}/metrics"
         text = (await asyncio.to_thread(urllib.request.urlopen, url)).read().decode()
-    labels = 'method="Score",service="rlhf_services.v1.RewardService"'
+    labels = 'method="Score",service="rlhf.v1.RewardService"'
     assert f'rlhf_rpc_requests_total{{code="OK",{labels}}} 1.0' in text
-    assert 'rlhf_ready{service="rlhf_services.v1.RewardService"} 1.0' in text
+    assert 'rlhf_ready{service="rlhf.v1.RewardService"} 1.0' in text
 
 
 async def test_reflection_lists_the_service():
@@ -280,15 +280,15 @@ async def test_reflection_lists_the_service():
             with grpc.insecure_channel(toy.target) as channel:
                 return list(ProtoReflectionDescriptorDatabase(channel).get_services())
 
-        assert "rlhf_services.v1.RewardService" in await asyncio.to_thread(services)
+        assert "rlhf.v1.RewardService" in await asyncio.to_thread(services)
 
 
 SCRIPT = """
 import sys
-from test_serving import Toy
-from rlhf_services.clients.reward import RewardClient
-from rlhf_services.common.serving import run_service
-from rlhf_services.common.config import ServerConfig, exit_on_config_error
+from tests.integration.test_serving import Toy
+from rlhf.client.reward import RewardClient
+from rlhf.serving.serving import run_service
+from rlhf.config import ServerConfig, exit_on_config_error
 import asyncio
 async def make(): return Toy()
 toy = asyncio.run(make())
@@ -301,7 +301,9 @@ with exit_on_config_error("rlhf-toy"):
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_a_process_drains_on_a_signal_and_exits_0(signal_number):
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, "0"], stderr=subprocess.PIPE, text=True, cwd=os.path.dirname(__file__)
+        [sys.executable, "-c", SCRIPT, "0"],
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stderr is not None
     for line in process.stderr:
@@ -317,8 +319,6 @@ def test_a_process_drains_on_a_signal_and_exits_0(signal_number):
 async def test_a_process_whose_port_is_taken_says_so_and_exits_2():
     async with Toy() as toy:
         command = [sys.executable, "-c", SCRIPT, str(toy.server.port)]
-        process = await asyncio.to_thread(
-            subprocess.run, command, capture_output=True, text=True, cwd=os.path.dirname(__file__), timeout=60
-        )
+        process = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60)
     assert process.returncode == 2
     assert f"rlhf-toy: server.port is {toy.server.port}: already in use" in process.stderr

@@ -10,14 +10,14 @@ from datetime import UTC, datetime, timedelta
 import aiohttp
 import pytest
 import trustme
-from certificates import http_context, issue
-from secured_service import BODY, post, secured_service
-from test_serving import ITEM, Toy, score_one
 
-from rlhf_services.clients.reward import Reward, RewardClient
-from rlhf_services.common.errors import NotReadyError
-from rlhf_services.common.tls import CA_VARIABLE, CERT_VARIABLE, KEY_VARIABLE
-from rlhf_services.local.supervisor import is_serving
+from rlhf.client.reward import Reward, RewardClient
+from rlhf.client.tls import CA_VARIABLE, CERT_VARIABLE, KEY_VARIABLE
+from rlhf.errors import NotReadyError
+from rlhf_cli.local.supervisor import is_serving
+from tests.integration.test_serving import ITEM, Toy, score_one
+from tests.support.certificates import http_context, issue
+from tests.support.secured_service import BODY, post, secured_service
 
 
 @pytest.fixture

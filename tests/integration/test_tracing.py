@@ -14,16 +14,16 @@ import grpc
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
-from secured_service import BODY, post
 
-from rlhf_services.common.tracing import ENDPOINT_VARIABLE, configure_tracing, tracing_is_on
+from rlhf.client.tracing import ENDPOINT_VARIABLE, configure_tracing, tracing_is_on
+from tests.support.secured_service import BODY, post
 
-SCORE = "rlhf_services.v1.RewardService/Score"
+SCORE = "rlhf.v1.RewardService/Score"
 CLIENT = """
 import asyncio, sys
-from rlhf_services.clients.reward import RewardClient, ScoreItem
-from rlhf_services.common.errors import InvalidRequestError
-from rlhf_services.common.tracing import configure_tracing
+from rlhf.client.reward import RewardClient, ScoreItem
+from rlhf.errors import InvalidRequestError
+from rlhf.client.tracing import configure_tracing
 
 async def main():
     async with RewardClient(sys.argv[1], caller="tester") as client:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from trainer_world import World, make_world, until
 
-from rlhf_services.clients.trainer import Run, TrainerClient
-from rlhf_services.common.errors import ConfigError, PreconditionError
-from rlhf_services.trainer.checkpoint import CheckpointFolder
+from rlhf.client.trainer import Run, TrainerClient
+from rlhf.errors import ConfigError, PreconditionError
+from services.trainer.state.checkpoint import CheckpointFolder
+from tests.support.trainer_world import World, make_world, until
 
 
 @pytest_asyncio.fixture
@@ -285,7 +285,7 @@ async def test_sigterm_ends_the_process_after_its_step_with_a_checkpoint_and_cod
     flags = [part for key, value in arguments.items() for part in (f"--{key}", str(value))]
     with (tmp_path / "output.txt").open("w") as output:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "rlhf_services.trainer", *flags, stdout=output, stderr=output
+            sys.executable, "-m", "services.trainer", *flags, stdout=output, stderr=output
         )
 
     async def has_stepped_or_ended() -> bool:
@@ -303,7 +303,7 @@ async def test_sigterm_ends_the_process_after_its_step_with_a_checkpoint_and_cod
 
 
 def test_wrong_flags_are_refused_before_torch_is_imported(tmp_path: Path) -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "rlhf_services.trainer", "--run_dir", str(tmp_path)]
+    command = [sys.executable, "-X", "importtime", "-m", "services.trainer", "--run_dir", str(tmp_path)]
     command += ["--models.policy_path", "nowhere", "--critic.path", "r", "--prompts.path", "p"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2

@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from reward_process import serving_reward
 
-from rlhf_services.clients.reward import Reward, ScoreItem
-from rlhf_services.clients.sync import SyncRewardClient
+from rlhf.client.reward import Reward, ScoreItem
+from rlhf.client.sync import SyncRewardClient
+from tests.support.paths import ROOT
+from tests.support.reward_process import serving_reward
 
-WORKER = Path(__file__).parents[1] / "trl_worker.py"
+WORKER = ROOT / "tests/support/trl_worker.py"
 
 
 @pytest.mark.exhaustive

@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from tiny_model import EOS_ID, PAD_ID, make_tiny_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from rlhf_services.algorithms import logprobs, losses, preference
-from rlhf_services.models.loading import load_policy
-from rlhf_services.models.scalar_model import ScalarModel
-from rlhf_services.models.sequences import PaddedSequences, pad_sequences
-from rlhf_services.models.token_scores import completion_logprobs, sequence_scores
+from rlhf.algorithms import logprobs, losses, preference
+from rlhf.models.loading import load_policy
+from rlhf.models.scalar_model import ScalarModel
+from rlhf.models.sequences import PaddedSequences, pad_sequences
+from rlhf.models.token_scores import completion_logprobs, sequence_scores
+from tests.support.tiny_model import EOS_ID, PAD_ID, make_tiny_model
 
 PROMPTS = ["The sea is", "Say it: ", "1 + 1 =", "Why?"]
 CHOSEN = [" wide and blue.", "yes, gladly", " 2", " Because it rains, and rain is wet."]

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from reward_process import serving_reward
 
-from rlhf_services.clients.reward import Reward, ScoreItem
-from rlhf_services.clients.sync import SyncRewardClient
+from rlhf.client.reward import Reward, ScoreItem
+from rlhf.client.sync import SyncRewardClient
+from tests.support.paths import ROOT
+from tests.support.reward_process import serving_reward
 
-ROOT = Path(__file__).parents[2]
-WORKER = ROOT / "tests/verifiers_worker.py"
+WORKER = ROOT / "tests/support/verifiers_worker.py"
 UV = Path(sys.executable).parent / "uv"
 PAIRS = [("How are you?", "Fine, thanks."), ("Why?", "Because it rains."), ("And you?", "")]
 
@@ -32,11 +32,7 @@ def make_environment(version: str) -> Path:
 
 def link_package(folder: Path) -> Path:
     """Makes our package importable from a folder, without installing it."""
-    package = folder / "rlhf_services"
-    package.mkdir()
-    for child in (ROOT / "services").iterdir():
-        (package / child.name).symlink_to(child)
-    (package / "v1").symlink_to(ROOT / "protos/rlhf_services/v1")
+    (folder / "rlhf").symlink_to(ROOT / "rlhf")
     return folder
 
 

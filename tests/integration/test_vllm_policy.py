@@ -23,20 +23,20 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from rlhf_services.clients.policy import PolicyClient
-from rlhf_services.common import codec
-from rlhf_services.common.errors import NotReadyError
-from rlhf_services.common.pushes import Encoding, PushHeader
-from rlhf_services.common.rollout import Prompt, Rollout, Sampling
-from rlhf_services.models.loading import load_policy
-from rlhf_services.models.policy_model import PolicyModel
-from rlhf_services.models.sequences import pad_sequences
-from rlhf_services.models.token_scores import completion_logprobs
-from rlhf_services.models.weights import checkpoint_manifest, checkpoint_tensors, model_manifest, tensor_bytes
-from rlhf_services.trainer.config import OptimizerConfig
-from rlhf_services.trainer.fleet.snapshot import WeightsSnapshot, take_snapshot
-from rlhf_services.trainer.learning.trained_model import TrainedModel
-from rlhf_services.v1 import policy_pb2, policy_pb2_grpc
+from rlhf.client import codec
+from rlhf.client.policy import PolicyClient
+from rlhf.errors import NotReadyError
+from rlhf.learning.snapshot import WeightsSnapshot, take_snapshot
+from rlhf.learning.trained_model import TrainedModel
+from rlhf.models.loading import load_policy
+from rlhf.models.policy_model import PolicyModel
+from rlhf.models.sequences import pad_sequences
+from rlhf.models.token_scores import completion_logprobs
+from rlhf.models.weights import checkpoint_manifest, checkpoint_tensors, model_manifest, tensor_bytes
+from rlhf.pushes import Encoding, PushHeader
+from rlhf.rollout import Prompt, Rollout, Sampling
+from rlhf.v1 import policy_pb2, policy_pb2_grpc
+from services.trainer.config.sections import OptimizerConfig
 
 pytestmark = pytest.mark.vllm
 
@@ -68,7 +68,7 @@ class Server:
         self.port, self.metrics_port = free_port(), free_port()
         self.target = f"127.0.0.1:{self.port}"
         self.log = log
-        command = [sys.executable, "-m", "rlhf_services.policy", "--model.path", str(model)]
+        command = [sys.executable, "-m", "services.policy", "--model.path", str(model)]
         command += ["--model.dtype", "float32", "--model.max_sequence_tokens", "512", "--vllm.kv_cache_gib", "0.25"]
         command += ["--server.host", "127.0.0.1", "--server.port", str(self.port)]
         command += ["--server.metrics_port", str(self.metrics_port), *flags]

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from rlhf_services.models.loading import load_policy
-from rlhf_services.models.weights import checkpoint_tensors, tensor_bytes, tensor_info
-from rlhf_services.policy.config import PolicyConfig
-from rlhf_services.policy.engine import Completion, SampleParams
-from rlhf_services.policy.vllm_engine import VllmEngine
-from rlhf_services.policy.weights.memory_file import MemoryFile, WeightsFile
-from rlhf_services.policy.weights.stage import PatchedTensor, StagedPatch
+from rlhf.models.loading import load_policy
+from rlhf.models.weights import checkpoint_tensors, tensor_bytes, tensor_info
+from services.policy.config import PolicyConfig
+from services.policy.engine import Completion, SampleParams
+from services.policy.vllm.engine import VllmEngine
+from services.policy.weights.memory_file import MemoryFile, WeightsFile
+from services.policy.weights.staged import PatchedTensor, StagedPatch
 
 pytestmark = [pytest.mark.vllm, pytest.mark.exhaustive]
 

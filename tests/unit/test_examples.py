@@ -1,21 +1,18 @@
 """The examples that the documentation names are what the code reads."""
 
-from pathlib import Path
-
 import pytest
-from tiny_model import make_tiny_tokenizer
 
-from rlhf_services.common.config import load_toml
-from rlhf_services.reward.config import RewardConfig
-from rlhf_services.trainer.data.chat import load_chat_examples
-from rlhf_services.trainer.data.preferences import TIED, load_preferences
-from rlhf_services.trainer.data.prompts import load_prompts
-from rlhf_services.trainer.offline.dpo_config import DpoRunConfig
-from rlhf_services.trainer.offline.reward_model_config import RewardModelRunConfig
-from rlhf_services.trainer.offline.sft_config import SftRunConfig
-from rlhf_services.trainer.online_config import RUN_CONFIGS
-
-ROOT = Path(__file__).parents[2]
+from rlhf.config import load_toml
+from rlhf.data.chat import load_chat_examples
+from rlhf.data.preferences import TIED, load_preferences
+from rlhf.data.prompts import load_prompts
+from services.reward.config import RewardConfig
+from services.trainer.config.offline_dpo import DpoRunConfig
+from services.trainer.config.offline_reward_model import RewardModelRunConfig
+from services.trainer.config.offline_sft import SftRunConfig
+from services.trainer.config.online import RUN_CONFIGS
+from tests.support.paths import ROOT
+from tests.support.tiny_model import make_tiny_tokenizer
 
 
 @pytest.mark.parametrize("algorithm", RUN_CONFIGS)

@@ -1,4 +1,4 @@
-"""The rooms of the house and who may use whom (docs/architecture.md). Rooms not in the table are refused."""
+"""The rooms of the house and who may use whom (docs/architecture.md): no import upward, no circle anywhere."""
 
 import ast
 import subprocess
@@ -7,66 +7,54 @@ from pathlib import Path
 
 import pytest
 
-SERVICES = Path(__file__).parents[2] / "services"
+from tests.support.house import House, circles, imports_upward
+from tests.support.paths import ROOT
 
-MAY_USE = {
-    "adapters": {"v1", "common", "clients"},
-    "algorithms": set(),
-    "common": {"v1"},
-    "clients": {"v1", "common"},
-    "models": {"algorithms", "common"},
-    "policy": {"v1", "common", "models", "algorithms"},
-    "reward": {"v1", "common", "models", "algorithms"},
-    "reference": {"v1", "common", "models", "algorithms"},
-    "trainer": {"v1", "common", "models", "algorithms", "clients"},
-    "local": {"common", "clients"},
-    "demo": {"common", "clients", "models", "trainer", "local"},
-    "pipeline": {"common", "clients", "models", "trainer", "local", "demo"},
-    "cluster": {"common", "trainer"},
-    "cli": {"common", "clients", "models", "trainer", "local", "demo", "pipeline", "cluster"},
-}
-TORCH_FREE = ("adapters", "common", "clients", "cluster", "cli")
+HOUSE = House(ROOT)
 
 
-def imported_rooms(file: Path) -> set[str]:
-    """Returns the rooms of this package that a file imports, at any depth of nesting."""
-    rooms = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        rooms |= {name.split(".")[1] for name in names if name.startswith("rlhf_services.")}
-    return rooms
+def test_no_import_runs_upward():
+    upward = imports_upward(HOUSE)
+    print(f"imports upward: {len(upward)}")
+    assert not upward
 
 
-def test_every_room_has_a_row_in_the_table():
-    assert {path.parent.name for path in SERVICES.glob("*/__init__.py")} == set(MAY_USE)
+@pytest.mark.parametrize("what", ["files", "rooms"])
+def test_nothing_imports_itself_in_a_circle(what: str):
+    found = circles(HOUSE.files if what == "files" else HOUSE.rooms)
+    print(f"circles among {what}: {len(found)}")
+    assert not found
 
 
-@pytest.mark.parametrize("room", sorted(MAY_USE))
-def test_a_room_uses_only_the_rooms_below_it(room):
-    allowed = MAY_USE[room] | {room}
-    wrong = {
-        f"{file.relative_to(SERVICES)} imports {other}"
-        for file in (SERVICES / room).rglob("*.py")
-        for other in imported_rooms(file) - allowed
-    }
-    assert not wrong
+def test_an_import_that_is_planted_upward_is_found(tmp_path: Path):
+    for name, text in {
+        "rlhf/models/loading.py": "from rlhf.learning.ppo import Ppo\n",
+        "rlhf/learning/ppo.py": "from rlhf.models.loading import load_policy\n",
+        "rlhf/client/reward.py": "from rlhf.serving.config import Port\n",
+        "services/policy/server.py": "from services.reward.server import main\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    house = House(tmp_path)
+    assert imports_upward(house) == [
+        "rlhf/client/reward.py imports rlhf.serving.config",
+        "rlhf/models/loading.py imports rlhf.learning.ppo",
+        "services/policy/server.py imports services.reward.server",
+    ]
+    assert circles(house.files) == [["rlhf.learning.ppo", "rlhf.models.loading"]]
+    assert circles(house.rooms) == [["rlhf.learning", "rlhf.models"]]
 
 
-@pytest.mark.parametrize("room", sorted(MAY_USE))
-def test_a_room_begins_with_a_docstring_and_nothing_else(room):
-    body = ast.parse((SERVICES / room / "__init__.py").read_text()).body
-    assert len(body) == 1
-    assert isinstance(body[0], ast.Expr)
+def test_every_room_begins_with_a_docstring_and_only_the_client_exports():
+    for file in HOUSE.folders:
+        body = ast.parse((ROOT / file).read_text()).body
+        assert isinstance(body[0], ast.Expr), file
+        assert len(body) == 1 or str(file) == "rlhf/client/__init__.py", file
 
 
 def test_algorithms_import_torch_and_the_standard_library_alone():
-    allowed = set(sys.stdlib_module_names) | {"torch", "rlhf_services"}
-    for file in (SERVICES / "algorithms").glob("*.py"):
+    allowed = set(sys.stdlib_module_names) | {"torch", "rlhf"}
+    for file in (ROOT / "rlhf/algorithms").glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             modules = []
             if isinstance(node, ast.Import):
@@ -76,21 +64,21 @@ def test_algorithms_import_torch_and_the_standard_library_alone():
             assert {module.split(".")[0] for module in modules} <= allowed, file.name
 
 
-def test_common_clients_and_the_command_line_load_without_torch():
-    modules = [
-        "rlhf_services." + ".".join(file.relative_to(SERVICES).with_suffix("").parts)
-        for room in TORCH_FREE
-        for file in (SERVICES / room).glob("*.py")
-        if file.stem != "__main__"
-    ]
+def loaded_by(modules: list[str], forbidden: set[str]) -> str:
+    """Imports modules in a process of its own; returns what it says, empty if it loaded nothing that is forbidden."""
     script = f"import importlib, sys\nfor name in {modules!r}: importlib.import_module(name)\n"
-    script += "assert not {'torch', 'transformers', 'vllm'} & set(sys.modules), 'a heavy import at module level'"
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    script += f"assert not {forbidden!r} & set(sys.modules), {forbidden!r} & set(sys.modules)"
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False).stderr
 
 
-def test_the_folder_cannot_be_imported_under_the_wrong_name():
-    result = subprocess.run(
-        [sys.executable, "-c", "import services"], capture_output=True, text=True, cwd=SERVICES.parent, check=False
-    )
-    assert "import rlhf_services" in result.stderr
+def test_clients_servers_and_the_command_line_load_without_torch():
+    rooms = ("rlhf.client", "rlhf.serving", "rlhf_cli.commands", "rlhf_cli.cluster")
+    modules = [module for module in HOUSE.files if module.startswith(rooms)]
+    assert len(modules) > 40
+    assert loaded_by(modules, {"torch", "transformers", "vllm"}) == ""
+
+
+def test_what_happens_to_weights_loads_without_a_network():
+    modules = [module for module in HOUSE.files if module.startswith(("rlhf.learning", "rlhf.models"))]
+    assert "rlhf.learning.ppo" in modules
+    assert loaded_by(modules, {"grpc", "prometheus_client"}) == ""

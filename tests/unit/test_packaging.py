@@ -1,27 +1,33 @@
-"""The distribution is the tree: every room is listed, and what each ships exists."""
+"""The distribution is the tree: every folder with code is shipped with the data it reads, and the commands exist."""
 
 import subprocess
 import tomllib
 from importlib.metadata import entry_points
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from setuptools import find_packages
+
+from tests.support.paths import ROOT
+
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PACKAGES = ("rlhf", "services", "rlhf_cli")
 
 
-def test_every_room_is_packaged():
-    services = ROOT / "services"
-    folders = [path.parent.relative_to(services) for path in services.glob("*/**/__init__.py")]
-    rooms = {".".join(("rlhf_services", *folder.parts)) for folder in folders}
-    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == rooms | {"rlhf_services", "rlhf_services.v1"}
+def tracked(*patterns: str) -> list[str]:
+    listed = subprocess.run(["git", "ls-files", *patterns], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [name for name in listed.split() if (ROOT / name).is_file()]
 
 
-def test_every_pattern_of_package_data_matches_a_file():
-    folders = {"rlhf_services": ROOT / "services", "rlhf_services.v1": ROOT / "protos/rlhf_services/v1"}
-    for package, patterns in PYPROJECT["tool"]["setuptools"]["package-data"].items():
-        folder = folders.get(package, ROOT / "services" / package.removeprefix("rlhf_services."))
-        for pattern in patterns:
-            assert list(folder.glob(pattern)), f"{package}: {pattern}"
+def test_every_folder_with_code_is_packaged():
+    include = PYPROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
+    folders = {name.rpartition("/")[0].replace("/", ".") for package in PACKAGES for name in tracked(f"{package}/*.py")}
+    assert set(find_packages(str(ROOT), include=include)) == folders
+
+
+def test_every_file_that_is_no_code_is_package_data():
+    endings = {pattern.removeprefix("*") for pattern in PYPROJECT["tool"]["setuptools"]["package-data"]["*"]}
+    for package in PACKAGES:
+        for name in tracked(package):
+            assert name.endswith((".py", *endings)), name
 
 
 def test_every_command_exists_and_shows_its_help():
@@ -34,7 +40,6 @@ def test_every_command_exists_and_shows_its_help():
 
 
 def test_no_file_of_ours_is_over_the_size_that_a_reader_takes_in():
-    tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    files = [ROOT / name for name in tracked.split() if "_pb2" not in name]
-    long = {str(file.relative_to(ROOT)) for file in files if file.is_file() and file.read_text().count("\n") > 400}
-    assert not long
+    for name in tracked("*.py"):
+        limit = 350 if name.startswith(tuple(f"{package}/" for package in PACKAGES)) else 400
+        assert "_pb2" in name or (ROOT / name).read_text().count("\n") <= limit, name

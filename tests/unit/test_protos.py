@@ -5,7 +5,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 PROTOS = ROOT / "protos"
 BUF = Path(sys.executable).with_name("buf")
 
@@ -21,7 +22,7 @@ def test_the_committed_stubs_are_what_the_pinned_tool_makes_of_the_protos(tmp_pa
     result = run(sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTOS}", *outputs, *sources)
     assert result.returncode == 0, result.stderr
     made = {path.relative_to(tmp_path): path.read_text() for path in tmp_path.rglob("*_pb2*.py*")}
-    committed = {path.relative_to(PROTOS): path.read_text() for path in PROTOS.rglob("*_pb2*.py*")}
+    committed = {path.relative_to(ROOT): path.read_text() for path in (ROOT / "rlhf").rglob("*_pb2*.py*")}
     assert made.keys() == committed.keys(), "run make protos"
     assert [path for path in made if made[path] != committed[path]] == [], "run make protos"
 

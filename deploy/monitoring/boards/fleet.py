@@ -1,8 +1,9 @@
 """The fleet as a run sees it: which replicas have its weights, what do pushes cost, who waits for whom?"""
 
-from board import RATE, Panels, by_run, make_board, run_choice
 from grafana_foundation_sdk.models.dashboard import Dashboard
-from panels import stat_panel, time_series
+
+from deploy.monitoring.board import RATE, Panels, by_run, make_board, run_choice
+from deploy.monitoring.panels import stat_panel, time_series
 
 NONE = f"0 * {by_run('rlhf_trainer_step')}"
 """Where a counter has no series before it first counts."""

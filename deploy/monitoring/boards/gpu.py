@@ -1,8 +1,9 @@
 """GPUs, as NVIDIA's DCGM exporter reports them."""
 
-from board import Panels, choice, make_board
 from grafana_foundation_sdk.models.dashboard import Dashboard
-from panels import stat_panel, time_series
+
+from deploy.monitoring.board import Panels, choice, make_board
+from deploy.monitoring.panels import stat_panel, time_series
 
 HERE = 'Hostname=~"$host", gpu=~"$gpu"'
 NAME = "{{Hostname}} GPU {{gpu}}"

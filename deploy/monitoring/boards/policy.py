@@ -1,8 +1,9 @@
 """The policy fleet: does every replica serve the newest weights, how fast does it sample, what does a push cost?"""
 
-from board import RATE, Panels, choice, make_board
 from grafana_foundation_sdk.models.dashboard import Dashboard
-from panels import stat_panel, time_series
+
+from deploy.monitoring.board import RATE, Panels, choice, make_board
+from deploy.monitoring.panels import stat_panel, time_series
 
 HERE = 'job="policy", instance=~"$instance"'
 

@@ -1,8 +1,9 @@
 """Memory, processor, files and disk of every process."""
 
-from board import RATE, Panels, choice, make_board
 from grafana_foundation_sdk.models.dashboard import Dashboard
-from panels import stat_panel, time_series
+
+from deploy.monitoring.board import RATE, Panels, choice, make_board
+from deploy.monitoring.panels import stat_panel, time_series
 
 HERE = 'job=~"$job"'
 NAME = "{{job}} {{instance}}"

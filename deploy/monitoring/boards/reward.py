@@ -1,10 +1,10 @@
 """What rewards are given, how sure they are, and whether the policy has begun to hack them."""
 
-from board import RATE, Panels, by_run, make_board, only, run_choice
 from grafana_foundation_sdk.models.dashboard import Dashboard
-from panels import heatmap_panel, stat_panel, time_series
 
-from boards.reward_watch import watch_panels
+from deploy.monitoring.board import RATE, Panels, by_run, make_board, only, run_choice
+from deploy.monitoring.boards.reward_watch import watch_panels
+from deploy.monitoring.panels import heatmap_panel, stat_panel, time_series
 
 HERE = 'job="$job"'
 

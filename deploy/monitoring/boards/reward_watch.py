@@ -1,7 +1,7 @@
 """The panels of the dashboard Reward that come from the service's own watch over each caller's rewards."""
 
-from board import Panels
-from panels import time_series
+from deploy.monitoring.board import Panels
+from deploy.monitoring.panels import time_series
 
 NAME = "{{caller}} {{model_version}}"
 """Series of a caller and a model version; replicas are put together."""

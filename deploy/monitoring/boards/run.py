@@ -1,8 +1,9 @@
 """The run at a glance: does it learn, what does it cost in KL, where does its time go?"""
 
-from board import OURS, Panels, by_run, make_board, run_choice
 from grafana_foundation_sdk.models.dashboard import Dashboard
-from panels import GOOD, stat_panel, time_series
+
+from deploy.monitoring.board import OURS, Panels, by_run, make_board, run_choice
+from deploy.monitoring.panels import GOOD, stat_panel, time_series
 
 STATE_COLORS = {
     ".*: failed": "red",

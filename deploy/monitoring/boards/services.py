@@ -1,8 +1,9 @@
 """Are all services there, do they answer, how fast, and what waits?"""
 
-from board import RATE, Panels, choice, make_board
 from grafana_foundation_sdk.models.dashboard import Dashboard
-from panels import stat_panel, state_panel, time_series
+
+from deploy.monitoring.board import RATE, Panels, choice, make_board
+from deploy.monitoring.panels import stat_panel, state_panel, time_series
 
 HERE = 'job=~"$job", instance=~"$instance"'
 WORK = f'{HERE}, method!="GetModel"'

@@ -20,17 +20,17 @@ const MAX_PAUSE_MS = 5000;
 class RewardClient {
   /**
    * @param {string} target "host:port"
-   * @param {{protos?: string, deadlineSeconds?: number}} options protos: folder that has rlhf_services/v1.
+   * @param {{protos?: string, deadlineSeconds?: number}} options protos: folder that has rlhf/v1.
    */
   constructor(target, { protos = path.join(__dirname, '../../../protos'), deadlineSeconds = 60 } = {}) {
-    const definition = protoLoader.loadSync('rlhf_services/v1/reward.proto', {
+    const definition = protoLoader.loadSync('rlhf/v1/reward.proto', {
       includeDirs: [protos],
       keepCase: true, // item_id, not itemId
       enums: String, // "SCORE_ERROR_CODE_TOO_LONG", not 2
       longs: Number,
       oneofs: true, // result.outcome says which of its fields is set
     });
-    const { RewardService } = grpc.loadPackageDefinition(definition).rlhf_services.v1;
+    const { RewardService } = grpc.loadPackageDefinition(definition).rlhf.v1;
     this.deadlineSeconds = deadlineSeconds;
     this.stub = new RewardService(target, credentials(), {
       'grpc.max_receive_message_length': MAX_MESSAGE_BYTES,

@@ -3,10 +3,10 @@
 import torch
 from transformers import PreTrainedModel
 
-from rlhf_services.common.errors import InvalidRequestError
-from rlhf_services.models.weights import load_tensors
-from rlhf_services.policy.weights.stage import StagedPatch, StagedWeights
-from rlhf_services.policy.weights.tensors import map_tensors
+from rlhf.errors import InvalidRequestError
+from rlhf.models.weights import load_tensors
+from services.policy.weights.staged import StagedPatch, StagedWeights
+from services.policy.weights.tensors import map_tensors
 
 
 def load_staged(model: PreTrainedModel, staged: StagedWeights) -> None:

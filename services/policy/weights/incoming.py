@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from rlhf_services.common.errors import InvalidRequestError, OverloadedError
-from rlhf_services.common.pushes import PushHeader
+from rlhf.errors import InvalidRequestError, OverloadedError
+from rlhf.pushes import PushHeader
 
 
 @dataclass(frozen=True, slots=True)

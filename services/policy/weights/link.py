@@ -7,16 +7,16 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from rlhf_services.common import codec
-from rlhf_services.common.channel import open_channel
-from rlhf_services.common.errors import DeadlineExceededError, NotReadyError, from_rpc_error
-from rlhf_services.common.probe import LIVE
-from rlhf_services.common.push_call import send_push
-from rlhf_services.common.push_messages import chunk_message
-from rlhf_services.common.pushes import PushHeader, PushResult
-from rlhf_services.v1 import policy_pb2, policy_pb2_grpc
+from rlhf.client import codec
+from rlhf.client.channel import open_channel
+from rlhf.client.push_call import send_push
+from rlhf.client.push_messages import chunk_message
+from rlhf.errors import DeadlineExceededError, NotReadyError, from_rpc_error
+from rlhf.pushes import PushHeader, PushResult
+from rlhf.serving.probe import LIVE
+from rlhf.v1 import policy_pb2, policy_pb2_grpc
 
-FULL_NAME = "rlhf_services.v1.PolicyService"
+FULL_NAME = "rlhf.v1.PolicyService"
 CALLER = "policy"
 """What a replica calls itself where clients are not listed."""
 PROBE_PAUSE_SECONDS = 0.5

@@ -1,7 +1,7 @@
 """Whether a push would bring exactly the tensors of the model that is served."""
 
-from rlhf_services.common.errors import InvalidRequestError
-from rlhf_services.common.weights import WeightsManifest
+from rlhf.errors import InvalidRequestError
+from rlhf.weights import WeightsManifest
 
 
 def check_manifest(pushed: WeightsManifest, served: WeightsManifest, weights_digest: str) -> None:

@@ -9,8 +9,8 @@ import os
 
 import numpy as np
 
-from rlhf_services.common.weights import TensorInfo, WeightsManifest
-from rlhf_services.policy.weights.stage import StagedWeights
+from rlhf.weights import TensorInfo, WeightsManifest
+from services.policy.weights.staged import StagedWeights
 
 ALIGNMENT = 64
 """Bytes: a cache line, and more than any element type needs."""

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from rlhf_services.policy.weights.stage import Stage
+from services.policy.weights.staged import Stage
 
 T = TypeVar("T")
 

@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from rlhf_services.common.errors import PreconditionError
-from rlhf_services.common.pushes import PushHeader
-from rlhf_services.policy.weights.full_stage import FullStage
-from rlhf_services.policy.weights.memory_file import WeightsFile
+from rlhf.errors import PreconditionError
+from rlhf.pushes import PushHeader
+from services.policy.weights.full import FullStage
+from services.policy.weights.memory_file import WeightsFile
 
 if TYPE_CHECKING:
-    from rlhf_services.policy.weights.patch_stage import PatchStage
+    from services.policy.weights.patch import PatchStage
 
 
 class ServedCopy:
@@ -50,7 +50,7 @@ class ServedCopy:
                 "(limits.takes_patches); send WEIGHTS_ENCODING_FULL"
             )
         # Imported here: it brings torch, which the engine has imported long before a patch can come.
-        from rlhf_services.policy.weights.patch_stage import PatchStage
+        from services.policy.weights.patch import PatchStage
 
         patch = PatchStage(header, self._served)
         if self._spare is not None:

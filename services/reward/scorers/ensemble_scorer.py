@@ -13,9 +13,9 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from rlhf_services.common.errors import ConfigError
-from rlhf_services.reward.scorer import ErrorCode, Item, Score, ScoreError, ScorerInfo
-from rlhf_services.reward.scorers.model_scorer import Ids, ModelScorer
+from rlhf.errors import ConfigError
+from services.reward.scorers.model import Ids, ModelScorer
+from services.reward.scorers.scorer import ErrorCode, Item, Score, ScoreError, ScorerInfo
 
 Rule = Callable[[Sequence[float], float], float]
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from rlhf_services.common.errors import ConfigError
-from rlhf_services.reward.scorer import Scorer
-from rlhf_services.reward.scorers.rule_scorer import (
+from rlhf.errors import ConfigError
+from services.reward.scorers.rules import (
     MAX_SENTIMENT_CHARACTERS,
     Decoder,
     RuleScorer,
@@ -17,8 +16,9 @@ from rlhf_services.reward.scorers.rule_scorer import (
     pattern_rule,
     sentiment_rule,
 )
-from rlhf_services.reward.scorers.scorer_config import ComponentConfig, PartConfig, ScorerConfig
-from rlhf_services.reward.scorers.sum_scorer import Component, SumScorer
+from services.reward.scorers.scorer import Scorer
+from services.reward.scorers.scorer_config import ComponentConfig, PartConfig, ScorerConfig
+from services.reward.scorers.sum import Component, SumScorer
 
 KINDS_THAT_WAIT = frozenset({"judge", "python"})
 """Their work is done by another process."""
@@ -51,18 +51,18 @@ def _build_sum(parts: Sequence[ComponentConfig]) -> Scorer[Any]:
 def _build_part(config: PartConfig) -> Scorer[Any]:
     if config.kind == "model":
         _require_directory("scorer.path", config.path)
-        from rlhf_services.reward.scorers.model_scorer import load_model_scorer
+        from services.reward.scorers.model import load_model_scorer
 
         return load_model_scorer(config, "scorer.path")
     if config.kind == "ensemble":
         return _build_ensemble(config)
     decoder = _load_decoder(config)
     if config.kind == "judge":
-        from rlhf_services.reward.scorers.judge_scorer import build_judge_scorer
+        from services.reward.scorers.judge.scorer import build_judge_scorer
 
         return build_judge_scorer(config.judge, decoder)
     if config.kind == "python":
-        from rlhf_services.reward.scorers.python_scorer import PythonScorer
+        from services.reward.scorers.python.scorer import PythonScorer
 
         return PythonScorer(config.python, decoder)
     return _build_rule(config, decoder)
@@ -82,8 +82,8 @@ def _build_rule(config: PartConfig, decoder: Decoder | None) -> Scorer[Any]:
 def _build_ensemble(config: PartConfig) -> Scorer[Any]:
     for path in config.paths:
         _require_directory("scorer.paths", path)
-    from rlhf_services.reward.scorers.ensemble_scorer import EnsembleScorer
-    from rlhf_services.reward.scorers.model_scorer import load_model_scorer
+    from services.reward.scorers.ensemble_scorer import EnsembleScorer
+    from services.reward.scorers.model import load_model_scorer
 
     members = [load_model_scorer(config.model_copy(update={"path": path}), "scorer.paths") for path in config.paths]
     return EnsembleScorer(members, config.combine, config.std_coef)
@@ -93,7 +93,7 @@ def _load_decoder(config: PartConfig) -> Decoder | None:
     if not config.tokenizer:
         return None
     _require_directory("scorer.tokenizer", config.tokenizer)
-    from rlhf_services.reward.scorers.tokenizing import PairTokenizer
+    from services.reward.scorers.tokenizing import PairTokenizer
 
     return PairTokenizer(config.tokenizer, "scorer.tokenizer")
 

@@ -2,8 +2,9 @@
 
 from typing import assert_never
 
-from rlhf_services.common.token_checks import fault_of_ids
-from rlhf_services.reward.scorer import (
+from rlhf.serving.token_checks import fault_of_ids
+from services.reward.scorers.rules import Decoder
+from services.reward.scorers.scorer import (
     ChatMessage,
     Conversation,
     ErrorCode,
@@ -14,7 +15,6 @@ from rlhf_services.reward.scorer import (
     TokenPair,
     TokenSequence,
 )
-from rlhf_services.reward.scorers.rule_scorer import Decoder
 
 
 class ItemReader:

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from rlhf_services.common.config import Section
+from rlhf.config import Section
 
 DEFAULT_RUBRIC = "The answer is correct, helpful and honest, does what was asked, and says no more than that needs."
 

@@ -4,14 +4,14 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from rlhf_services.common.config import Section
+from rlhf.config import Section
 
 
 class PythonScorerConfig(Section):
     """A user's own Python class that scores, in a process of its own (user_scorer.py has its contract)."""
 
     target: str = ""
-    """Which class: "module:Class", or the name of an entry point of the group rlhf_services.scorers."""
+    """Which class: "module:Class", or the name of an entry point of the group rlhf.scorers."""
     options: dict[str, Any] = Field(default={})
     """What the class is made with, as keyword arguments; JSON on the command line."""
     path: str = ""

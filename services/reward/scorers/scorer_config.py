@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from rlhf_services.common.config import Section
-from rlhf_services.common.errors import ConfigError
-from rlhf_services.reward.scorers.judge_config import JudgeConfig
-from rlhf_services.reward.scorers.python_config import PythonScorerConfig
+from rlhf.config import Section
+from rlhf.errors import ConfigError
+from services.reward.scorers.judge_config import JudgeConfig
+from services.reward.scorers.python_config import PythonScorerConfig
 
 
 class PartConfig(Section):

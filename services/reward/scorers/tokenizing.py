@@ -7,16 +7,9 @@ from pathlib import Path
 from blake3 import blake3
 from jinja2 import TemplateError
 
-from rlhf_services.models.loading import load_tokenizer, tokenizer_digest
-from rlhf_services.reward.scorer import (
-    ChatMessage,
-    Conversation,
-    ErrorCode,
-    RawPair,
-    ScoreError,
-    TextPair,
-)
-from rlhf_services.reward.scorers.plain_text import ForgedTokenError, PlainText
+from rlhf.models.loading import load_tokenizer, tokenizer_digest
+from services.reward.scorers.scorer import ChatMessage, Conversation, ErrorCode, RawPair, ScoreError, TextPair
+from services.reward.scorers.text import ForgedTokenError, PlainText
 
 _ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 """Letters of no special token: templates write the role between special tokens, or as a part of one."""

@@ -9,17 +9,9 @@ from typing import Any
 
 from prometheus_client import Counter
 
-from rlhf_services.common.logs import get_logger
-from rlhf_services.reward.scorer import (
-    Item,
-    Observation,
-    ScoreError,
-    Scorer,
-    TokenPair,
-    TokenSequence,
-    reward_of,
-)
-from rlhf_services.reward.watch.watch_series import RewardSeries
+from rlhf.serving.logs import get_logger
+from services.reward.scorers.scorer import Item, Observation, ScoreError, Scorer, TokenPair, TokenSequence, reward_of
+from services.reward.watch.series import RewardSeries
 
 log = get_logger(__name__)
 

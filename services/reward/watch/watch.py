@@ -6,14 +6,14 @@ from collections.abc import Callable, Hashable, Sequence
 from threading import Lock
 from typing import Any
 
-from rlhf_services.reward.metrics import MAX_VERSIONS, RewardMetrics
-from rlhf_services.reward.scorer import Observation, Scorer
-from rlhf_services.reward.watch.caller_labels import CallerLabels
-from rlhf_services.reward.watch.heldout import HeldoutScoring
-from rlhf_services.reward.watch.watch_config import WatchConfig
-from rlhf_services.reward.watch.watch_report import Report
-from rlhf_services.reward.watch.watch_series import Point, RewardSeries
-from rlhf_services.reward.watch.watch_statistics import repetition_of
+from services.reward.metrics import MAX_VERSIONS, RewardMetrics
+from services.reward.scorers.scorer import Observation, Scorer
+from services.reward.watch.caller_labels import CallerLabels
+from services.reward.watch.config import WatchConfig
+from services.reward.watch.heldout import HeldoutScoring
+from services.reward.watch.report import Report
+from services.reward.watch.series import Point, RewardSeries
+from services.reward.watch.watch_statistics import repetition_of
 
 REPETITION_UNITS = 512
 """Words or tokens of a completion's end in which repetition is looked for: loops come at the end."""

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from rlhf_services.reward.watch.watch_report import Report
+from services.reward.watch.report import Report
 
 _LABELS = ("model_version", "caller")
 _PREFIX = "rlhf_reward_watch_"

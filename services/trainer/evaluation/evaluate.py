@@ -4,13 +4,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rlhf_services.common.rollout import Prompt, Sampling
-from rlhf_services.trainer.data.prompts import PromptItem
-from rlhf_services.trainer.evaluation.intervals import MeanWithInterval, clustered_mean
-from rlhf_services.trainer.evaluation.repetition import distinct_2, repeated_ngrams
-from rlhf_services.trainer.fleet.peers import Peers
-from rlhf_services.trainer.rollouts.collect import collect
-from rlhf_services.trainer.rollouts.scoring import Sample
+from rlhf.data.prompts import PromptItem
+from rlhf.rollout import Prompt, Sampling
+from services.trainer.evaluation.intervals import MeanWithInterval, clustered_mean
+from services.trainer.evaluation.repetition import distinct_2, repeated_ngrams
+from services.trainer.fleet.peers import Peers
+from services.trainer.rollouts.collect import collect
+from services.trainer.rollouts.scoring import Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_services.common.errors import ConfigError
-from rlhf_services.trainer.evaluation.intervals import MeanWithInterval
+from rlhf.errors import ConfigError
+from services.trainer.evaluation.intervals import MeanWithInterval
 
 START = "start"
 """The family of the policy that training began with."""

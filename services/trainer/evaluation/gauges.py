@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from prometheus_client import CollectorRegistry
 
-from rlhf_services.trainer.late_gauges import LateGauges
+from services.trainer.telemetry.late_gauges import LateGauges
 
 EVALUATION_METRICS: Mapping[str, str] = MappingProxyType(
     {

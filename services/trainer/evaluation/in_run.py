@@ -12,20 +12,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from rlhf_services.clients.reward import Reward, RewardClient, ScoreItem
-from rlhf_services.common.errors import ServiceError
-from rlhf_services.common.rollout import Sampling
-from rlhf_services.trainer.evaluation.evaluate import questions_of, rows_of, summarise
-from rlhf_services.trainer.evaluation.intervals import MeanWithInterval
-from rlhf_services.trainer.fleet.peers import TRAINING_REWARD, Peers
-from rlhf_services.trainer.late_gauges import LateGauges
-from rlhf_services.trainer.learning.ranks import Ranks
-from rlhf_services.trainer.loading import LoadedRun
-from rlhf_services.trainer.metrics import MetricsFile
-from rlhf_services.trainer.online_config import OnlineRunConfig
-from rlhf_services.trainer.rollouts.collect import Collected, collect
-from rlhf_services.trainer.rollouts.scoring import Sample
-from rlhf_services.trainer.rollouts.tasks import task_group
+from rlhf.client.reward import Reward, RewardClient, ScoreItem
+from rlhf.client.tasks import task_group
+from rlhf.errors import ServiceError
+from rlhf.learning.ranks import Ranks
+from rlhf.rollout import Sampling
+from services.trainer.config.online import OnlineRunConfig
+from services.trainer.evaluation.evaluate import questions_of, rows_of, summarise
+from services.trainer.evaluation.intervals import MeanWithInterval
+from services.trainer.fleet.peers import TRAINING_REWARD, Peers
+from services.trainer.loading import LoadedRun
+from services.trainer.rollouts.collect import Collected, collect
+from services.trainer.rollouts.scoring import Sample
+from services.trainer.telemetry.late_gauges import LateGauges
+from services.trainer.telemetry.step import MetricsFile
 
 GOLD = "gold"
 """The name of the gold reward among the rewards of a sample."""

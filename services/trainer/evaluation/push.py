@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from rlhf_services.clients.policy import PolicyClient
-from rlhf_services.common.errors import ConfigError
-from rlhf_services.common.pushes import PushHeader
-from rlhf_services.models.loading import DtypeName, load_policy
-from rlhf_services.models.weights import checkpoint_tensors, model_manifest, tensor_bytes
+from rlhf.client.policy import PolicyClient
+from rlhf.errors import ConfigError
+from rlhf.models.loading import DtypeName, load_policy
+from rlhf.models.weights import checkpoint_tensors, model_manifest, tensor_bytes
+from rlhf.pushes import PushHeader
 
 DTYPES: dict[str, DtypeName] = {"BF16": "bfloat16", "F32": "float32"}
 """By the name that a policy service reports."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rlhf_services.trainer.evaluation.evaluate import Evaluation
-from rlhf_services.trainer.evaluation.win_rate import WinRate, win_rates
+from services.trainer.evaluation.evaluate import Evaluation
+from services.trainer.evaluation.win_rate import WinRate, win_rates
 
 ROWS_FILE = "rows.jsonl"
 SUMMARY_FILE = "summary.json"

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_services.models.loading import tokenizer_digest
-from rlhf_services.trainer.config import ServicesConfig
-from rlhf_services.trainer.data.prompts import PromptItem
-from rlhf_services.trainer.evaluation.evaluate import Evaluation, evaluate
-from rlhf_services.trainer.fleet.peers import Peers
+from rlhf.data.prompts import PromptItem
+from rlhf.models.loading import tokenizer_digest
+from services.trainer.config.sections import ServicesConfig
+from services.trainer.evaluation.evaluate import Evaluation, evaluate
+from services.trainer.fleet.peers import Peers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rlhf_services.trainer.evaluation.evaluate import Evaluation, EvaluationRow
-from rlhf_services.trainer.evaluation.intervals import MeanWithInterval, clustered_mean
+from services.trainer.evaluation.evaluate import Evaluation, EvaluationRow
+from services.trainer.evaluation.intervals import MeanWithInterval, clustered_mean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

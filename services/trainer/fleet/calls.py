@@ -4,9 +4,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from rlhf_services.common.errors import InternalError, ServiceError
-from rlhf_services.common.rollout import Prompt, Rollout, Sampling, expected_ids
-from rlhf_services.trainer.fleet.replica import Replica
+from rlhf.errors import InternalError, ServiceError
+from rlhf.rollout import Prompt, Rollout, Sampling, expected_ids
+from services.trainer.fleet.replica import Replica
 
 
 class Asked:

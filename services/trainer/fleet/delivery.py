@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Sequence
 
-from rlhf_services.common.errors import (
+from rlhf.errors import (
     ConfigError,
     DeadlineExceededError,
     NotReadyError,
@@ -12,13 +12,13 @@ from rlhf_services.common.errors import (
     PreconditionError,
     ServiceError,
 )
-from rlhf_services.common.pushes import Encoding, ForwardedPush, PushResult
-from rlhf_services.trainer.config import ServicesConfig
-from rlhf_services.trainer.errors import RunError
-from rlhf_services.trainer.fleet.chain import push_chain
-from rlhf_services.trainer.fleet.orders import Delivery, Orders
-from rlhf_services.trainer.fleet.replica import Replica
-from rlhf_services.trainer.fleet.snapshot import WeightsSnapshot
+from rlhf.learning.snapshot import WeightsSnapshot
+from rlhf.pushes import Encoding, ForwardedPush, PushResult
+from rlhf.run_errors import RunError
+from services.trainer.config.sections import ServicesConfig
+from services.trainer.fleet.orders import Delivery, Orders
+from services.trainer.fleet.push import push_chain
+from services.trainer.fleet.replica import Replica
 
 BUSY_SECONDS = 0.5
 """Until a push is tried again that another one was in the way of."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from rlhf_services.common.errors import ConfigError
+from rlhf.errors import ConfigError
 
 DNS_SECONDS = 2.0
 """Between two questions for a name; the answers of a cluster's DNS are good for 5 to 30 s."""
@@ -227,7 +227,7 @@ def _source(entry: str) -> Source:
         case "file":
             return FileSource(entry)
         case "kubernetes":
-            from rlhf_services.trainer.fleet.kubernetes_watch import KubernetesSource  # an extra
+            from services.trainer.fleet.kubernetes import KubernetesSource
 
             return KubernetesSource(entry)
         case _:

@@ -14,14 +14,14 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
-from rlhf_services.common.errors import NotReadyError, OverloadedError, PreconditionError, ServiceError
-from rlhf_services.common.rollout import Prompt, Rollout, Sampling
-from rlhf_services.trainer.config import ServicesConfig
-from rlhf_services.trainer.fleet.calls import Asked, Call
-from rlhf_services.trainer.fleet.fleet import Fleet
-from rlhf_services.trainer.fleet.idle import IdleClock
-from rlhf_services.trainer.fleet.replica import Replica
-from rlhf_services.trainer.rollouts.tasks import task_group
+from rlhf.client.tasks import task_group
+from rlhf.errors import NotReadyError, OverloadedError, PreconditionError, ServiceError
+from rlhf.rollout import Prompt, Rollout, Sampling
+from services.trainer.config.sections import ServicesConfig
+from services.trainer.fleet.calls import Asked, Call
+from services.trainer.fleet.fleet import Fleet
+from services.trainer.fleet.idle import IdleClock
+from services.trainer.fleet.replica import Replica
 
 FULL_SECONDS = 1.0
 """Until a replica is asked again that said it has no room, and not when it will."""

@@ -7,18 +7,18 @@ from contextlib import suppress
 
 from prometheus_client import CollectorRegistry
 
-from rlhf_services.common.errors import ConfigError
-from rlhf_services.common.pushes import Encoding
-from rlhf_services.trainer.config import ServicesConfig
-from rlhf_services.trainer.fleet.delivery import deliver_chain
-from rlhf_services.trainer.fleet.discovery import discover
-from rlhf_services.trainer.fleet.members import Members
-from rlhf_services.trainer.fleet.metrics import FleetMetrics
-from rlhf_services.trainer.fleet.orders import Orders, Publication
-from rlhf_services.trainer.fleet.patience import Patience
-from rlhf_services.trainer.fleet.replica import Replica, State
-from rlhf_services.trainer.fleet.snapshot import WeightsSnapshot
-from rlhf_services.trainer.learning.ranks import Ranks
+from rlhf.errors import ConfigError
+from rlhf.learning.ranks import Ranks
+from rlhf.learning.snapshot import WeightsSnapshot
+from rlhf.pushes import Encoding
+from services.trainer.config.sections import ServicesConfig
+from services.trainer.fleet.delivery import deliver_chain
+from services.trainer.fleet.discovery import discover
+from services.trainer.fleet.members import Members
+from services.trainer.fleet.metrics import FleetMetrics
+from services.trainer.fleet.orders import Orders, Publication
+from services.trainer.fleet.patience import Patience
+from services.trainer.fleet.replica import Replica, State
 
 
 class Fleet:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from rlhf_services.trainer.fleet.fleet import Fleet
+from services.trainer.fleet.fleet import Fleet
 
 
 class IdleClock:

@@ -14,12 +14,12 @@ import asyncio
 import time
 from contextlib import suppress
 
-from rlhf_services.common.errors import ConfigError, NotReadyError, OverloadedError, ServiceError
-from rlhf_services.trainer.errors import RunError
-from rlhf_services.trainer.fleet.delivery import HungError, deliver, require_health, require_tokenizer
-from rlhf_services.trainer.fleet.orders import Orders
-from rlhf_services.trainer.fleet.replica import Replica
-from rlhf_services.trainer.fleet.snapshot import WeightsSnapshot
+from rlhf.errors import ConfigError, NotReadyError, OverloadedError, ServiceError
+from rlhf.learning.snapshot import WeightsSnapshot
+from rlhf.run_errors import RunError
+from services.trainer.fleet.delivery import HungError, deliver, require_health, require_tokenizer
+from services.trainer.fleet.orders import Orders
+from services.trainer.fleet.replica import Replica
 
 ABSENT_SECONDS = 1.0
 """Between two looks at a replica that is away, at most."""

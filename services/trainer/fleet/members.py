@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from rlhf_services.trainer.fleet.discovery import Discovery
-from rlhf_services.trainer.fleet.keeper import Keeper
-from rlhf_services.trainer.fleet.orders import Orders
-from rlhf_services.trainer.fleet.replica import Replica
+from services.trainer.fleet.discovery import Discovery
+from services.trainer.fleet.keeper import Keeper
+from services.trainer.fleet.orders import Orders
+from services.trainer.fleet.replica import Replica
 
 
 class Members:

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
-from rlhf_services.common.metrics import SECONDS_BUCKETS
-from rlhf_services.trainer.fleet.replica import Replica, State
-from rlhf_services.trainer.lag_histogram import LagHistogram
+from rlhf.serving.metrics import SECONDS_BUCKETS
+from services.trainer.fleet.replica import Replica, State
+from services.trainer.lag_histogram import LagHistogram
 
 STATES: tuple[State, ...] = ("joining", "ready", "away", "set_aside")
 

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from rlhf_services.common.pushes import Encoding
-from rlhf_services.trainer.config import ServicesConfig
-from rlhf_services.trainer.fleet.metrics import FleetMetrics
-from rlhf_services.trainer.fleet.replica import Replica, State
-from rlhf_services.trainer.fleet.snapshot import WeightsSnapshot
+from rlhf.learning.snapshot import WeightsSnapshot
+from rlhf.pushes import Encoding
+from services.trainer.config.sections import ServicesConfig
+from services.trainer.fleet.metrics import FleetMetrics
+from services.trainer.fleet.replica import Replica, State
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,9 +3,9 @@
 import time
 from collections.abc import Callable, Mapping
 
-from rlhf_services.common.errors import NotReadyError
-from rlhf_services.trainer.config import ServicesConfig
-from rlhf_services.trainer.fleet.replica import Replica, State
+from rlhf.errors import NotReadyError
+from services.trainer.config.sections import ServicesConfig
+from services.trainer.fleet.replica import Replica, State
 
 REMEDY = "start it again, then continue with --resume"
 

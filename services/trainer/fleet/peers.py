@@ -3,17 +3,17 @@
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Self, TypeVar
 
-from rlhf_services.clients.base import ServiceClient
-from rlhf_services.clients.reference import ReferenceClient
-from rlhf_services.clients.reward import RewardClient
-from rlhf_services.clients.waiting import call_when_available
-from rlhf_services.common.calls import clean_name
-from rlhf_services.trainer.config import ServicesConfig
-from rlhf_services.trainer.fleet.delivery import require_tokenizer
-from rlhf_services.trainer.fleet.dispatch import Dispatcher
-from rlhf_services.trainer.fleet.fleet import Fleet
-from rlhf_services.trainer.fleet.metrics import FleetMetrics
-from rlhf_services.trainer.learning.ranks import Ranks
+from rlhf.client.base import ServiceClient
+from rlhf.client.reference import ReferenceClient
+from rlhf.client.reward import RewardClient
+from rlhf.client.waiting import call_when_available
+from rlhf.learning.ranks import Ranks
+from rlhf.serving.calls import clean_name
+from services.trainer.config.sections import ServicesConfig
+from services.trainer.fleet.delivery import require_tokenizer
+from services.trainer.fleet.dispatch import Dispatcher
+from services.trainer.fleet.fleet import Fleet
+from services.trainer.fleet.metrics import FleetMetrics
 
 T = TypeVar("T")
 

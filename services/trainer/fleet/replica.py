@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Literal
 
-from rlhf_services.clients.policy import PolicyClient, PolicyModel
+from rlhf.client.policy import PolicyClient, PolicyModel
 
 State = Literal["joining", "ready", "away", "set_aside"]
 """joining: it is being asked, or brought to the published weights; ready: it has them; away: it cannot be reached,

@@ -15,26 +15,20 @@ from typing import Any, Generic, Protocol, TypeVar
 from rich.console import Console
 from torch import Tensor, nn
 
-from rlhf_services.trainer.checkpoint import CheckpointFolder, read_state
-from rlhf_services.trainer.config import CheckpointConfig
-from rlhf_services.trainer.errors import NonFiniteError, RunError
-from rlhf_services.trainer.learning.optimizer import OptimizerStep
-from rlhf_services.trainer.learning.ranks import Ranks
-from rlhf_services.trainer.metrics import MetricsFile
-from rlhf_services.trainer.offline.fit_config import FitConfig
-from rlhf_services.trainer.offline.fit_metrics import FitMetrics, served
-from rlhf_services.trainer.offline.fit_progress import FitProgress
-from rlhf_services.trainer.offline.order import (
-    batch_indices,
-    examples_digest,
-    num_steps,
-    require_same_run,
-    steps_per_epoch,
-)
-from rlhf_services.trainer.offline.stopping import StopSignal
-from rlhf_services.trainer.offline.train_step import measure, train_step
-from rlhf_services.trainer.run_dir import changed_settings, require_wanted
-from rlhf_services.trainer.signals import EXIT_CODE_BASE, NUMBERS
+from rlhf.learning.optimizer import OptimizerStep
+from rlhf.learning.ranks import Ranks
+from rlhf.run_errors import NonFiniteError, RunError
+from services.trainer.config.offline_fit import FitConfig
+from services.trainer.config.sections import CheckpointConfig
+from services.trainer.offline.fit_metrics import FitMetrics, served
+from services.trainer.offline.fit_progress import FitProgress
+from services.trainer.offline.order import batch_indices, examples_digest, num_steps, require_same_run, steps_per_epoch
+from services.trainer.offline.stopping import StopSignal
+from services.trainer.offline.train_step import measure, train_step
+from services.trainer.service.signals import EXIT_CODE_BASE, NUMBERS
+from services.trainer.state.checkpoint import CheckpointFolder, read_state
+from services.trainer.state.run_dir import changed_settings, require_wanted
+from services.trainer.telemetry.step import MetricsFile
 
 Example = TypeVar("Example")
 ExampleIn = TypeVar("ExampleIn", contravariant=True)

@@ -9,9 +9,9 @@ from prometheus_client import CollectorRegistry, ProcessCollector, start_http_se
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from rlhf_services.common.errors import ConfigError
-from rlhf_services.trainer.control import RunState
-from rlhf_services.trainer.run_gauges import register_run_gauges
+from rlhf.errors import ConfigError
+from services.trainer.service.control import RunState
+from services.trainer.telemetry.gauges import register_run_gauges
 
 
 class FitMetrics(Collector):

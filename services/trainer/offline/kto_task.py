@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from rlhf_services.algorithms.preference import kto_loss
-from rlhf_services.models.policy_model import PolicyModel
-from rlhf_services.models.sequences import split_by_tokens
-from rlhf_services.trainer.learning.ranks import Ranks
-from rlhf_services.trainer.offline.dpo_config import DpoConfig
-from rlhf_services.trainer.offline.dpo_data import KtoExample
-from rlhf_services.trainer.offline.dpo_task import completion_logps
+from rlhf.algorithms.preference import kto_loss
+from rlhf.learning.ranks import Ranks
+from rlhf.models.policy_model import PolicyModel
+from rlhf.models.sequences import split_by_tokens
+from services.trainer.config.offline_dpo import DpoConfig
+from services.trainer.offline.dpo.data import KtoExample
+from services.trainer.offline.dpo.tasks import completion_logps
 
 
 class KtoTask:

@@ -8,8 +8,8 @@ from typing import Any
 
 from blake3 import blake3
 
-from rlhf_services.common.errors import ConfigError
-from rlhf_services.trainer.offline.fit_config import FitConfig
+from rlhf.errors import ConfigError
+from services.trainer.config.offline_fit import FitConfig
 
 
 def steps_per_epoch(num_examples: int, config: FitConfig) -> int:

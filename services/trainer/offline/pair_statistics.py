@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 
-from rlhf_services.trainer.evaluation.intervals import Z_95
+from services.trainer.evaluation.intervals import Z_95
 
 NUM_BINS = 5
 """Bins of an accuracy by something: few enough that each has pairs to speak of."""

@@ -8,20 +8,20 @@ from typing import Generic, TypeVar
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_services.common.errors import ConfigError
-from rlhf_services.common.logs import configure_logging
-from rlhf_services.common.memory import keep_freed_memory
-from rlhf_services.models.activation_checkpointing import enable_activation_checkpointing
-from rlhf_services.models.devices import resolve_device
-from rlhf_services.models.loading import load_policy, load_tokenizer
-from rlhf_services.models.policy_model import PolicyModel
-from rlhf_services.trainer.checkpoint import write_directory
-from rlhf_services.trainer.learning.ranks import Ranks, join_ranks
-from rlhf_services.trainer.learning.trained_model import TrainedModel
-from rlhf_services.trainer.offline.fit import FitRun, Task, fit
-from rlhf_services.trainer.offline.fit_config import PolicyRunConfig
-from rlhf_services.trainer.offline.order import num_steps
-from rlhf_services.trainer.run_dir import locked
+from rlhf.errors import ConfigError
+from rlhf.learning.ranks import Ranks, join_ranks
+from rlhf.learning.trained_model import TrainedModel
+from rlhf.memory import keep_freed_memory
+from rlhf.models.activation_checkpointing import enable_activation_checkpointing
+from rlhf.models.devices import resolve_device
+from rlhf.models.loading import load_policy, load_tokenizer
+from rlhf.models.policy_model import PolicyModel
+from rlhf.serving.logs import configure_logging
+from services.trainer.config.offline_fit import PolicyRunConfig
+from services.trainer.offline.fit import FitRun, Task, fit
+from services.trainer.offline.order import num_steps
+from services.trainer.state.checkpoint import write_directory
+from services.trainer.state.run_dir import locked
 
 Example = TypeVar("Example")
 

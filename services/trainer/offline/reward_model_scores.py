@@ -7,12 +7,12 @@ from statistics import fmean, pstdev
 
 import torch
 
-from rlhf_services.models.scalar_model import ScalarModel
-from rlhf_services.models.sequences import split_by_tokens
-from rlhf_services.trainer.data.preferences import PreferenceGroup
-from rlhf_services.trainer.errors import RunError
-from rlhf_services.trainer.learning.ranks import Ranks
-from rlhf_services.trainer.offline.reward_model_task import group_scores
+from rlhf.data.preferences import PreferenceGroup
+from rlhf.learning.ranks import Ranks
+from rlhf.models.scalar_model import ScalarModel
+from rlhf.models.sequences import split_by_tokens
+from rlhf.run_errors import RunError
+from services.trainer.offline.reward_model.task import group_scores
 
 
 def score_groups(

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from rlhf_services.trainer.offline.pair_statistics import AccuracyBin
-from rlhf_services.trainer.offline.reward_model_report import Measures, RewardModelReport
+from services.trainer.offline.pair_statistics import AccuracyBin
+from services.trainer.offline.reward_model.report import Measures, RewardModelReport
 
 CAPTION = (
     "train, held out: accuracy · ECE: expected calibration error · length r, rank r: Pearson's and Spearman's "

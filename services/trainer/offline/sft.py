@@ -8,17 +8,17 @@ from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_services.algorithms.masking import select
-from rlhf_services.models.policy_model import PolicyModel
-from rlhf_services.models.sequences import pad_sequences
-from rlhf_services.models.token_scores import completion_logprobs
-from rlhf_services.trainer.data.chat import load_chat_examples
-from rlhf_services.trainer.data.chat_masks import ChatExample
-from rlhf_services.trainer.data.preferences import split_by_prompt
-from rlhf_services.trainer.learning.ranks import Ranks
-from rlhf_services.trainer.offline.policy_training import PolicyData, train_policy
-from rlhf_services.trainer.offline.positions import max_positions
-from rlhf_services.trainer.offline.sft_config import SftRunConfig
+from rlhf.algorithms.masking import select
+from rlhf.data.chat import load_chat_examples
+from rlhf.data.chat_masks import ChatExample
+from rlhf.data.preferences import split_by_prompt
+from rlhf.learning.ranks import Ranks
+from rlhf.models.policy_model import PolicyModel
+from rlhf.models.sequences import pad_sequences
+from rlhf.models.token_scores import completion_logprobs
+from services.trainer.config.offline_sft import SftRunConfig
+from services.trainer.offline.policy_training import PolicyData, train_policy
+from services.trainer.offline.positions import max_positions
 
 
 class SftTask:

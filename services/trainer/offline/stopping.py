@@ -6,7 +6,7 @@ import threading
 from types import FrameType
 from typing import Any, Self
 
-from rlhf_services.trainer.signals import NUMBERS
+from services.trainer.service.signals import NUMBERS
 
 
 class StopSignal:

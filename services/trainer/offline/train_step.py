@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from rlhf_services.models.sequences import split_by_tokens
-from rlhf_services.trainer.learning.optimizer import require_finite
-from rlhf_services.trainer.learning.ranks import Ranks
+from rlhf.learning.optimizer import require_finite
+from rlhf.learning.ranks import Ranks
+from rlhf.models.sequences import split_by_tokens
 
 if TYPE_CHECKING:
-    from rlhf_services.trainer.offline.fit import Task, Trained
+    from services.trainer.offline.fit import Task, Trained
 
 Example = TypeVar("Example")
 

@@ -14,15 +14,15 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from rlhf_services.common.errors import ServiceError
-from rlhf_services.common.rollout import Prompt, Rollout, Sampling, expected_ids
-from rlhf_services.trainer.errors import RunError
-from rlhf_services.trainer.fleet.peers import Peers
-from rlhf_services.trainer.learning.ranks import Ranks
-from rlhf_services.trainer.rollouts.gather import Part, gather, gather_failure
-from rlhf_services.trainer.rollouts.journal import StepJournal
-from rlhf_services.trainer.rollouts.scoring import Sample, Scoring, UnusableError
-from rlhf_services.trainer.rollouts.tasks import task_group
+from rlhf.client.tasks import task_group
+from rlhf.errors import ServiceError
+from rlhf.learning.ranks import Ranks
+from rlhf.rollout import Prompt, Rollout, Sampling, expected_ids
+from rlhf.run_errors import RunError
+from services.trainer.fleet.peers import Peers
+from services.trainer.rollouts.gather import Part, gather, gather_failure
+from services.trainer.rollouts.journal import StepJournal
+from services.trainer.rollouts.scoring import Sample, Scoring, UnusableError
 
 MAX_SCORING = 128
 """Rollouts that are with the scorers at once; more would only wait in their queues, or overflow them."""

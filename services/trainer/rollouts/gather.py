@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf_services.common.errors import NotReadyError, ServiceError
-from rlhf_services.trainer.errors import RunError
-from rlhf_services.trainer.learning.ranks import Ranks
-from rlhf_services.trainer.rollouts.sample_json import decode_sample, encode_sample
-from rlhf_services.trainer.rollouts.scoring import Sample
+from rlhf.errors import NotReadyError, ServiceError
+from rlhf.learning.ranks import Ranks
+from rlhf.learning.sample import decode_sample, encode_sample
+from rlhf.run_errors import RunError
+from services.trainer.rollouts.scoring import Sample
 
 
 @dataclass(slots=True, kw_only=True)

@@ -25,12 +25,12 @@ from typing import Any
 
 from blake3 import blake3
 
-from rlhf_services.common.logs import get_logger
-from rlhf_services.common.rollout import Prompt, Sampling, expected_ids
-from rlhf_services.trainer.learning.ranks import Ranks
-from rlhf_services.trainer.rollouts.journal_file import FORMAT_VERSION, JournalLines, JournalWriter, read_lines
-from rlhf_services.trainer.rollouts.sample_json import decode_sample, encode_sample
-from rlhf_services.trainer.rollouts.scoring import Sample
+from rlhf.learning.ranks import Ranks
+from rlhf.learning.sample import decode_sample, encode_sample
+from rlhf.rollout import Prompt, Sampling, expected_ids
+from rlhf.serving.logs import get_logger
+from services.trainer.rollouts.journal_file import FORMAT_VERSION, JournalLines, JournalWriter, read_lines
+from services.trainer.rollouts.scoring import Sample
 
 log = get_logger(__name__)
 

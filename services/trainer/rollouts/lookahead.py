@@ -16,17 +16,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_services.common.rollout import Prompt, Sampling
-from rlhf_services.trainer.data.prompts import PromptSampler
-from rlhf_services.trainer.fleet.peers import Peers
-from rlhf_services.trainer.learning.ranks import Ranks
-from rlhf_services.trainer.online_config import OnlineRunConfig
-from rlhf_services.trainer.publishing import Publishing
-from rlhf_services.trainer.rollouts.collect import Collected, Collection
-from rlhf_services.trainer.rollouts.gather import Part
-from rlhf_services.trainer.rollouts.journal import Journal, StepJournal
-from rlhf_services.trainer.rollouts.refill import collect_groups
-from rlhf_services.trainer.rollouts.scoring import Sample
+from rlhf.data.prompts import PromptSampler
+from rlhf.learning.ranks import Ranks
+from rlhf.rollout import Prompt, Sampling
+from services.trainer.config.online import OnlineRunConfig
+from services.trainer.fleet.peers import Peers
+from services.trainer.fleet.publishing import Publishing
+from services.trainer.rollouts.collect import Collected, Collection
+from services.trainer.rollouts.gather import Part
+from services.trainer.rollouts.journal import Journal, StepJournal
+from services.trainer.rollouts.refill import collect_groups
+from services.trainer.rollouts.scoring import Sample
 
 TOO_OLD = "policy_too_old"
 

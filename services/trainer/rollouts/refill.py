@@ -8,10 +8,10 @@ drawn follows from what came back, so a replay of the journal draws the same, an
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import groupby
 
-from rlhf_services.common.rollout import Prompt
-from rlhf_services.trainer.errors import RunError
-from rlhf_services.trainer.rollouts.collect import Collected
-from rlhf_services.trainer.rollouts.scoring import Sample
+from rlhf.rollout import Prompt
+from rlhf.run_errors import RunError
+from services.trainer.rollouts.collect import Collected
+from services.trainer.rollouts.scoring import Sample
 
 
 def rewards_differ(group: Sequence[Sample]) -> bool:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from rlhf_services.clients.reference import LogprobsItem
-from rlhf_services.clients.reward import Reward, RewardClient, RewardError, ScoreItem
-from rlhf_services.common.errors import InternalError, NotReadyError
-from rlhf_services.common.rollout import Rollout
-from rlhf_services.trainer.errors import RunError
-from rlhf_services.trainer.fleet.peers import TRAINING_REWARD, Peers
-from rlhf_services.trainer.rollouts.tasks import task_group
+from rlhf.client.reference import LogprobsItem
+from rlhf.client.reward import Reward, RewardClient, RewardError, ScoreItem
+from rlhf.client.tasks import task_group
+from rlhf.errors import InternalError, NotReadyError
+from rlhf.rollout import Rollout
+from rlhf.run_errors import RunError
+from services.trainer.fleet.peers import TRAINING_REWARD, Peers
 
 T = TypeVar("T")
 

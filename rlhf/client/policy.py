@@ -1,0 +1,130 @@
+"""Client of the policy service."""
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+
+import grpc
+
+from rlhf.client import codec
+from rlhf.client.base import ServiceClient
+from rlhf.client.push_call import send_push
+from rlhf.client.push_messages import push_messages
+from rlhf.errors import from_rpc_error
+from rlhf.pushes import PushHeader, PushResult
+from rlhf.rollout import Prompt, Rollout, Sampling
+from rlhf.v1 import policy_pb2, policy_pb2_grpc
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyModel:
+    """What a policy service serves; the fields are those of PolicyServiceGetModelResponse."""
+
+    model_name: str
+    tokenizer_digest: str
+    policy_version: int
+    weights_digest: str
+    engine: str
+    dtype: str
+    max_sequence_tokens: int
+    vocab_size: int
+    stop_ids: tuple[int, ...]
+    max_prompts: int
+    max_chunk_bytes: int
+    takes_patches: bool = False
+    max_sequences: int = 1
+
+
+class PolicyClient(ServiceClient):
+    """Samples from the policy, and pushes weights to it."""
+
+    service = "policy service"
+    full_name = "rlhf.v1.PolicyService"
+    retried_methods = ("GetModel",)
+
+    def __init__(self, target: str, *, token: str | None = None, caller: str = "") -> None:
+        """Opens a channel; nothing is connected before the first call. The arguments are those of ServiceClient."""
+        super().__init__(target, token=token, caller=caller)
+        self._stub = policy_pb2_grpc.PolicyServiceStub(self._channel)
+        # The stub's own method, but for messages that are bytes already.
+        self._update_weights: grpc.aio.StreamUnaryMultiCallable[bytes, policy_pb2.UpdateWeightsResponse] = (
+            self._channel.stream_unary(
+                f"/{self.full_name}/UpdateWeights",
+                response_deserializer=policy_pb2.UpdateWeightsResponse.FromString,
+            )
+        )
+
+    async def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        *,
+        min_policy_version: int = 0,
+        tokenizer_digest: str = "",
+        deadline_seconds: float = 600.0,
+    ) -> AsyncIterator[Rollout]:
+        """Yields each rollout as it finishes, in no particular order; leaving the loop cancels the rest.
+
+        Raises: ServiceError; rollouts that were yielded before are good. PreconditionError means that the service's
+            weights are older than min_policy_version: push, then ask again.
+        """
+        request = policy_pb2.GenerateRequest(
+            prompts=[codec.encode_prompt(prompt) for prompt in prompts],
+            sampling=codec.encode_sampling(sampling),
+            min_policy_version=min_policy_version,
+            tokenizer_digest=tokenizer_digest,
+        )
+        call = self._stub.Generate(request, timeout=deadline_seconds)
+        try:
+            async for response in call:
+                yield codec.decode_rollout(response.rollout)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error, self.service, self.target) from None
+        finally:
+            call.cancel()
+
+    async def update_weights(
+        self,
+        header: PushHeader,
+        payload: Iterable[bytes | memoryview],
+        *,
+        deadline_seconds: float = 600.0,
+    ) -> PushResult:
+        """Pushes weights and returns when they are served.
+
+        Args:
+            header: what is pushed.
+            payload: the raw little-endian bytes of each tensor, or of a patch its frames, in the manifest's order. They
+                may be cut in any way: what is sent are chunks of one size.
+        Raises: ServiceError; the service's weights are then unchanged. PreconditionError means that a patch does not
+            apply to them: push all weights.
+        """
+        call = self._update_weights(timeout=deadline_seconds)
+        try:
+            answer = await self._call(send_push(call, push_messages(header, payload)))
+        finally:
+            call.cancel()
+        if answer is not None:
+            return codec.decode_push_result(answer)
+        # It served these weights already, and said so before it had read everything.
+        model = await self.get_model()
+        return PushResult(policy_version=model.policy_version, weights_digest=model.weights_digest, pause_seconds=0.0)
+
+    async def get_model(self, deadline_seconds: float = 10.0) -> PolicyModel:
+        """Returns what is being served."""
+        request = policy_pb2.PolicyServiceGetModelRequest()
+        response = await self._call(self._stub.GetModel(request, timeout=deadline_seconds))
+        return PolicyModel(
+            model_name=response.model_name,
+            tokenizer_digest=response.tokenizer_digest,
+            policy_version=response.policy_version,
+            weights_digest=response.weights_digest,
+            engine=response.engine,
+            dtype=response.dtype,
+            max_sequence_tokens=response.max_sequence_tokens,
+            vocab_size=response.vocab_size,
+            stop_ids=tuple(response.stop_ids),
+            max_prompts=response.max_prompts,
+            max_chunk_bytes=response.max_chunk_bytes,
+            takes_patches=policy_pb2.WEIGHTS_ENCODING_SPARSE_PATCH in response.encodings,
+            max_sequences=response.max_sequences or 1,
+        )

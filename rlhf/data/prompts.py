@@ -1,0 +1,167 @@
+"""Prompts from a JSONL file: read and checked once, then drawn in a shuffled order that a checkpoint can go on with."""
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+from transformers import PreTrainedTokenizerBase
+
+from rlhf.errors import ConfigError
+from rlhf.rollout import Prompt
+
+SEED_BITS = 31
+"""Seeds are kept small enough for every engine's random generator."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptItem:
+    """One prompt of a file."""
+
+    text: str
+    """What the user said last."""
+    prompt_ids: list[int]
+    """After the chat template."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSet:
+    """The usable prompts of a file, in the file's order."""
+
+    items: list[PromptItem]
+    num_too_long: int
+    """Prompts that were dropped because they have too many tokens."""
+
+
+def load_prompts(path: Path, tokenizer: PreTrainedTokenizerBase, *, max_prompt_tokens: int) -> PromptSet:
+    """Returns the prompts of a JSONL file, each line {"prompt": text} or {"messages": [{"role":, "content":}, ...]}.
+
+    A text becomes a user's message if the tokenizer has a chat template, and stays as it is if not.
+
+    Raises: ConfigError naming file and line of what is malformed, or saying that nothing usable is left.
+    """
+    if not path.is_file():
+        raise ConfigError(f"prompts.path is '{path}': no such file; give a JSONL file with a prompt on each line")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would also cut at U+2028 inside a text
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"prompts.path is '{path}': not UTF-8: {error}") from None
+    items: list[PromptItem] = []
+    num_too_long = 0
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            item = _read_line(line, tokenizer)
+        except ValueError as error:
+            raise ConfigError(f"{path} line {number}: {error}") from None
+        if len(item.prompt_ids) > max_prompt_tokens:
+            num_too_long += 1
+        else:
+            items.append(item)
+    if not items:
+        raise ConfigError(
+            f"prompts.path is '{path}': it holds no usable prompt ({num_too_long} are longer than "
+            f"prompts.max_prompt_tokens, {max_prompt_tokens})"
+        )
+    return PromptSet(items, num_too_long)
+
+
+def _read_line(line: str, tokenizer: PreTrainedTokenizerBase) -> PromptItem:
+    """Returns one prompt. Raises ValueError saying which key is wrong and how."""
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError('expected an object with either "prompt" or "messages"')
+    return read_prompt(value, tokenizer)
+
+
+def read_prompt(value: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> PromptItem:
+    """Returns the prompt of an object with either "prompt" or "messages". Raises ValueError as load_prompts says it."""
+    if ("prompt" in value) == ("messages" in value):
+        raise ValueError('expected an object with either "prompt" or "messages"')
+    if "messages" in value:
+        messages = _check_messages(value["messages"])
+    elif isinstance(value["prompt"], str) and value["prompt"].strip():
+        messages = [{"role": "user", "content": value["prompt"]}]
+    else:
+        raise ValueError(f'"prompt" is {value["prompt"]!r}; it must be a text that is not empty')
+    if tokenizer.chat_template is not None:
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    elif "prompt" in value:
+        ids = tokenizer(value["prompt"])["input_ids"]
+    else:
+        raise ValueError('"messages" needs a tokenizer with a chat template; this one has none: use "prompt"')
+    return PromptItem(messages[-1]["content"], list(ids))
+
+
+def _check_messages(messages: Any) -> list[dict[str, str]]:
+    if not isinstance(messages, list) or not messages:
+        raise ValueError('"messages" must be a list with at least one message')
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise ValueError(f'"messages"[{index}] must be an object with the texts "role" and "content"')
+    if messages[-1]["role"] == "assistant":
+        raise ValueError('the last of "messages" is the assistant\'s; it must be what the assistant answers')
+    return messages
+
+
+class PromptSampler:
+    """Draws prompts in an order that is shuffled anew for each epoch and depends on nothing but seed and cursor."""
+
+    def __init__(self, items: list[PromptItem], *, seed: int) -> None:
+        self.cursor = 0
+        """Prompts drawn so far, in all epochs."""
+        self._items = items
+        self._seed = seed
+        self._digest = _digest(items)
+        self._epoch = -1
+        self._order: list[int] = []
+
+    def draw(self, count: int) -> list[Prompt]:
+        """Returns the next prompts, going on into the next epoch where one ends.
+
+        The group_id is the prompt's number in the order of drawing, so it is unique in the run; the seed follows it.
+        """
+        prompts = []
+        for number in range(self.cursor, self.cursor + count):
+            item = self._items[self._index(number)]
+            seed = random.Random(f"completion {self._seed} {number}").getrandbits(SEED_BITS)
+            prompts.append(Prompt(group_id=str(number), prompt_ids=item.prompt_ids, seed=seed))
+        self.cursor += count
+        return prompts
+
+    def state(self) -> dict[str, int | str]:
+        """Returns what a checkpoint must keep."""
+        return {"cursor": self.cursor, "num_prompts": len(self._items), "prompts_digest": self._digest}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on where state() was taken. Raises: ConfigError if the prompts are not the same now."""
+        if state["num_prompts"] != len(self._items):
+            raise ConfigError(
+                f"prompts.path has {len(self._items)} usable prompts now, the checkpoint was written with "
+                f"{state['num_prompts']}; give the same file and prompts.max_prompt_tokens"
+            )
+        if state["prompts_digest"] != self._digest:
+            raise ConfigError(
+                "prompts.path holds other prompts than the checkpoint was written with (or the chat template changed); "
+                "give the same file and model"
+            )
+        self.cursor = state["cursor"]
+
+    def _index(self, number: int) -> int:
+        epoch, position = divmod(number, len(self._items))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, list(range(len(self._items)))
+            random.Random(f"order {self._seed} {epoch}").shuffle(self._order)
+        return self._order[position]
+
+
+def _digest(items: Sequence[PromptItem]) -> str:
+    """Returns a digest of the token ids of all prompts, in their order."""
+    return blake3(json.dumps([item.prompt_ids for item in items]).encode()).hexdigest()

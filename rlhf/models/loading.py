@@ -1,0 +1,183 @@
+"""Loading tokenizers and causal language models from local folders, ready for training and scoring."""
+
+import threading
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from blake3 import blake3
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf.errors import ConfigError
+from rlhf.models.packing import pack_if_possible
+
+DtypeName = Literal["bfloat16", "float32"]
+"""Element types that models are loaded in."""
+
+TORCH_DTYPES: dict[DtypeName, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+_ONE_AT_A_TIME = threading.Lock()
+"""transformers sets torch's default element type while it loads, for all threads; two loads could leave a wrong one."""
+
+
+def require_model_folder(path: str | Path, field: str = "model.path") -> Path:
+    """Returns the path if it is a folder with a model's config.json.
+
+    Raises: ConfigError naming `field`, the dotted path it was configured by, otherwise.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ConfigError(f"{field} is '{path}': no such directory; give the folder of a Hugging Face checkpoint")
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"{field} is '{path}': no config.json in it; give a folder that transformers' save_pretrained wrote"
+        )
+    return folder
+
+
+def load_tokenizer(path: str | Path, field: str = "model.path") -> PreTrainedTokenizerBase:
+    """Returns the tokenizer in a model's folder. Raises: ConfigError naming `field` if there is none."""
+    folder = require_model_folder(path, field)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{field} is '{path}': no tokenizer can be read from it: {error}") from error
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Returns the hex BLAKE3 of what token ids mean: the vocabulary, and which ids begin and end a text.
+
+    The padding id is left out: padding never crosses a service's border, and a reward model's may have to differ from
+    its policy's (see ScalarModel.save).
+    """
+    lines = [f"{token!r} {index}\n" for token, index in sorted(tokenizer.get_vocab().items())]
+    lines.append(f"bos {tokenizer.bos_token_id} eos {tokenizer.eos_token_id}\n")
+    return blake3("".join(lines).encode()).hexdigest()
+
+
+def stop_ids_of(model_or_config: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Returns the ids that end a completion, ascending: those of the model, its generation config and the tokenizer.
+
+    Args:
+        model_or_config: a PreTrainedModel, a model's config or its GenerationConfig.
+    """
+    sources = (
+        getattr(model_or_config, "generation_config", None),
+        getattr(model_or_config, "config", model_or_config),
+        tokenizer,
+    )
+    stop_ids: set[int] = set()
+    for source in sources:
+        ids = getattr(source, "eos_token_id", None)
+        stop_ids.update([ids] if isinstance(ids, int) else ids or [])
+    return sorted(stop_ids)
+
+
+def load_policy(
+    path: str | Path, *, dtype: DtypeName, device: str = "cpu", field: str = "model.path"
+) -> PreTrainedModel:
+    """Returns the causal language model in a folder: in eval mode, dropout 0, taking packed rows if it can.
+
+    Raises: ConfigError naming `field` if there is no such folder, no causal language model in it, or one that changes
+        its logits after the output projection (soft-capping, scaling): its log-probabilities would come out wrong.
+    """
+    model = load_pretrained(AutoModelForCausalLM, path, dtype=dtype, device=device, field=field)
+    _require_language_model(model, path, field)
+    _require_plain_output_projection(model, path, field)
+    return model
+
+
+def load_pretrained(
+    auto_class: Any,
+    path: str | Path,
+    *,
+    dtype: DtypeName,
+    device: str = "cpu",
+    field: str = "model.path",
+    **config_overrides: Any,
+) -> PreTrainedModel:
+    """Returns the model that a transformers auto class loads from a folder, prepared for training and scoring.
+
+    Only safetensors are read: a pickle runs whatever code its maker put in it.
+
+    Raises: ConfigError naming `field` if the folder holds no such model, only a part of its weights, or only pickles.
+    """
+    folder = require_model_folder(path, field)
+    _require_safetensors(folder, field)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, **config_overrides)
+        _switch_dropout_off(config)
+        with _ONE_AT_A_TIME:
+            model, report = auto_class.from_pretrained(
+                folder,
+                config=config,
+                dtype=TORCH_DTYPES[dtype],
+                attn_implementation="sdpa",
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{field} is '{path}': transformers cannot load it: {error}") from error
+    if report["missing_keys"]:
+        names = ", ".join(sorted(report["missing_keys"])[:3])
+        raise ConfigError(
+            f"{field} is '{path}': its weights lack {names}; "
+            f"a {type(model).__name__} is needed, trained and saved whole"
+        )
+    _let_every_embedding_learn(model)
+    model = model.to(device).eval()
+    pack_if_possible(model)
+    return model
+
+
+def _require_safetensors(folder: Path, field: str) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
+    if pickles:
+        raise ConfigError(
+            f"{field} is '{folder}': its weights are pickles ({', '.join(pickles[:3])}), which can run code when they "
+            "are read; convert them where you trust them: "
+            "AutoModelForSequenceClassification (or AutoModelForCausalLM).from_pretrained(FOLDER).save_pretrained(NEW)"
+        )
+
+
+def _switch_dropout_off(config: Any) -> None:
+    """Sets every dropout rate to 0: log-probabilities of one model must not differ from call to call."""
+    for name, value in config.to_dict().items():
+        if "drop" in name and isinstance(value, float):
+            setattr(config, name, 0.0)
+
+
+def _let_every_embedding_learn(model: nn.Module) -> None:
+    """Gives the padding id's embedding its gradient: it may be the end-of-sequence id, which real text contains.
+
+    Padding itself is never part of a loss, so no gradient comes from there.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = None
+
+
+def _require_language_model(model: PreTrainedModel, path: str | Path, field: str) -> None:
+    """Refuses a reward model, whose weights lack nothing that a language model with tied embeddings needs."""
+    for architecture in model.config.architectures or []:
+        if architecture.endswith("ForSequenceClassification"):
+            raise ConfigError(
+                f"{field} is '{path}': it holds a {architecture}, a reward model; give a causal language model"
+            )
+
+
+@torch.no_grad()
+def _require_plain_output_projection(model: PreTrainedModel, path: str | Path, field: str) -> None:
+    probe = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+    hidden = model.base_model(input_ids=probe, use_cache=False).last_hidden_state
+    logits = model(input_ids=probe, use_cache=False).logits
+    projected = hidden @ model.get_output_embeddings().weight.T
+    if not torch.allclose(logits.float(), projected.float(), rtol=1e-2, atol=1e-2, equal_nan=True):
+        raise ConfigError(
+            f"{field} is '{path}': {type(model).__name__} changes its logits after the output projection, which is "
+            "not supported; use a model without logit soft-capping, scaling or bias"
+        )

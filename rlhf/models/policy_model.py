@@ -1,0 +1,93 @@
+"""A causal language model, with a value head or without, as one module from token ids to log-probabilities and values.
+
+Everything that reads a parameter happens inside `PolicyModel.forward`, so that FSDP can take the module as its root.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rlhf.algorithms.logprobs import (
+    predictor_positions,
+    token_logprobs_and_entropy_from_hidden,
+    token_logprobs_from_hidden,
+)
+from rlhf.models.packing import hidden_at, linear_in_float32
+from rlhf.models.sequences import PaddedSequences, scatter_to_mask
+
+
+class PolicyModel(nn.Module):
+    """A language model as load_policy returns it, and an optional linear head of one output on its last hidden states.
+
+    The head serves runs in which policy and critic share a backbone. Parameters are named `model.<name of the model>`
+    and `value_head.weight`.
+    """
+
+    model: PreTrainedModel
+    value_head: nn.Linear | None
+
+    def __init__(self, model: PreTrainedModel, value_head: nn.Linear | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.value_head = value_head
+
+    def forward(
+        self, sequences: PaddedSequences, temperature: float, *, with_entropy: bool = False, with_values: bool = False
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Returns (logprobs, entropies, values) of the completion tokens, [B, T] float32 each, 0.0 at padding.
+
+        Entropies and values are None where they are not asked for. All three carry gradient where it is enabled.
+        The value of a token is that of the state before it.
+
+        Args:
+            sequences: on the device of the model. temperature: divides the logits; above 0.
+        Raises: ValueError if values are asked of a model without a value head.
+        """
+        return score_tokens(
+            self.model,
+            sequences,
+            temperature,
+            with_entropy=with_entropy,
+            value_head=self._require_value_head() if with_values else None,
+        )
+
+    def _require_value_head(self) -> nn.Linear:
+        if self.value_head is None:
+            raise ValueError("this PolicyModel has no value_head; give it one, or take values from a ScalarModel")
+        return self.value_head
+
+
+def score_tokens(
+    model: PreTrainedModel,
+    sequences: PaddedSequences,
+    temperature: float,
+    *,
+    with_entropy: bool = False,
+    value_head: nn.Linear | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Returns what PolicyModel.forward does, for the parts of one; values where there is a value head.
+
+    The output projection runs at completion tokens alone, a chunk at a time.
+    """
+    mask = sequences.completion_mask
+    rows, tokens = mask.nonzero(as_tuple=True)
+    positions = predictor_positions(sequences.prompt_lengths, mask.shape[1])[rows, tokens]
+    hidden = hidden_at(model.base_model, sequences, rows, positions)
+    arguments: tuple[Any, ...] = (
+        hidden,
+        model.get_output_embeddings().weight,
+        sequences.input_ids[rows, positions + 1],
+        temperature,
+    )
+    entropies = None
+    if with_entropy:
+        logprobs, entropies = token_logprobs_and_entropy_from_hidden(*arguments)
+    else:
+        logprobs = token_logprobs_from_hidden(*arguments)
+    values = None if value_head is None else linear_in_float32(value_head, hidden)
+    return (
+        scatter_to_mask(logprobs, mask),
+        None if entropies is None else scatter_to_mask(entropies, mask),
+        None if values is None else scatter_to_mask(values, mask),
+    )

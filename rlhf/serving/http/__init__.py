@@ -1,0 +1,1 @@
+"""HTTP beside gRPC, in the same process: bodies, calls, errors and the server."""

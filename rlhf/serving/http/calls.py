@@ -1,0 +1,183 @@
+"""A call over HTTP from end to end: guarded, within its deadline, and only for as long as its caller stays."""
+
+import asyncio
+import inspect
+import math
+import re
+import reprlib
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import structlog
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from rlhf.client.tracing import continued
+from rlhf.errors import DeadlineExceededError, InvalidRequestError, ServiceError
+from rlhf.serving.calls import CALLER_KEY, Call, CallCredentials
+from rlhf.serving.http.bodies import BodyReader, BodyRoom, CallerLeftError, decoded, parse_json, require_json
+from rlhf.serving.http.errors import error_response
+
+REQUEST_ID_KEY = "x-request-id"
+TIMEOUT_KEY = "x-request-timeout-seconds"
+CERTIFICATE_NAMES_KEY = "rlhf.certificate_names"
+"""In an ASGI scope: the names in the client's certificate."""
+GATEWAY_KEY = "gateway"
+CLIENT_CLOSED_REQUEST = 499
+"""What is noted where nobody is left to be answered; nginx's number for it."""
+
+T = TypeVar("T")
+
+
+class Guard(Protocol):
+    """What the gateway needs of common.calls.CallGuard."""
+
+    def why_not_ready(self) -> str | None:
+        """Returns why no call can be served now; None if calls are served."""
+
+    def around(self, method: str, credentials: CallCredentials, request_id: str = "") -> Any:
+        """Gives the call, as an asynchronous context; what its body raises comes out as a ServiceError."""
+
+
+class Gateway:
+    """Answers calls over HTTP."""
+
+    def __init__(self, guard: Guard, max_body_bytes: int) -> None:
+        self.guard = guard
+        self.room = BodyRoom(max_body_bytes)
+
+    async def answer(
+        self, request: Request, method: str, work: Callable[[Call], Awaitable[Response]], *, plain_errors: bool = False
+    ) -> Response:
+        """Returns the response to a call, or to its error.
+
+        Args:
+            request: the request; its body is not read yet.
+            method: the rpc that it stands for: its scope, and its name in metrics.
+            work: makes the response.
+            plain_errors: errors are {"error": message}, as Triton's are.
+        """
+        request_id = re.sub(r"[^\x21-\x7e]", "", request.headers.get(REQUEST_ID_KEY, ""))[:128]
+        try:
+            with continued(request.headers):
+                async with self.guard.around(method, _credentials_of(request), request_id) as call:
+                    request_id = call.request_id
+                    response = await self._in_time(request, call, work)
+        except ServiceError as error:
+            response = error_response(error, plain=plain_errors)
+        except CallerLeftError:
+            response = Response(status_code=CLIENT_CLOSED_REQUEST)
+        if request_id:
+            response.headers[REQUEST_ID_KEY] = request_id
+        return response
+
+    async def _in_time(self, request: Request, call: Call, work: Callable[[Call], Awaitable[Response]]) -> Response:
+        seconds = _timeout_of(request)
+        try:
+            async with asyncio.timeout(seconds) as deadline:
+                return await work(call)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            late = f"not done within {TIMEOUT_KEY} = {seconds:g}; allow more, or send fewer items"
+            raise DeadlineExceededError(late) from None
+
+
+class GuardedRoute(APIRoute):
+    """A route whose name is the rpc it stands for; its function takes a `body`, a model, and the parts of its path.
+
+    FastAPI documents the function's types; what it would do at run time (read the whole body, decode it in the event
+    loop, answer 422 in a shape of its own) is done by Gateway instead.
+    """
+
+    plain_errors = False
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Returns what answers a request to this route."""
+        parameters = inspect.signature(self.endpoint).parameters
+        model = parameters["body"].annotation if "body" in parameters else None
+
+        async def handle(request: Request) -> Response:
+            gateway: Gateway = getattr(request.app.state, GATEWAY_KEY)
+
+            async def work(call: Call) -> Response:
+                arguments = {name: part for name, part in request.path_params.items() if name in parameters}
+                with gateway.room.reader() as reader:
+                    if model is not None:
+                        arguments["body"] = await self.body_of(request, model, reader)
+                        _name(call, arguments["body"])
+                    return _response_of(await while_connected(request, self.endpoint(**arguments)))
+
+            return await gateway.answer(request, self.name, work, plain_errors=self.plain_errors)
+
+        return handle
+
+    async def body_of(self, request: Request, model: type[BaseModel], reader: BodyReader) -> BaseModel:
+        """Returns the body as the model. Raises: InvalidRequestError; OverloadedError; CallerLeftError."""
+        require_json(request)
+        return await decoded(partial(parse_json, model), await reader.read(request))
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Returns the work's result; the work is cancelled once the caller has left. The body must have been read.
+
+    Raises: CallerLeftError; whatever the work raises.
+    """
+    task = asyncio.create_task(work)
+    left = asyncio.create_task(_wait_until_left(request))
+    try:
+        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise CallerLeftError
+        return task.result()
+    finally:
+        task.cancel()
+        left.cancel()
+        # So that nothing of this call goes on once it is answered.
+        await asyncio.gather(task, left, return_exceptions=True)
+
+
+async def _wait_until_left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _name(call: Call, body: BaseModel) -> None:
+    """Puts into the logs what only the body says: the caller's own id for the call, and how many items it has."""
+    request_id, items = getattr(body, "request_id", ""), getattr(body, "items", None)
+    if request_id:
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+    call.num_items = None if items is None else len(items)
+
+
+def _response_of(answer: object) -> Response:
+    if isinstance(answer, Response):
+        return answer
+    assert isinstance(answer, BaseModel), type(answer)
+    return Response(answer.model_dump_json(by_alias=True), media_type="application/json")
+
+
+def _credentials_of(request: Request) -> CallCredentials:
+    return CallCredentials(
+        authorization=request.headers.get("authorization"),
+        certificate_names=request.scope.get(CERTIFICATE_NAMES_KEY, ()),
+        claimed_name=request.headers.get(CALLER_KEY),
+        host="local" if request.client is None else request.client.host,
+    )
+
+
+def _timeout_of(request: Request) -> float | None:
+    """Returns how long the caller waits; None if it has not said. Raises: InvalidRequestError."""
+    text = request.headers.get(TIMEOUT_KEY)
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InvalidRequestError(f"{TIMEOUT_KEY} is {reprlib.repr(text)}; send a positive number of seconds")
+    return seconds

@@ -1,0 +1,108 @@
+"""Errors on their way to an HTTP caller: the status, the code, the message, and when to come back."""
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar
+
+import grpc
+from fastapi.responses import JSONResponse
+
+from rlhf.errors import InvalidRequestError, NotReadyError, OverloadedError, ServiceError
+from services.reward.dialects.native_models import Message
+
+RETRY_AFTER_SECONDS = 1.0
+"""What a caller is told where nothing better is known."""
+
+_HTTP_STATUS: Mapping[grpc.StatusCode, int] = MappingProxyType(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT: 400,
+        grpc.StatusCode.OUT_OF_RANGE: 400,
+        grpc.StatusCode.UNAUTHENTICATED: 401,
+        grpc.StatusCode.PERMISSION_DENIED: 403,
+        grpc.StatusCode.NOT_FOUND: 404,
+        grpc.StatusCode.FAILED_PRECONDITION: 409,
+        grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+        grpc.StatusCode.UNAVAILABLE: 503,
+        grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+    }
+)
+
+
+class Problem(Message):
+    """What went wrong."""
+
+    code: str
+    """invalid_argument, unauthenticated, permission_denied, resource_exhausted, unavailable, and so on."""
+    message: str
+    """Names the field, the value and the remedy."""
+
+
+class ErrorAnswer(Message):
+    """The body of every response that is no success."""
+
+    error: Problem
+
+
+class BodyTooLargeError(InvalidRequestError):
+    """The request's body is larger than http.max_body_bytes; it was not read."""
+
+    http_status: ClassVar[int] = 413
+    code: ClassVar[str] = "body_too_large"
+
+
+class MediaTypeError(InvalidRequestError):
+    """The request's body is said to be of a kind that the route does not take."""
+
+    http_status: ClassVar[int] = 415
+    code: ClassVar[str] = "unsupported_media_type"
+
+
+class SlowBodyError(InvalidRequestError):
+    """The request's body did not arrive in time."""
+
+    http_status: ClassVar[int] = 408
+    code: ClassVar[str] = "request_timeout"
+
+
+class ItemRefusedError(InvalidRequestError):
+    """An item has no reward, on a route that can say so only for the whole call. Do not repeat it."""
+
+    http_status: ClassVar[int] = 422
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ItemUnavailableError(NotReadyError):
+    """As ItemRefusedError, where repeating the call may help."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def error_response(error: ServiceError, *, plain: bool = False) -> JSONResponse:
+    """Returns what a caller gets: {"error": {"code", "message"}}; with `plain`, as Triton has it, just a message."""
+    status = getattr(error, "http_status", None) or _HTTP_STATUS.get(error.status, 500)
+    headers = {}
+    if status in (429, 503):
+        # Whole seconds, as RFC 9110 has it, and never 0: that would ask for a storm.
+        headers["retry-after"] = str(max(1, math.ceil(_retry_after_seconds(error))))
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return error_body(status, getattr(error, "code", error.status.name.lower()), str(error), headers, plain=plain)
+
+
+def error_body(
+    status: int, code: str, message: str, headers: Mapping[str, str] | None = None, *, plain: bool = False
+) -> JSONResponse:
+    """Returns the response for an error that is no ServiceError, such as a path that does not exist."""
+    content = {"error": message} if plain else {"error": {"code": code, "message": message}}
+    return JSONResponse(content, status_code=status, headers=headers)
+
+
+def _retry_after_seconds(error: ServiceError) -> float:
+    seconds = getattr(error, "retry_after_seconds", None) if isinstance(error, OverloadedError) else None
+    return RETRY_AFTER_SECONDS if seconds is None else float(seconds)

@@ -1,0 +1,248 @@
+"""The bootstrap that all services share: bind, load, serve while healthy, drain, end.
+
+STARTING (health NOT_SERVING, calls answer UNAVAILABLE) -> load() -> SERVING <-> NOT_SERVING as check() says
+SIGTERM or SIGINT: NOT_SERVING, calls in flight finish within drain_seconds, exit code 0
+FatalError from check(): NOT_SERVING, calls answer why, exit code 1, so that the supervisor starts a fresh process
+The health name "live" is SERVING from the start to the end: a process that loads or waits is not to be killed for it.
+"""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Protocol
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import REGISTRY, CollectorRegistry
+
+from rlhf.client.tls import server_credentials
+from rlhf.client.tracing import configure_tracing
+from rlhf.config import ServerConfig
+from rlhf.errors import ConfigError, FatalError, NotReadyError, ServiceError
+from rlhf.serving.auth import make_authorizer
+from rlhf.serving.calls import CallGuard
+from rlhf.serving.interceptors import CallInterceptor
+from rlhf.serving.logs import configure_logging, get_logger
+from rlhf.serving.metrics import RpcMetrics
+from rlhf.serving.ports import bind_grpc, make_grpc_server, serve_metrics
+from rlhf.serving.probe import LIVE
+from rlhf.threads import sleep_at_barriers
+
+log = get_logger(__name__)
+
+CHECK_SECONDS = 1.0
+FATAL_GRACE_SECONDS = 2.0
+"""Long enough for callers to be told why before the process ends."""
+
+
+class Backend(Protocol):
+    """What stands behind a service: its model and engine."""
+
+    async def load(self) -> None:
+        """Makes the backend able to serve. Raises ConfigError if it never will be."""
+
+    async def check(self) -> None:
+        """Returns if calls can be served now. Raises NotReadyError if not, FatalError if never again here."""
+
+    async def close(self) -> None:
+        """Frees everything. Called once, also after a load() that failed."""
+
+
+class Side(Protocol):
+    """Another way to the same service, such as HTTP: it lives and ends with the gRPC server."""
+
+    async def start(self, guard: CallGuard) -> None:
+        """Binds its port, and puts the guard around every call. Raises ConfigError if the port is taken."""
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Accepts nothing more, and lets calls in flight finish within that time."""
+
+
+_NO_SCOPES: Mapping[str, str] = MappingProxyType({})
+
+
+class ServiceServer:
+    """One service on one port, with health, reflection, metrics and drain."""
+
+    def __init__(
+        self,
+        name: str,
+        full_name: str,
+        config: ServerConfig,
+        register: Callable[[grpc.aio.Server], None],
+        backend: Backend,
+        *,
+        registry: CollectorRegistry = REGISTRY,
+        sides: Sequence[Side] = (),
+        scope_of_method: Mapping[str, str] = _NO_SCOPES,
+    ) -> None:
+        """Listens nowhere yet.
+
+        Args:
+            name: short name, such as "policy".
+            full_name: the gRPC service's full name.
+            config: where to listen.
+            register: adds the servicer to a server.
+            backend: what stands behind the servicer.
+            registry: where its metrics go.
+            sides: other ways to the same service.
+            scope_of_method: the scope that a caller needs, by method; one without can be called by all who are known.
+        """
+        self.name = name
+        self.port = config.port
+        self.metrics_port = config.metrics_port
+        self.failure: BaseException | None = None
+        self._full_name = full_name
+        self._config = config
+        self._register = register
+        self._backend = backend
+        self._registry = registry
+        self._sides = sides
+        self._scope_of_method = scope_of_method
+        self._metrics = RpcMetrics(registry)
+        self._reason: str | None = f"the {name} service is still loading; retry when its health is SERVING"
+        self._health = health.aio.HealthServicer()
+        self._ready = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._lifecycle: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Binds the ports and begins to load. Raises ConfigError if a port is taken, or security is set up wrong."""
+        config = self._config
+        # The ports first: a process that cannot listen should not load a model for a minute before it says so.
+        credentials = server_credentials()
+        guard = CallGuard(
+            self._full_name,
+            self._metrics,
+            lambda: self._reason,
+            make_authorizer(),
+            self._scope_of_method,
+            config.slow_call_seconds,
+        )
+        self._server = make_grpc_server(config, CallInterceptor(self._full_name, guard))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._register(self._server)
+        reflection.enable_server_reflection(
+            (self._full_name, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
+        await self._set_serving(False)
+        await self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
+        self.port = bind_grpc(self._server, config, credentials)
+        self._http = serve_metrics(config, self._registry)
+        self.metrics_port = self._http.server_port
+        for side in self._sides:
+            await side.start(guard)
+        await self._server.start()
+        log.info(
+            "listening", service=self.name, port=self.port, metrics_port=self.metrics_port, tls=credentials is not None
+        )
+        self._lifecycle = asyncio.create_task(self._load_and_watch())
+
+    async def wait_ready(self) -> None:
+        """Returns once the service is SERVING. Raises whatever load() raised."""
+        ready, ended = asyncio.create_task(self._ready.wait()), asyncio.create_task(self._ended.wait())
+        await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (ready, ended):
+            task.cancel()
+        if self.failure is not None:
+            raise self.failure
+
+    async def wait_ended(self) -> None:
+        """Returns once the backend has failed for good; `failure` says why."""
+        await self._ended.wait()
+
+    async def stop(self) -> None:
+        """Refuses new calls, lets those in flight finish within drain_seconds, and frees everything."""
+        self._reason = f"the {self.name} service is shutting down"
+        await self._set_serving(False)
+        drain_seconds = self._config.drain_seconds
+        await asyncio.gather(self._server.stop(drain_seconds), *(side.stop(drain_seconds) for side in self._sides))
+        if self._lifecycle is not None:
+            self._lifecycle.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._lifecycle
+        await self._backend.close()
+        self._http.shutdown()
+        self._http.server_close()
+
+    async def _load_and_watch(self) -> None:
+        try:
+            await self._backend.load()
+            while True:
+                await self._check()
+                await asyncio.sleep(CHECK_SECONDS)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - kept for the process's last words; nothing is swallowed
+            self.failure = error
+            self._reason = str(error)
+            await self._set_serving(False)
+            self._ended.set()
+
+    async def _check(self) -> None:
+        try:
+            await self._backend.check()
+        except FatalError:
+            raise
+        except NotReadyError as error:
+            if self._ready.is_set():
+                log.error("not ready", error=str(error))
+            self._reason = str(error)
+            self._ready.clear()
+            await self._set_serving(False)
+        else:
+            if not self._ready.is_set():
+                log.info("serving")
+            self._reason = None
+            await self._set_serving(True)
+            self._ready.set()
+
+    async def _set_serving(self, serving: bool) -> None:
+        states = health_pb2.HealthCheckResponse
+        status = states.SERVING if serving else states.NOT_SERVING
+        await self._health.set(self._full_name, status)
+        await self._health.set("", status)
+        self._metrics.ready.labels(self._full_name).set(serving)
+
+
+def run_service(
+    name: str,
+    full_name: str,
+    config: ServerConfig,
+    register: Callable[[grpc.aio.Server], None],
+    backend: Backend,
+    *,
+    sides: Sequence[Side] = (),
+    scope_of_method: Mapping[str, str] = _NO_SCOPES,
+) -> int:
+    """Serves until SIGTERM, SIGINT or a failure; returns the exit code: 0 drained, 1 failed, 2 wrong configuration."""
+    configure_logging(config.log_level, name)
+    configure_tracing(name)
+    sleep_at_barriers()
+    server = ServiceServer(name, full_name, config, register, backend, sides=sides, scope_of_method=scope_of_method)
+    return asyncio.run(_serve(server))
+
+
+async def _serve(server: ServiceServer) -> int:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_number, stopped.set)
+    await server.start()
+    waits = [asyncio.create_task(stopped.wait()), asyncio.create_task(server.wait_ended())]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+    failure = server.failure
+    if failure is not None:
+        log.error("failed", error=str(failure), exc_info=None if isinstance(failure, ServiceError) else failure)
+        await asyncio.sleep(0 if isinstance(failure, ConfigError) else FATAL_GRACE_SECONDS)
+    else:
+        log.info("draining")
+    await server.stop()
+    if isinstance(failure, ConfigError):
+        raise failure
+    return 0 if failure is None else 1

@@ -1,0 +1,82 @@
+"""Where the services are: a flag, else the services file, else the environment, else this machine's default port."""
+
+import asyncio
+import os
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from rlhf.errors import ConfigError, NotReadyError
+from rlhf_cli.commands.output import CommandError
+from rlhf_cli.local.services_file import Kind, ServiceEntry, read_services
+
+T = TypeVar("T")
+
+DEFAULT_PORTS: dict[Kind, int] = {"policy": 50051, "reward": 50052, "reference": 50053, "trainer": 50054}
+TargetOption = Annotated[
+    str | None,
+    typer.Option("--target", metavar="HOST:PORT", help="Where the service is. Else --services, else the environment."),
+]
+ServicesOption = Annotated[
+    Path | None,
+    typer.Option("--services", metavar="FILE", help="TOML file with the places of services, as `rlhf demo` writes it."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON lines to stdout.")]
+TokenizerOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--tokenizer",
+        metavar="DIR",
+        help="The model's tokenizer. Default: the path that the service reports, if local.",
+    ),
+]
+
+
+def resolve_target(kind: Kind, target: str | None, services_file: Path | None) -> str:
+    """Returns where the service of a kind is.
+
+    Raises: ConfigError if the services file has none of that kind.
+    """
+    if target is not None:
+        return target
+    if services_file is not None:
+        for entry in read_services(services_file):
+            if entry.kind == kind:
+                return entry.target
+        raise ConfigError(f"--services is '{services_file}': it names no {kind} service; name one with --target")
+    return os.environ.get(f"RLHF_{kind.upper()}_TARGET", f"localhost:{DEFAULT_PORTS[kind]}")
+
+
+def resolve_all(targets: dict[Kind, str | None], services_file: Path | None) -> list[ServiceEntry]:
+    """Returns the services to look at: the file's, or one of each kind; a given target replaces those of its kind."""
+    if services_file is None:
+        return [
+            ServiceEntry(name=kind, kind=kind, target=resolve_target(kind, targets[kind], None)) for kind in targets
+        ]
+    kept = [entry for entry in read_services(services_file) if targets[entry.kind] is None]
+    return kept + [ServiceEntry(name=kind, kind=kind, target=target) for kind, target in targets.items() if target]
+
+
+def run_against(target: str, work: Coroutine[Any, Any, T]) -> T:
+    """Returns what the work with a service returns. Raises: CommandError if the service is not there; ServiceError."""
+    try:
+        return asyncio.run(work)
+    except NotReadyError as error:
+        reason = explain_absence(error)
+        raise CommandError(str(error) if reason is None else f"{target} {reason}") from None
+
+
+def explain_absence(error: NotReadyError) -> str | None:
+    """Returns why a service cannot be reached, in a few words; None if it answered, and the error has its own words."""
+    message = str(error)
+    if "RLHF_TLS" in message:
+        return "closes connections: does one side alone have the RLHF_TLS variables?"
+    if "refused" in message:
+        return "refuses connections; is the service running?"
+    if "resolving" in message:
+        return "is no known host; check the name"
+    if "did not answer" in message or "connect" in message:
+        return "did not answer in time; is the service running?"
+    return None

@@ -1,0 +1,293 @@
+"""Which stages a pipeline has, and what flows between them:
+
+model ──► sft ──┬──► sample ──► label ──┬──► reward_model ──┐
+                │                       └──► dpo            ├──► evaluate ──► export
+                └──► ppo, grpo, ... ◄── reward_model ───────┘
+"""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rlhf.config import Section
+from rlhf.errors import ConfigError
+from rlhf_cli.pipeline.config import PipelineConfig, TrainingTable
+from rlhf_cli.pipeline.stage_work import ENSEMBLE, FIRST_MEMBER, PipelineWork
+from rlhf_cli.pipeline.stages import Stage
+from rlhf_cli.pipeline.trainings import (
+    POLICY_TRAININGS,
+    REWARD_MODEL,
+    SFT,
+    TRAININGS,
+    Training,
+    build_config,
+    files_of,
+    has_field,
+    is_set,
+    settings_of,
+)
+
+NOT_YET = "localhost:1"
+"""Stands for the address of a service that is started later, where a configuration is only checked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The stages in their order, with what they make."""
+
+    stages: list[Stage]
+    start: Path
+    """The model that the policy's training starts from, and the reference."""
+    policies: Mapping[str, Path]
+    """What was trained from it, by the name of the stage."""
+
+
+def make_plan(config: PipelineConfig, work: PipelineWork, *, source: str) -> Plan:
+    """Returns the stages of a pipeline, all of whose configurations have been checked.
+
+    Args:
+        work: does what the stages say.
+        source: where the configuration stands, for errors.
+    Raises: ConfigError for a table that its training refuses, or for stages that do not fit together.
+    """
+    return _Planner(config, work, source).plan()
+
+
+class _Planner:
+    """Builds the plan of one pipeline."""
+
+    def __init__(self, config: PipelineConfig, work: PipelineWork, source: str) -> None:
+        self._config = config
+        self._work = work
+        self._source = source
+        self._stages: list[Stage] = []
+
+    def plan(self) -> Plan:
+        config = self._config
+        start = self._training(SFT, {"model.path": config.model, **self._shared_fills()}) or config.model
+        pairs = self._pairs(start)
+        fills: dict[str, object] = {"models.policy_path": start, "model.path": start, **self._shared_fills()}
+        pair_fills = {} if pairs is None else {"data.path": pairs}
+        reward_model = self._training(REWARD_MODEL, {**fills, **pair_fills})
+        policies: dict[str, Path] = {}
+        for training in POLICY_TRAININGS:
+            own = pair_fills if training.learns_from_pairs else self._critic(training, reward_model)
+            trained = self._training(training, {**fills, **own}, start=start, reward_model=reward_model)
+            if trained is not None:
+                policies[training.name] = trained
+        if config.evaluate.enabled:
+            self._stages.append(self._evaluation(start, policies, reward_model))
+        if config.export.enabled and policies:
+            self._stages.append(self._export(policies))
+        return Plan(stages=self._stages, start=start, policies=policies)
+
+    def _folder(self, stage: str) -> Path:
+        return self._config.run_dir / stage
+
+    def _pairs(self, start: Path) -> Path | None:
+        """Returns the file of preferences; None if no stage makes or gives one."""
+        label = self._config.label
+        if label.artifact is not None:
+            self._add_given("label", label.artifact)
+            return label.artifact
+        is_wanted = any(self._config.table(each.name) is not None for each in TRAININGS if each.learns_from_pairs)
+        if not label.enabled or not is_wanted:
+            return None
+        completions = self._completions(start)
+        output = self._folder("label") / "pairs.jsonl"
+        stage = Stage(
+            name="label",
+            inputs={"completions": completions},
+            settings={"pattern": label.pattern, "noise_rate": label.noise_rate, "seed": label.seed},
+            folder=self._folder("label"),
+            output=output,
+            work=partial(self._work.label, completions, output),
+        )
+        self._stages.append(stage)
+        return output
+
+    def _completions(self, start: Path) -> Path:
+        """Returns the file of completions to be labelled."""
+        sample = self._config.sample
+        if sample.artifact is not None:
+            self._add_given("sample", sample.artifact)
+            return sample.artifact
+        if not sample.enabled:
+            raise ConfigError(
+                f"{self._source}: sample.enabled is false, but the simulated labeller needs completions; give "
+                "sample.artifact, or preferences of your own as label.artifact"
+            )
+        output = self._folder("sample") / "completions.jsonl"
+        stage = Stage(
+            name="sample",
+            inputs={"model": start, "prompts": self._config.prompts.path},
+            settings={**sample.model_dump(mode="json", exclude={"enabled", "artifact"}), **self._sampling_settings()},
+            folder=self._folder("sample"),
+            output=output,
+            work=partial(self._work.sample, start, output),
+        )
+        self._stages.append(stage)
+        return output
+
+    def _training(
+        self,
+        training: Training,
+        fills: Mapping[str, object],
+        *,
+        start: Path | None = None,
+        reward_model: Path | None = None,
+    ) -> Path | None:
+        """Adds the stage of a training, and returns the model it makes; None if there is no such table."""
+        table = self._config.table(training.name)
+        if table is None:
+            return None
+        if "artifact" in table:
+            artifact = Path(str(table["artifact"]))
+            self._add_given(training.name, artifact)
+            return artifact
+        folder = self._folder(training.name)
+        build = partial(
+            build_config, training, table, run_dir=folder / "run", source=f"{self._source} [{training.name}]"
+        )
+        addresses = self._addresses(training, table, reward_model)
+        fills = {path: str(value) if isinstance(value, Path) else value for path, value in fills.items()}
+        checked = build({**fills, **addresses})
+        made = [stage.output for stage in self._stages]
+        files = files_of(checked, [*made, *(path / FIRST_MEMBER for path in made)])
+        settings = settings_of(checked, files)
+        if has_field(type(checked), "services.reward_target"):
+            services = self._config.services
+            if services.reward_target is not None:
+                settings["reward_target"] = services.reward_target  # what is there decides what is learned
+            elif reward_model is not None:
+                files = {**files, "reward model": reward_model}
+                settings |= self._combination(reward_model)
+        config_file = folder / "config.toml"
+        command = ["rlhf", *training.command, "--config", str(config_file)]
+        stage = Stage(
+            name=training.name,
+            inputs=files,
+            settings=settings,
+            folder=folder,
+            output=self._output(training, checked, folder),
+            work=partial(self._work.train, training, build, fills, config_file, start, reward_model),
+            command=shlex.join(command),
+        )
+        self._stages.append(stage)
+        return stage.output
+
+    def _combination(self, reward_model: Path) -> dict[str, Any]:
+        """Returns how the members of an ensemble make one reward; nothing for a single model."""
+        services = self._config.services
+        if reward_model.name != ENSEMBLE:
+            return {}
+        return {"reward_combine": services.reward_combine, "reward_std_coef": services.reward_std_coef}
+
+    @staticmethod
+    def _output(training: Training, config: Section, folder: Path) -> Path:
+        """Returns the folder of the model that a training makes: several models in the case of an ensemble."""
+        is_ensemble = is_set(config.model_dump(), "ensemble.members") and config.model_dump()["ensemble"]["members"] > 1
+        return folder / ENSEMBLE if is_ensemble else folder / "run" / training.model
+
+    def _addresses(self, training: Training, table: TrainingTable, reward_model: Path | None) -> dict[str, object]:
+        """Returns where services will be, for a first check. Raises: ConfigError if there can be no reward."""
+        cls = training.config_class()
+        services = self._config.services
+        if has_field(cls, "services.reward_target") and services.reward_target is None and reward_model is None:
+            raise ConfigError(
+                f"{self._source} [{training.name}]: there is nothing to train against; add a table [reward_model], or "
+                "name a reward service as services.reward_target"
+            )
+        return self._work.addresses([NOT_YET], NOT_YET, NOT_YET)
+
+    def _critic(self, training: Training, reward_model: Path | None) -> dict[str, object]:
+        """Returns where a separate critic starts, if the training has one and the table does not say."""
+        table = self._config.table(training.name) or {}
+        critic = table.get("critic", {})
+        is_head = isinstance(critic, Mapping) and critic.get("kind") == "head"
+        if reward_model is None or is_head:
+            return {}
+        return {"critic.path": reward_model / FIRST_MEMBER if reward_model.name == ENSEMBLE else reward_model}
+
+    def _shared_fills(self) -> dict[str, object]:
+        config = self._config
+        fills: dict[str, object] = {
+            "prompts.path": config.prompts.path,
+            "prompts.max_prompt_tokens": config.prompts.max_prompt_tokens,
+            "models.dtype": config.services.dtype,
+            "model.dtype": config.services.dtype,
+            "services.wait_for_services_seconds": config.services.wait_for_services_seconds,
+        }
+        sampling = config.sampling.model_dump(mode="json", exclude_unset=True)
+        return fills | {f"sampling.{name}": value for name, value in sampling.items()}
+
+    def _sampling_settings(self) -> dict[str, Any]:
+        config = self._config
+        settings = {"sampling": config.sampling.model_dump(mode="json")}
+        settings["prompts"] = {"max_prompt_tokens": config.prompts.max_prompt_tokens}
+        services = config.services
+        if services.policy_targets:
+            return {**settings, "policy_targets": list(services.policy_targets)}
+        return {**settings, "engine": services.engine, "dtype": services.dtype}
+
+    def _evaluation(self, start: Path, policies: Mapping[str, Path], reward_model: Path | None) -> Stage:
+        config = self._config
+        heldout = config.prompts.heldout_path
+        assert heldout is not None  # PipelineConfig has seen to it
+        output = self._folder("evaluate") / "results"
+        models = {"start": start, **policies}
+        inputs = {"prompts": heldout, **{f"policy {name}": path for name, path in models.items()}}
+        if reward_model is not None:
+            inputs["reward model"] = reward_model
+        rule = self._rule()
+        settings = {
+            **config.evaluate.model_dump(mode="json"),
+            **self._sampling_settings(),
+            **({} if reward_model is None else self._combination(reward_model)),
+            "rule": rule,
+            "rewards": dict(config.services.evaluation_rewards),
+        }
+        return Stage(
+            name="evaluate",
+            inputs=inputs,
+            settings=settings,
+            folder=self._folder("evaluate"),
+            output=output,
+            work=partial(self._work.evaluate, models, heldout, reward_model, rule, output),
+        )
+
+    def _rule(self) -> str | None:
+        """Returns the simulated labeller's rule; None if it is not the one who chose."""
+        is_simulated = any(stage.name == "label" and not stage.is_given for stage in self._stages)
+        return self._config.label.pattern if is_simulated else None
+
+    def _export(self, policies: Mapping[str, Path]) -> Stage:
+        wanted = self._config.export.policy
+        name = wanted if wanted is not None else list(policies)[-1]
+        if name not in policies:
+            known = ", ".join(f"'{each}'" for each in policies)
+            raise ConfigError(f"{self._source}: export.policy is '{name}', which is not trained here; known: {known}")
+        output = self._folder("export") / "model"
+        return Stage(
+            name="export",
+            inputs={f"policy {name}": policies[name]},
+            settings={},
+            folder=self._folder("export"),
+            output=output,
+            work=partial(self._work.export, policies[name], output, [stage.name for stage in self._stages]),
+        )
+
+    def _add_given(self, name: str, artifact: Path) -> None:
+        stage = Stage(
+            name=name,
+            inputs={},
+            settings={},
+            folder=self._folder(name),
+            output=artifact,
+            work=lambda resume: None,
+            is_given=True,
+        )
+        self._stages.append(stage)

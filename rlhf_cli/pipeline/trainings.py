@@ -1,0 +1,172 @@
+"""The trainings of a pipeline: which command and which configuration class, and what the pipeline fills in."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from rlhf.config import Section, load_values
+
+OURS = ("enabled", "artifact")
+"""Keys of a training's table that are the pipeline's own."""
+UNCOMPARED = ("run_dir", "services", "server", "reference", "evaluation", "watch")
+"""Sections that say where something is, or what is looked at: another address makes no other model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """A kind of training."""
+
+    name: str
+    """Of its table and its stage."""
+    command: tuple[str, ...]
+    """After `rlhf`."""
+    config_class: Callable[[], type[Section]]
+    """Loads its configuration class, which imports no torch."""
+    model: str
+    """Folder of the trained model inside its run directory."""
+    is_policy: bool
+    """Whether it trains the policy, so that the evaluation compares it."""
+    learns_from_pairs: bool = False
+    """Whether its data.path is the file of preferences."""
+    can_resume: bool = True
+    """Whether it has --resume."""
+
+
+def _sft() -> type[Section]:
+    from services.trainer.config.offline_sft import SftRunConfig
+
+    return SftRunConfig
+
+
+def _reward_model() -> type[Section]:
+    from services.trainer.config.offline_reward_model import RewardModelRunConfig
+
+    return RewardModelRunConfig
+
+
+def _dpo() -> type[Section]:
+    from services.trainer.config.offline_dpo import DpoRunConfig
+
+    return DpoRunConfig
+
+
+def _online(algorithm: str) -> type[Section]:
+    from services.trainer.config.online import RUN_CONFIGS
+
+    return RUN_CONFIGS[algorithm]
+
+
+SFT = Training(name="sft", command=("train", "sft"), config_class=_sft, model="final", is_policy=False)
+REWARD_MODEL = Training(
+    name="reward_model",
+    command=("train", "reward-model"),
+    config_class=_reward_model,
+    model="model",
+    is_policy=False,
+    learns_from_pairs=True,
+)
+POLICY_TRAININGS = (
+    *(
+        Training(name=name, command=("train", name), config_class=partial(_online, name), model="final", is_policy=True)
+        for name in ("ppo", "grpo", "rloo", "reinforce++", "online-dpo")
+    ),
+    Training(
+        name="dpo", command=("train", "dpo"), config_class=_dpo, model="final", is_policy=True, learns_from_pairs=True
+    ),
+)
+TRAININGS = (SFT, REWARD_MODEL, *POLICY_TRAININGS)
+
+
+def has_field(cls: type[BaseModel], path: str) -> bool:
+    """Returns whether a configuration has the field at a dotted path."""
+    section: Any = cls
+    for part in path.split("."):
+        if not (isinstance(section, type) and issubclass(section, BaseModel)) or part not in section.model_fields:
+            return False
+        section = section.model_fields[part].annotation
+    return True
+
+
+def is_set(values: Mapping[str, Any], path: str) -> bool:
+    """Returns whether nested values have something at a dotted path."""
+    for part in path.split("."):
+        if not isinstance(values, Mapping) or part not in values:
+            return False
+        values = values[part]
+    return True
+
+
+def build_config(
+    training: Training, table: Mapping[str, Any], fills: Mapping[str, object], *, run_dir: Path, source: str
+) -> Section:
+    """Returns the configuration of a training: its table, and what the pipeline fills in where the table has nothing.
+
+    Args:
+        fills: values by dotted path; those of fields that this training does not have are passed over.
+        source: where the table stands, for errors.
+    Raises: ConfigError for a table that its class refuses.
+    """
+    cls = training.config_class()
+    values = _copy({key: value for key, value in table.items() if key not in OURS})
+    values["run_dir"] = run_dir
+    for path, value in fills.items():
+        if has_field(cls, path) and not is_set(values, path):
+            _set(values, path, value)
+    return load_values(cls, values, source)
+
+
+def files_of(config: BaseModel, made: Sequence[Path], prefix: str = "") -> dict[str, Path]:
+    """Returns the files and folders that a training reads, by the dotted path of the field that names them.
+
+    Args:
+        made: what earlier stages make, which may not be there yet.
+    """
+    files: dict[str, Path] = {}
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            files |= files_of(value, made, f"{prefix}{name}.")
+        elif name.endswith("path") and isinstance(value, str | Path) and (Path(value) in made or _exists(value)):
+            files[f"{prefix}{name}"] = Path(value)
+    return files
+
+
+def settings_of(config: Section, files: Mapping[str, Path]) -> dict[str, Any]:
+    """Returns the values that were set and decide what is learned: no paths, which inputs are, and no addresses."""
+    values = config.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    flat = {
+        path: value
+        for path, value in _flatten(values).items()
+        if path not in files and path.split(".")[0] not in UNCOMPARED
+    }
+    return flat
+
+
+def _exists(value: str | Path) -> bool:
+    """Whether a value names a file or folder here; texts that name none are data set names, or no names at all."""
+    return bool(str(value)) and len(str(value)) < 4096 and Path(value).exists()
+
+
+def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+
+
+def _set(values: dict[str, Any], path: str, value: object) -> None:
+    *sections, name = path.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+    values[name] = value
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

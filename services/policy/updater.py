@@ -1,0 +1,203 @@
+"""A weight push from its first message to its effect: receive, verify, swap. All or nothing, and one at a time."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from rlhf.errors import InvalidRequestError, OverloadedError, PreconditionError, ServiceError
+from rlhf.pushes import PushHeader, PushResult
+from rlhf.serving.logs import get_logger
+from services.policy.config import LimitsConfig
+from services.policy.engine import Engine
+from services.policy.metrics import PolicyMetrics
+from services.policy.weights.full import FullStage
+from services.policy.weights.incoming import Incoming, PushCommit, PushPart
+from services.policy.weights.manifest_check import check_manifest
+from services.policy.weights.reception import Reception, to_the_end
+from services.policy.weights.relay import Forwarder
+from services.policy.weights.served_copy import ServedCopy
+from services.policy.weights.staged import StagedPatch, StagedWeights
+
+if TYPE_CHECKING:
+    from services.policy.weights.patch import PatchStage
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedWeights:
+    """Which weights the engine samples with."""
+
+    policy_version: int
+    digest: str
+
+
+class WeightUpdater:
+    """Knows which weights are served, and replaces them."""
+
+    served: ServedWeights
+
+    def __init__(self, engine: Engine, limits: LimitsConfig, metrics: PolicyMetrics) -> None:
+        self._engine = engine
+        self._limits = limits
+        self._metrics = metrics
+        self._copy = ServedCopy(takes_patches=limits.takes_patches)
+        self._current: Incoming | None = None
+
+    @property
+    def takes_patches(self) -> bool:
+        """Whether a patch of the served weights would be taken."""
+        return self._copy.takes_patches
+
+    def start(self) -> None:
+        """Takes note of the weights that the engine has loaded, and takes over their copy."""
+        self._copy.load(self._engine.info.copy)
+        self._set_served(ServedWeights(0, self._engine.info.manifest.digest))
+
+    def close(self) -> None:
+        """Frees the memory. No push may be under way."""
+        self._copy.close()
+
+    async def push(self, parts: AsyncIterator[PushPart], deadline_seconds: float | None = None) -> PushResult:
+        """Takes a push: a header, chunks, a commit.
+
+        Args:
+            parts: in the order in which they come.
+            deadline_seconds: how long the call may take; None if it has no deadline.
+        Raises: InvalidRequestError if any of it is wrong, or missing; PreconditionError for a patch of other weights;
+            OverloadedError while another push is under way that has not fallen silent; the engine's own errors. The
+            weights are unchanged then, unless the engine died of it.
+        """
+        try:
+            await self._make_room()
+            incoming = self._current = Incoming(parts, self._limits.push_idle_seconds)
+            try:
+                return await self._push(incoming, deadline_seconds)
+            finally:
+                self._current = None
+                incoming.ended.set()
+        except ServiceError as error:
+            self._metrics.push_failures.labels(error.status.name.lower()).inc()
+            raise
+        except asyncio.CancelledError:
+            self._metrics.push_failures.labels("cancelled").inc()
+            raise
+
+    async def _make_room(self) -> None:
+        """Returns when no push is under way. Raises OverloadedError if one is that has not fallen silent."""
+        while (current := self._current) is not None:
+            if not current.give_up_if_silent(self._limits.push_silence_seconds):
+                raise OverloadedError(
+                    f"a push of policy version {current.policy_version} is under way, and there can be one at a time; "
+                    "retry when it has ended"
+                )
+            await current.ended.wait()
+
+    async def _push(self, incoming: Incoming, deadline_seconds: float | None) -> PushResult:
+        started = time.perf_counter()
+        header = await self._receive_header(incoming)
+        if header.policy_version == self.served.policy_version and header.weights_digest == self.served.digest:
+            return self._result()
+        self._check_base(header)
+        incoming.policy_version = header.policy_version
+        stage = self._copy.begin(header)
+        reception = Reception(stage)
+        forwarder = Forwarder(
+            header,
+            reception,
+            patience_seconds=self._limits.link_patience_seconds,
+            deadline_seconds=deadline_seconds,
+        )
+        try:
+            forwarder.start()
+            await self._receive_payload(incoming, reception)
+            # From here on the caller can leave without leaving the engine in between.
+            result = await to_the_end(self._swap(header, stage, forwarder, started))
+            return replace(result, forwarded=await forwarder.result())
+        finally:
+            await to_the_end(self._end(stage, reception, forwarder))
+
+    async def _receive_header(self, incoming: Incoming) -> PushHeader:
+        header = await incoming.next()
+        if not isinstance(header, PushHeader):
+            raise InvalidRequestError("the first part of a push must be its header")
+        if header.encoding == "unspecified":
+            raise InvalidRequestError("header.encoding is unspecified; send WEIGHTS_ENCODING_FULL")
+        if header.policy_version < 1:
+            raise InvalidRequestError(
+                f"header.policy_version is {header.policy_version}; it must be at least 1 (0 is what was loaded)"
+            )
+        check_manifest(header.manifest, self._engine.info.manifest, header.weights_digest)
+        return header
+
+    def _check_base(self, header: PushHeader) -> None:
+        """Raises PreconditionError if the push is a patch of other weights than those served."""
+        base = ServedWeights(header.base_policy_version, header.base_weights_digest)
+        if header.encoding == "sparse_patch" and base != self.served:
+            raise PreconditionError(
+                f"the patch is one of version {base.policy_version} with digest '{base.digest}'; this server is at "
+                f"version {self.served.policy_version} with digest '{self.served.digest}': send WEIGHTS_ENCODING_FULL"
+            )
+
+    async def _receive_payload(self, incoming: Incoming, reception: Reception) -> None:
+        while not isinstance(part := await incoming.next(), PushCommit):
+            if isinstance(part, PushHeader):
+                raise InvalidRequestError("a second header came where a chunk or the commit was expected")
+            if len(part.data) > self._limits.max_chunk_bytes:
+                raise InvalidRequestError(
+                    f"chunk.data has {len(part.data)} bytes, the limit is {self._limits.max_chunk_bytes}; split it"
+                )
+            await reception.take(part.offset_bytes, part.data)
+        await reception.flush()
+
+    async def _swap(
+        self, header: PushHeader, stage: "FullStage | PatchStage", forwarder: Forwarder, started: float
+    ) -> PushResult:
+        commit: Callable[[int], StagedWeights | StagedPatch] = stage.commit
+        staged = await asyncio.to_thread(commit, header.policy_version)
+        stage_seconds = time.perf_counter() - started
+        forwarder.commit()
+        pause_seconds = await self._engine.update_weights(staged)
+        self._copy.accept(stage)
+        self._set_served(ServedWeights(header.policy_version, header.weights_digest))
+        self._record(header, stage, stage_seconds, pause_seconds)
+        return self._result(pause_seconds, stage_seconds)
+
+    async def _end(self, stage: "FullStage | PatchStage", reception: Reception, forwarder: Forwarder) -> None:
+        """Ends everything that still works on the push; what a failed one has changed is taken back."""
+        await forwarder.cancel()
+        await reception.end()
+        await asyncio.to_thread(self._copy.end, stage)
+
+    def _record(
+        self, header: PushHeader, stage: "FullStage | PatchStage", stage_seconds: float, pause_seconds: float
+    ) -> None:
+        metrics = self._metrics
+        metrics.push_seconds.labels("stage").observe(stage_seconds)
+        metrics.push_seconds.labels("verify").observe(stage.verify_seconds)
+        metrics.push_seconds.labels("pause").observe(pause_seconds)
+        metrics.pushes.labels(header.encoding).inc()
+        metrics.push_bytes.labels(header.encoding).inc(header.payload_bytes)
+        metrics.push_changed_fraction.set(1.0 if isinstance(stage, FullStage) else stage.changed_fraction)
+        log.info(
+            "weights swapped",
+            policy_version=header.policy_version,
+            encoding=header.encoding,
+            num_bytes=header.payload_bytes,
+            stage_seconds=round(stage_seconds, 4),
+            pause_seconds=round(pause_seconds, 4),
+        )
+
+    def _result(self, pause_seconds: float = 0.0, stage_seconds: float = 0.0) -> PushResult:
+        return PushResult(
+            policy_version=self.served.policy_version,
+            weights_digest=self.served.digest,
+            pause_seconds=pause_seconds,
+            stage_seconds=stage_seconds,
+        )
+
+    def _set_served(self, served: ServedWeights) -> None:
+        self.served = served
+        self._metrics.policy_version.set(served.policy_version)

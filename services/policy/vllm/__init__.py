@@ -1,0 +1,1 @@
+"""The vLLM engine, and what runs inside vLLM's own processes."""

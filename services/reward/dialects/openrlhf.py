@@ -1,0 +1,91 @@
+"""OpenRLHF's remote reward model: POST /get_reward, the address of --reward.remote_url."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast
+
+from rlhf.errors import InvalidRequestError
+from rlhf.serving.http.calls import GuardedRoute
+from services.reward.core import RewardCore
+from services.reward.dialects.native import ERRORS
+from services.reward.dialects.rewards import rewards_of
+from services.reward.scorers.scorer import RawPair, Score
+
+
+def _none_is_empty(value: object) -> object:
+    return [] if value is None else value
+
+
+class GetRewardBody(BaseModel):
+    """What OpenRLHF sends. Fields that it may add later are not read."""
+
+    model_config = ConfigDict(
+        strict=True,
+        use_attribute_docstrings=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "query": ["<|user|>\nHow are you?</s>\n<|assistant|>\nFine, thank you.</s>"],
+                    "prompts": ["<|user|>\nHow are you?</s>\n<|assistant|>\n"],
+                    "labels": [None],
+                }
+            ]
+        },
+    )
+
+    query: Annotated[list[str], FailFast()]
+    """Prompts with their completions as they stand in the model's context, special tokens written out. May be empty."""
+    prompts: Annotated[list[str | None], FailFast(), BeforeValidator(_none_is_empty)] = []
+    """The prompts alone. Where a query begins with its prompt, the rest is the completion; else all of it is."""
+    labels: Any = None
+    """Not read."""
+
+
+class GetRewardAnswer(BaseModel):
+    """One reward for each query, in order."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    rewards: list[float]
+    scores: list[float]
+    """The rewards once more: what OpenRLHF filters by."""
+    extra_logs: dict[str, list[float]]
+    """What the reward of each query is made of: a weighted sum's parts by name, and the spread of an ensemble."""
+
+
+def openrlhf_routes(core: RewardCore) -> APIRouter:
+    """Returns the route that OpenRLHF calls."""
+    router = APIRouter(route_class=GuardedRoute, tags=["OpenRLHF"], responses=ERRORS)
+
+    @router.post("/get_reward", name="Score", summary="Rewards for OpenRLHF")
+    async def get_reward(body: GetRewardBody) -> GetRewardAnswer:
+        """Scores queries. An empty list is answered with an empty list; a query without a reward is an error, 422."""
+        prompts = body.prompts or [None] * len(body.query)
+        if len(prompts) != len(body.query):
+            raise InvalidRequestError(
+                f"prompts has {len(prompts)} entries and query has {len(body.query)}; send one of each, or no prompts"
+            )
+        # Idle shards of OpenRLHF ask for nothing.
+        items = [_pair_of(query, prompt or "") for query, prompt in zip(body.query, prompts, strict=True)]
+        scores = await rewards_of(core, items, "query") if items else []
+        rewards = [score.reward for score in scores]
+        return GetRewardAnswer(rewards=rewards, scores=rewards, extra_logs=_logs_of(scores))
+
+    return router
+
+
+def _pair_of(query: str, prompt: str) -> RawPair:
+    return RawPair(prompt, query[len(prompt) :]) if query.startswith(prompt) else RawPair("", query)
+
+
+def _logs_of(scores: list[Score]) -> dict[str, list[float]]:
+    """Returns what all scores have in common beside the reward."""
+    logs: dict[str, list[float]] = {}
+    spreads = [score.spread for score in scores if score.spread is not None]
+    if spreads and len(spreads) == len(scores):
+        logs["spread"] = spreads
+    for score in scores:
+        for part in score.components:
+            logs.setdefault(part.name, []).append(part.reward)
+    return logs

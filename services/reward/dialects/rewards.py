@@ -1,0 +1,35 @@
+"""Rewards for the wire formats of others, which have no room for an item's error: then the whole call has it."""
+
+from collections.abc import Sequence
+
+from rlhf.serving.calls import current_caller
+from rlhf.serving.http.errors import ItemRefusedError, ItemUnavailableError
+from services.reward.core import RewardCore
+from services.reward.scorers.scorer import ErrorCode, Item, Outcome, Score, ScoreError
+
+RETRYABLE = frozenset({ErrorCode.TIMEOUT, ErrorCode.UNAVAILABLE})
+
+
+async def rewards_of(core: RewardCore, items: Sequence[Item], field: str) -> list[Score]:
+    """Returns the reward of every item, in order.
+
+    Args: field: what the items are called in the request, for errors.
+    Raises: ItemRefusedError or ItemUnavailableError if one has none; what RewardCore.score raises.
+    """
+    answer = await core.score(items, caller=current_caller().name)
+    return require_rewards(answer.outcomes, field)
+
+
+def require_rewards(outcomes: Sequence[Outcome], field: str) -> list[Score]:
+    """Returns the outcomes as scores. Raises for the first error, for one that stays before one that may pass."""
+    faults = [(index, outcome) for index, outcome in enumerate(outcomes) if isinstance(outcome, ScoreError)]
+    if faults:
+        index, fault = min(faults, key=lambda entry: entry[1].code in RETRYABLE)
+        error_class = ItemUnavailableError if fault.code in RETRYABLE else ItemRefusedError
+        more = f" ({len(faults)} of {len(outcomes)} items have no reward)" if len(faults) > 1 else ""
+        raise error_class(fault.code.name.lower(), f"{field}[{index}]: {fault.message}{more}")
+    return [_score_of(outcome) for outcome in outcomes if not isinstance(outcome, ScoreError)]
+
+
+def _score_of(outcome: float | Score) -> Score:
+    return outcome if isinstance(outcome, Score) else Score(outcome)

@@ -1,0 +1,1 @@
+"""A language model that is asked how good completions are."""

@@ -1,0 +1,180 @@
+"""Rewards from rules over the completion's text: for tests, for baselines, and as parts of a larger reward. No torch.
+
+| kind      | reward                                                        | range                 |
+|-----------|---------------------------------------------------------------|-----------------------|
+| length    | 1 - abs(length - target) / target, not below -1               | [-1, 1]; 1 at target  |
+| pattern   | match: 1 if the pattern is found, else 0; count: its matches  | {0, 1}; 0, 1, ... 100 |
+| sentiment | VADER's compound score                                        | [-1, 1]; 0 is neutral |
+"""
+
+import re
+from collections.abc import Callable
+from itertools import islice
+from typing import Any, Protocol, assert_never
+
+from blake3 import blake3
+
+from rlhf.serving.token_checks import fault_of_ids
+from services.reward.scorers.scorer import (
+    Conversation,
+    ErrorCode,
+    Item,
+    RawPair,
+    ScoreError,
+    ScorerInfo,
+    TextPair,
+    TokenPair,
+    TokenSequence,
+)
+
+MAX_MATCHES = 100
+"""Matches that count; one more character of "aaaa..." shall not earn without end."""
+
+MAX_SENTIMENT_CHARACTERS = 10_000
+"""VADER's time grows with the square of the words: half a second here, a minute at ten times the length."""
+
+Rule = Callable[[str], float]
+
+
+class Decoder(Protocol):
+    """Turns token ids into text: the part of a tokenizer that rules need."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids from 0 to vocab_size - 1 are known."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of the vocabulary and special ids."""
+
+    def decode(self, ids: list[int]) -> str:
+        """Returns the text, special tokens left out."""
+
+    def without_special_tokens(self, text: str) -> str:
+        """Returns a text without the special tokens that are written out in it."""
+
+
+def length_rule(target: int, unit: str) -> Rule:
+    """Returns the rule that pays for a completion of `target` characters, or words (split at whitespace)."""
+
+    def rule(completion: str) -> float:
+        length = len(completion.split()) if unit == "words" else len(completion)
+        return max(-1.0, 1.0 - abs(length - target) / target)
+
+    return rule
+
+
+def pattern_rule(pattern: str, mode: str) -> Rule:
+    """Returns the rule that pays for a pattern's matches. The pattern is the operator's: it is trusted to end."""
+    compiled = re.compile(pattern)
+
+    def rule(completion: str) -> float:
+        most = 1 if mode == "match" else MAX_MATCHES
+        return float(sum(1 for _ in islice(compiled.finditer(completion), most)))
+
+    return rule
+
+
+def sentiment_rule() -> Rule:
+    """Returns the rule that pays for positive words: the compound score of Hutto and Gilbert's VADER lexicon (2014)."""
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    analyzer = SentimentIntensityAnalyzer()
+
+    def rule(completion: str) -> float:
+        return float(analyzer.polarity_scores(completion)["compound"])
+
+    return rule
+
+
+class RuleScorer:
+    """A Scorer that applies a rule to the completion's text, token ids being decoded first."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: dict[str, Any],
+        rule: Rule,
+        decoder: Decoder | None,
+        max_characters: int | None = None,
+    ) -> None:
+        """Prepares a scorer.
+
+        Args:
+            name, settings: the rule's name and all that its rewards depend on; they make its version.
+            rule: completion -> reward.
+            decoder: turns token ids into text; None if only text is taken.
+            max_characters: longest completion that the rule takes; None: any.
+        """
+        digest = "" if decoder is None else decoder.digest
+        fingerprint = blake3(repr((name, sorted(settings.items()), digest)).encode()).hexdigest()[:16]
+        self.info = ScorerInfo(
+            name=name, version=f"{name}-{fingerprint}", tokenizer_digest=digest, max_sequence_tokens=0
+        )
+        self._rule = rule
+        self._decoder = decoder
+        self._max_characters = max_characters
+
+    def prepare(self, item: Item) -> str | ScoreError:
+        """Returns the completion's text."""
+        completion = self._read(item)
+        if isinstance(completion, ScoreError) or self._max_characters is None:
+            return completion
+        if len(completion) > self._max_characters:
+            return ScoreError(
+                ErrorCode.TOO_LONG,
+                f"the completion has {len(completion)} characters, the rule '{self.info.name}' takes at most "
+                f"{self._max_characters}; send a shorter one",
+            )
+        return completion
+
+    def _read(self, item: Item) -> str | ScoreError:
+        match item:
+            case TextPair():
+                return item.completion
+            case RawPair():
+                decoder = self._decoder
+                return item.completion if decoder is None else decoder.without_special_tokens(item.completion)
+            case Conversation():
+                return self._read_conversation(item)
+            case TokenPair():
+                return self._decode(item)
+            case TokenSequence():
+                return ScoreError(
+                    ErrorCode.INVALID_ITEM,
+                    f"the item is a sequence of ids, and the rule '{self.info.name}' reads the completion alone; send "
+                    "tokens with prompt_ids and completion_ids, or text",
+                )
+        assert_never(item)
+
+    def _read_conversation(self, item: Conversation) -> str | ScoreError:
+        if not item.messages or item.messages[-1].role != "assistant":
+            return ScoreError(
+                ErrorCode.INVALID_ITEM,
+                "the last of conversation.messages must be the assistant's, which is scored",
+            )
+        return item.messages[-1].content
+
+    def _decode(self, pair: TokenPair) -> str | ScoreError:
+        if self._decoder is None:
+            return ScoreError(
+                ErrorCode.INVALID_ITEM,
+                f"the item has tokens, but the rule '{self.info.name}' reads text and has no tokenizer; "
+                "send text, or start the service with --scorer.tokenizer DIR",
+            )
+        for field in ("prompt_ids", "completion_ids"):
+            fault = fault_of_ids(f"tokens.{field}", getattr(pair, field), self._decoder.vocab_size)
+            if fault is not None:
+                return ScoreError(ErrorCode.INVALID_ITEM, fault)
+        return self._decoder.decode(pair.completion_ids)
+
+    def size_of(self, prepared: str) -> int:
+        """Returns about the completion's length in tokens: rules pad nothing, but a run of long texts is kept short."""
+        return 1 + len(prepared) // 4
+
+    def score(self, batch: list[str]) -> list[float]:
+        """Returns the rule's reward of each completion."""
+        return [self._rule(completion) for completion in batch]
+
+    def close(self) -> None:
+        """Does nothing: a rule holds nothing."""

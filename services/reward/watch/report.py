@@ -1,0 +1,64 @@
+"""What the watch says of one caller of one model version."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from services.reward.watch.config import ThresholdsConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The rewards that one version gave one caller; fields as in the proto's RewardReport."""
+
+    model_version: str
+    caller: str
+    item_count: int
+    window_item_count: int
+    baseline_item_count: int
+    baseline_mean: float | None
+    reward_mean: float
+    reward_std: float
+    reward_quantiles: tuple[float, float, float]
+    drift: float | None
+    length_correlation: float | None
+    repetition_mean: float | None
+    spread_mean: float | None
+    heldout_gap: float | None
+    heldout_correlation: float | None
+    warnings: tuple[str, ...] = ()
+
+    def with_warnings(self, warnings: Iterator[str]) -> "Report":
+        """Returns the same report with these warnings."""
+        return replace(self, warnings=tuple(warnings))
+
+
+def warnings_of(report: Report, thresholds: ThresholdsConfig) -> Iterator[str]:
+    """Yields what looks wrong, in sentences that name the number and its threshold."""
+    if report.drift is not None and report.drift > thresholds.drift:
+        moved = "" if report.baseline_mean is None else f" from a mean of {report.baseline_mean:.2f}"
+        yield (
+            f"the rewards have moved{moved} to {report.reward_mean:.2f}: drift {report.drift:.2f} is above "
+            f"{thresholds.drift:g} (watch.thresholds.drift); expected of a policy that learns, of no other caller"
+        )
+    correlation = report.length_correlation
+    if correlation is not None and abs(correlation) > thresholds.length_correlation:
+        yield (
+            f"{'longer' if correlation > 0 else 'shorter'} completions earn more: the rank correlation of reward and "
+            f"length, {correlation:.2f}, is beyond {thresholds.length_correlation:g} "
+            "(watch.thresholds.length_correlation)"
+        )
+    if report.repetition_mean is not None and report.repetition_mean > thresholds.repetition:
+        yield (
+            f"completions repeat themselves: {report.repetition_mean:.0%} of their n-grams stand earlier in the same "
+            f"completion, more than {thresholds.repetition:.0%} (watch.thresholds.repetition)"
+        )
+    if report.spread_mean is not None and report.spread_mean > thresholds.spread:
+        yield (
+            f"the ensemble disagrees: a mean spread of {report.spread_mean:.2f} is above {thresholds.spread:g} "
+            "(watch.thresholds.spread); the completions are unlike what its models were trained on"
+        )
+    if report.heldout_gap is not None and report.heldout_gap > thresholds.heldout_gap:
+        yield (
+            f"the reward has risen {report.heldout_gap:.2f} standard deviations more than the held-out one, above "
+            f"{thresholds.heldout_gap:g} (watch.thresholds.heldout_gap): the policy exploits the reward"
+        )

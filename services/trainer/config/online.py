@@ -1,0 +1,254 @@
+"""Configuration of online runs, a class for each algorithm: `rlhf train ppo --config FILE.toml`, and its relatives."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import ClassVar, Self
+
+from pydantic import model_validator
+
+from rlhf.config import Section
+from services.trainer.config.online_sections import (
+    CriticConfig,
+    CriticOptimizerConfig,
+    GroupsConfig,
+    GroupTrainingConfig,
+    GrpoConfig,
+    KlConfig,
+    LossConfig,
+    LossKlConfig,
+    ModelsConfig,
+    OnlineDpoConfig,
+    OnlineTrainingConfig,
+    PairTrainingConfig,
+    PtxConfig,
+    ReinforceConfig,
+    RewardShapingConfig,
+)
+from services.trainer.config.sections import (
+    CheckpointConfig,
+    LoraConfig,
+    OptimizerConfig,
+    PromptsConfig,
+    SamplingConfig,
+    ServicesConfig,
+    TrainerServerConfig,
+)
+from services.trainer.config.watch_sections import EvaluationConfig, WatchConfig
+
+LAG_IMPORTANCE_CAP = 2.0
+"""loss.importance_cap where older versions of the policy may have sampled, unless the configuration says another."""
+
+
+class OnlineRunConfig(Section):
+    """A run that samples from the policy it trains."""
+
+    algorithm: ClassVar[str]
+    """Its name on the command line."""
+
+    run_dir: Path
+    """Directory of the run: metrics.jsonl, checkpoints/, and at the end final/ (the policy, in Hugging Face form)."""
+    models: ModelsConfig
+    prompts: PromptsConfig
+    services: ServicesConfig = ServicesConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    training: OnlineTrainingConfig = OnlineTrainingConfig()
+    reward: RewardShapingConfig = RewardShapingConfig()
+    policy_optimizer: OptimizerConfig = OptimizerConfig()
+    ptx: PtxConfig = PtxConfig()
+    groups: GroupsConfig = GroupsConfig()
+    lora: LoraConfig | None = None
+    """Adapters of the policy that are trained instead of its weights; absent: train all weights."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    watch: WatchConfig = WatchConfig()
+    server: TrainerServerConfig = TrainerServerConfig()
+
+    @property
+    def needs_groups(self) -> bool:
+        """Whether the algorithm compares completions of one prompt."""
+        return False
+
+    @model_validator(mode="after")
+    def _minibatches_can_be_filled(self) -> Self:
+        training = self.training
+        units = training.prompts_per_step if self.algorithm == "online-dpo" else training.rollouts_per_step
+        if training.minibatches > units:
+            raise ValueError(
+                f"training.minibatches is {training.minibatches}, but a step has only {units} rollouts or pairs "
+                f"(training.prompts_per_step {training.prompts_per_step}, training.group_size {training.group_size}); "
+                "lower the former or raise one of the latter"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_have_several(self) -> Self:
+        if self.training.group_size == 1 and (self.needs_groups or self.groups.drop_uniform):
+            why = f"{self.algorithm} compares" if self.needs_groups else "groups.drop_uniform is true, and compares"
+            raise ValueError(
+                f"training.group_size is 1, but {why} the completions of a prompt with one another; make it at least 2"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_are_known_before_training(self) -> Self:
+        lag = self.training.max_policy_lag
+        if lag > 0 and self.groups.drop_uniform:
+            raise ValueError(
+                f"training.max_policy_lag is {lag}, but groups.drop_uniform is true, which draws prompts by the "
+                "rewards of others and so cannot run ahead; set the former to 0, or the latter to false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reward_fits(self) -> Self:
+        buffer, longest = self.reward.overlong_buffer_tokens, self.sampling.max_new_tokens
+        if buffer > longest:
+            raise ValueError(
+                f"reward.overlong_buffer_tokens is {buffer}, more than sampling.max_new_tokens ({longest}); lower the "
+                "former or raise the latter"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _demonstrations_are_there(self) -> Self:
+        path, coef = self.ptx.path, self.ptx.coef
+        if (path is None) != (coef == 0):
+            missing = "ptx.path is absent: name a JSONL file" if path is None else "ptx.coef is 0: give it a weight"
+            given = f"ptx.coef is {coef}" if path is None else f"ptx.path is '{path}'"
+            raise ValueError(f"{given}, but {missing}, or remove both")
+        return self
+
+
+class PolicyGradientRunConfig(OnlineRunConfig):
+    """A run whose loss weighs log-probabilities with advantages."""
+
+    loss: LossConfig = LossConfig()
+    kl: KlConfig = KlConfig()
+
+    @property
+    def importance_cap(self) -> float | None:
+        """Most that a token's loss is weighed with for its sampler's sake; None: it is not weighed."""
+        if self.loss.importance_cap is None and self.training.max_policy_lag > 0:
+            return LAG_IMPORTANCE_CAP
+        return self.loss.importance_cap
+
+    @model_validator(mode="after")
+    def _kl_can_be_adapted(self) -> Self:
+        rollouts = self.training.rollouts_per_step
+        if self.kl.target is not None and self.kl.coef == 0:
+            raise ValueError(
+                f"kl.coef is 0, which no kl.target ({self.kl.target}) can adapt; give a start value above 0"
+            )
+        if self.kl.target is not None and self.kl.horizon * 5 <= rollouts:
+            raise ValueError(
+                f"kl.horizon is {self.kl.horizon}, too short for {rollouts} rollouts a step "
+                f"(training.prompts_per_step * training.group_size); raise it above {rollouts // 5}"
+            )
+        return self
+
+
+class PpoRunConfig(PolicyGradientRunConfig):
+    """A PPO run."""
+
+    algorithm = "ppo"
+
+    critic: CriticConfig = CriticConfig()
+    critic_optimizer: CriticOptimizerConfig = CriticOptimizerConfig()
+
+    @model_validator(mode="after")
+    def _critic_is_one_or_the_other(self) -> Self:
+        critic = self.critic
+        if critic.kind == "separate" and critic.path is None:
+            raise ValueError(
+                "critic.path is required with critic.kind 'separate': name a reward model, or set critic.kind to 'head'"
+            )
+        if critic.kind == "head" and critic.path is not None:
+            raise ValueError(
+                f"critic.path is '{critic.path}', but critic.kind is 'head', which starts from zeros on the policy; "
+                "remove the path, or set critic.kind to 'separate'"
+            )
+        if critic.kind == "head" and critic.warmup_steps > 0:
+            raise ValueError(
+                f"critic.warmup_steps is {critic.warmup_steps}, but critic.kind is 'head': it shares the policy's "
+                "weights and cannot be trained alone; set the former to 0, or critic.kind to 'separate'"
+            )
+        if critic.warmup_steps >= self.training.steps:
+            raise ValueError(
+                f"critic.warmup_steps is {critic.warmup_steps}, so that training.steps ({self.training.steps}) leaves "
+                "no step for the policy; lower the former or raise the latter"
+            )
+        return self
+
+
+class GrpoRunConfig(PolicyGradientRunConfig):
+    """A GRPO run."""
+
+    algorithm = "grpo"
+
+    training: GroupTrainingConfig = GroupTrainingConfig()
+    kl: LossKlConfig = LossKlConfig()
+    grpo: GrpoConfig = GrpoConfig()
+
+    @property
+    def needs_groups(self) -> bool:
+        """Always: the baseline is the group."""
+        return True
+
+
+class RlooRunConfig(PolicyGradientRunConfig):
+    """A run of REINFORCE with leave-one-out baselines."""
+
+    algorithm = "rloo"
+
+    training: GroupTrainingConfig = GroupTrainingConfig()
+
+    @property
+    def needs_groups(self) -> bool:
+        """Always: the baseline is the rest of the group."""
+        return True
+
+
+class ReinforceRunConfig(PolicyGradientRunConfig):
+    """A REINFORCE++ run."""
+
+    algorithm = "reinforce++"
+
+    reinforce: ReinforceConfig = ReinforceConfig()
+
+    @property
+    def needs_groups(self) -> bool:
+        """With the group's mean as a baseline."""
+        return self.reinforce.baseline == "group"
+
+
+class OnlineDpoRunConfig(OnlineRunConfig):
+    """A DPO run on pairs that are sampled from the policy and judged by the reward service."""
+
+    algorithm = "online-dpo"
+
+    training: PairTrainingConfig = PairTrainingConfig()
+    dpo: OnlineDpoConfig = OnlineDpoConfig()
+
+    @property
+    def needs_groups(self) -> bool:
+        """Always: a pair is two completions of one prompt."""
+        return True
+
+    @model_validator(mode="after")
+    def _loss_has_smoothing(self) -> Self:
+        if self.dpo.label_smoothing > 0 and self.dpo.variant not in ("sigmoid", "robust"):
+            raise ValueError(
+                f"dpo.label_smoothing is {self.dpo.label_smoothing}, but dpo.variant is '{self.dpo.variant}', which "
+                "has none; set the former to 0, or the latter to 'sigmoid' or 'robust'"
+            )
+        return self
+
+
+RUN_CONFIGS: Mapping[str, type[OnlineRunConfig]] = MappingProxyType(
+    {
+        each.algorithm: each
+        for each in (PpoRunConfig, GrpoRunConfig, RlooRunConfig, ReinforceRunConfig, OnlineDpoRunConfig)
+    }
+)
+"""The online algorithms, by their names on the command line."""

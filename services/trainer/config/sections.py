@@ -1,0 +1,121 @@
+"""Sections of configuration that several kinds of training share."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from rlhf.config import Port, Section, ServerConfig
+from services.trainer.fleet.discovery import check_entry
+
+Target = Annotated[str, Field(min_length=1)]
+PolicyTarget = Annotated[str, AfterValidator(check_entry)]
+TokenId = Annotated[int, Field(ge=0)]
+
+
+class TrainerServerConfig(ServerConfig):
+    """Where the TrainerService of the run listens."""
+
+    port: Port = 50054
+    metrics_port: Port = 9054
+    slow_call_seconds: float = Field(default=0.0, ge=0)
+    """A call that takes longer is logged; 0, the default here, logs none: to watch a run is one call as long as it."""
+    linger_seconds: float = Field(default=0.0, ge=0)
+    """How long the ports answer after the end of the run, so that Prometheus sees its last step; a signal ends it."""
+
+
+class ServicesConfig(Section):
+    """The services that the run calls, and how long it has patience with them."""
+
+    policy_targets: list[PolicyTarget] = Field(default=["localhost:50051"], min_length=1)
+    """Where the replicas of the policy service are: "host:port" of one; "dns:///name:port", all addresses of a name;
+    "kubernetes:///[namespace/]service:port", the endpoints of a Service; "file:///path", a "host:port" on each line."""
+    push: Literal["parallel", "chain"] = "parallel"
+    """How weights reach the replicas: from the trainer to each, or to the first, and from each to the next."""
+    push_encoding: Literal["auto", "full"] = "auto"
+    """"auto" sends what changed where that is less, and the replica has what it applies to; "full" always sends all."""
+    replica_probe_seconds: float = Field(default=2.0, gt=0)
+    """Time between two health checks of a replica."""
+    replica_hang_seconds: float = Field(default=10.0, gt=0)
+    """A replica that answers no health check for so long is given up until it does: others get its prompts."""
+    reward_target: Target = "localhost:50052"
+    """"host:port" of the reward service."""
+    reference_target: Target = "localhost:50053"
+    """"host:port" of the reference service."""
+    wait_for_services_seconds: float = Field(default=300.0, ge=0)
+    """How long a service may be away before the run ends with an error."""
+    generate_deadline_seconds: float = Field(default=600.0, gt=0)
+    """Longest time for the completions of one step."""
+    score_deadline_seconds: float = Field(default=60.0, gt=0)
+    """Longest time for one completion's score or reference log-probabilities."""
+    push_deadline_seconds: float = Field(default=600.0, gt=0)
+    """Longest time for one weight push; a replica that does not have the weights by then is set aside."""
+
+
+class PromptsConfig(Section):
+    """Where the prompts come from."""
+
+    path: Path
+    """JSONL; each line has "prompt" (text) or "messages" (a list of role and content)."""
+    max_prompt_tokens: int = Field(default=512, ge=1)
+    """Longer prompts, after the chat template, are dropped and counted."""
+
+
+class SamplingConfig(Section):
+    """How completions are sampled."""
+
+    max_new_tokens: int = Field(default=128, ge=1)
+    """Most tokens of a completion, the stop id included."""
+    temperature: float = Field(default=1.0, gt=0, le=10)
+    """Divides the logits, in sampling and in every log-probability of training."""
+    stop_ids: tuple[TokenId, ...] = ()
+    """Token ids that end a completion; empty takes the model's own."""
+
+
+class OptimizerConfig(Section):
+    """AdamW with linear warm-up and linear decay."""
+
+    learning_rate: float = Field(default=2e-6, gt=0)
+    """Peak learning rate."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Optimizer steps over which the learning rate rises linearly to its peak."""
+    final_learning_rate_fraction: float = Field(default=1.0, ge=0, le=1)
+    """The learning rate falls linearly from its peak to this fraction of it at the last step; 1 keeps it constant."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the first moment."""
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of the second moment."""
+    eps: float = Field(default=1e-5, gt=0)
+    """Added to the root of the second moment; 1e-5 as in arXiv:2403.17031."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay of matrices; vectors (norms, biases) have none."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients whose global norm is larger are scaled down to it."""
+
+
+class CheckpointConfig(Section):
+    """When the run saves what it needs to go on."""
+
+    every_steps: int = Field(default=10, ge=0)
+    """Steps between two checkpoints; 0 writes one only when it is asked for and when the run is stopped."""
+    keep_last: int = Field(default=2, ge=1)
+    """Newest checkpoints that are kept; older ones are deleted unless a field below keeps them."""
+    keep_every: int = Field(default=0, ge=0)
+    """Checkpoints of steps that this divides are kept for good; 0 keeps none so."""
+    keep_best: str = ""
+    """Metric whose best checkpoint is kept besides, such as "reward_mean"; empty keeps none so."""
+    keep_best_order: Literal["max", "min"] = "max"
+    """Whether the best is where keep_best is largest or smallest."""
+
+
+class LoraConfig(Section):
+    """Low-rank adapters instead of all weights (arXiv:2106.09685): W + alpha / rank * B A, with W frozen."""
+
+    rank: int = Field(default=16, ge=1)
+    """Columns of B and rows of A."""
+    alpha: float = Field(default=32.0, gt=0)
+    """Scale of the adapters, before it is divided by rank."""
+    dropout: float = Field(default=0.0, ge=0, le=0)
+    """Must be 0: what is trained must be what is pushed and scored."""
+    target_modules: tuple[str, ...] = ()
+    """Names of the linear layers that get adapters, such as "q_proj"; empty takes all but the output projection."""

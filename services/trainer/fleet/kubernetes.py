@@ -1,0 +1,209 @@
+"""The replicas behind a Service of Kubernetes: its EndpointSlices are listed, and then watched for changes."""
+
+import asyncio
+import json
+import os
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from rlhf.errors import ConfigError
+from services.trainer.fleet.discovery import Failed, Found
+from services.trainer.fleet.endpoints import KINDS, Json, Kind, Service
+
+try:
+    import aiohttp
+    from kubernetes.aio import client, config
+    from kubernetes.aio.config.config_exception import ConfigException
+except ImportError as error:
+    raise ConfigError(
+        "services.policy_targets: an entry 'kubernetes:///...' needs the package "
+        f"'{error.name}': pip install 'rlhf-services[k8s]'"
+    ) from None
+
+CONNECT_SECONDS = 10
+ANSWER_SECONDS = 30
+WATCH_SECONDS = 60
+"""How long the API keeps a watch open before it has to be asked for anew."""
+SILENCE_SECONDS = 75
+"""How long a watch may be silent before it counts as broken: longer than the API keeps one open."""
+FIRST_WAIT_SECONDS = 0.5
+LONGEST_WAIT_SECONDS = 30.0
+TOKEN_FOLDER = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+
+
+class RefusedError(Exception):
+    """The API answered with an error."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class KubernetesSource:
+    """The endpoints of a Service: the pods of a StatefulSet by name, others by address."""
+
+    def __init__(self, entry: str, *, kubeconfig: Path | None = None) -> None:
+        """
+        Args:
+            entry: "kubernetes:///[namespace/]service:port".
+            kubeconfig: which cluster it is; None takes the one that this pod is in, or else the user's kubeconfig.
+        """
+        self.entry = entry
+        self._kubeconfig = kubeconfig
+        *namespaces, address = entry.removeprefix("kubernetes:///").split("/")
+        self._namespace = namespaces[0] if namespaces else ""
+        self._name, _, port = address.rpartition(":")
+        self._port = int(port)
+
+    async def follow(self, found: Found, failed: Failed) -> None:
+        """Watches for ever. Raises: ConfigError if there is no cluster, or it refuses from the beginning."""
+        settings, namespace = await self._settings()
+        service = Service(self._namespace or namespace, self._name, self._port)
+        async with client.ApiClient(settings) as api:
+            watcher = _Watcher(api, service, found)
+            wait = FIRST_WAIT_SECONDS
+            while True:
+                try:
+                    await watcher.look()
+                except RefusedError as error:
+                    if error.status == 403 and not watcher.has_watched:
+                        raise ConfigError(self._forbidden(service, str(error))) from None
+                    failed(f"the cluster answers {error.status}: {error}")
+                except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                    failed(f"the cluster at {settings.host} cannot be reached: {error or type(error).__name__}")
+                else:
+                    wait = FIRST_WAIT_SECONDS
+                    continue
+                await asyncio.sleep(wait * random.uniform(0.5, 1))
+                wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+
+    async def _settings(self) -> tuple[Any, str]:
+        """Returns how the cluster is reached, and the namespace that is meant where none is named."""
+        settings = client.Configuration()
+        is_inside = "KUBERNETES_SERVICE_HOST" in os.environ and (TOKEN_FOLDER / "token").is_file()
+        try:
+            if is_inside and self._kubeconfig is None:
+                config.load_incluster_config(client_configuration=settings)
+                return settings, (TOKEN_FOLDER / "namespace").read_text().strip()
+            file = None if self._kubeconfig is None else str(self._kubeconfig)
+            loader = await config.load_kube_config(
+                config_file=file, client_configuration=settings, persist_config=False
+            )
+            return settings, str(loader.current_context["context"].get("namespace") or "default")
+        except (ConfigException, OSError) as error:
+            raise ConfigError(
+                f"services.policy_targets: {self.entry} needs a cluster: {error}; in a pod, it must have a token of "
+                "its service account (deploy/k8s/components/watch-replicas); elsewhere KUBECONFIG names a file"
+            ) from None
+
+    def _forbidden(self, service: Service, message: str) -> str:
+        return (
+            f"services.policy_targets: {self.entry} may not be watched: {message}; give the run's service account the "
+            f"Role 'watch-replicas' of deploy/k8s/components/watch-replicas in namespace {service.namespace}, or write "
+            f"dns:///{service.name}:{service.port}, which needs no access to the API"
+        )
+
+
+class _Watcher:
+    """What is known of a Service's endpoints, and up to which change."""
+
+    def __init__(self, api: Any, service: Service, found: Found) -> None:
+        self.has_watched = False
+        self._api = api
+        self._service = service
+        self._found = found
+        self._kind: Kind = KINDS[0]
+        self._objects: dict[str, Json] = {}
+        self._version = ""
+        """Where the watch goes on; empty if everything has to be listed first."""
+
+    async def look(self) -> None:
+        """Lists if that is needed, and watches until the API ends it, as it does again and again.
+
+        Raises: RefusedError; aiohttp.ClientError, TimeoutError or OSError if the API cannot be reached.
+        """
+        if not self._version:
+            await self._list()
+        options = {"watch": "true", "allowWatchBookmarks": "true", "resourceVersion": self._version}
+        began = asyncio.get_running_loop().time()
+        try:
+            async with self._get(self._kind, SILENCE_SECONDS, timeoutSeconds=str(WATCH_SECONDS), **options) as response:
+                self.has_watched = True
+                self._tell()
+                await self._take_events(response)
+        except RefusedError as error:
+            self._version = ""  # whatever it is, listing again mends it or says more
+            if error.status != 410:  # 410: the changes since then are forgotten
+                raise
+        if asyncio.get_running_loop().time() - began < FIRST_WAIT_SECONDS:
+            await asyncio.sleep(FIRST_WAIT_SECONDS)  # an API that ends every watch at once is not asked without pause
+
+    async def _list(self) -> None:
+        """Asks for all objects, in the newest form that the API has."""
+        for kind in KINDS:
+            try:
+                async with self._get(kind, ANSWER_SECONDS) as response:
+                    answer = json.loads(await response.read())
+            except RefusedError as error:
+                if error.status == 404 and kind is not KINDS[-1]:
+                    continue
+                raise
+            self._kind = kind
+            self._objects = {each["metadata"]["name"]: each for each in answer["items"] if self._is_ours(each)}
+            self._version = answer["metadata"]["resourceVersion"]
+            return
+
+    async def _take_events(self, response: aiohttp.ClientResponse) -> None:
+        """Follows a stream to its end, or until it breaks off: the next watch goes on from there."""
+        try:
+            async for line in response.content:
+                if line.endswith(b"\n") and line.strip():  # the last one may be a part
+                    self._take(json.loads(line))
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return
+
+    def _take(self, event: Json) -> None:
+        changed = event["object"]
+        if event["type"] == "ERROR":
+            raise RefusedError(changed.get("code", 500), changed.get("message", ""))
+        name = changed["metadata"].get("name", "")
+        if event["type"] == "DELETED" or (event["type"] == "MODIFIED" and not self._is_ours(changed)):
+            self._objects.pop(name, None)
+        elif event["type"] in ("ADDED", "MODIFIED") and self._is_ours(changed):
+            self._objects[name] = changed
+        self._version = changed["metadata"].get("resourceVersion") or self._version
+        self._tell()
+
+    def _tell(self) -> None:
+        self._found(self._kind.replicas(self._service, self._objects.values()))
+
+    def _is_ours(self, found: Json) -> bool:
+        return self._kind.is_of(self._service, found)
+
+    @asynccontextmanager
+    async def _get(self, kind: Kind, silence_seconds: float, **options: str) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Yields the response of a question for the Service's objects. Raises: RefusedError."""
+        parameters = await self._api.param_serialize(
+            "GET",
+            kind.path(self._service),
+            query_params=[kind.selector(self._service), *options.items()],
+            header_params={"Accept": "application/json"},
+            auth_settings=["BearerToken"],
+        )
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=silence_seconds)
+        answer = await self._api.call_api(*parameters, _request_timeout=timeout)
+        async with answer.response as response:
+            if response.status != 200:
+                raise RefusedError(response.status, _message(await response.text()))
+            yield response
+
+
+def _message(body: str) -> str:
+    """Returns what the API says in an error."""
+    try:
+        return str(json.loads(body)["message"])
+    except (ValueError, KeyError, TypeError):
+        return body.strip()[:500]

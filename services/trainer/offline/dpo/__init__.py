@@ -1,0 +1,1 @@
+"""Training on preferences directly, without a reward model."""

@@ -1,0 +1,1 @@
+"""Training of reward models and ensembles of them, with a report."""

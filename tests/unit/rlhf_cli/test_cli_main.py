@@ -1,0 +1,110 @@
+"""Exit codes and messages of `rlhf`, and that it starts without torch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlhf_cli.local.supervisor import free_ports
+from rlhf_cli.main import main
+
+Capture = pytest.CaptureFixture[str]
+
+
+def nobody() -> str:
+    """A local target at which nothing listens."""
+    return f"127.0.0.1:{free_ports(1)[0]}"
+
+
+def test_help_of_every_command_exits_0(capsys: Capture) -> None:
+    for command in (
+        [],
+        ["demo"],
+        ["train"],
+        ["train", "ppo"],
+        ["train", "reward-model"],
+        ["generate"],
+        ["score"],
+        ["reward", "report"],
+        ["reward", "load"],
+        ["reward", "compare"],
+        ["logprobs"],
+        ["status"],
+        ["eval"],
+        ["submit"],
+        ["runs"],
+        ["runs", "resume"],
+    ):
+        assert main([*command, "--help"]) == 0
+        assert "Usage: rlhf" in capsys.readouterr().out
+
+
+def test_help_loads_no_torch() -> None:
+    script = (
+        "import sys; from rlhf_cli.main import main; main(['train', 'ppo', '--help']);"
+        "sys.exit(bool({'torch', 'transformers', 'vllm'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == 0
+
+
+def test_an_unknown_command_or_option_exits_2(capsys: Capture) -> None:
+    assert main(["nothing"]) == 2
+    assert main(["score", "--nothing"]) == 2
+    assert "No such option" in capsys.readouterr().err
+
+
+def test_a_typo_in_a_field_exits_2_with_a_suggestion(capsys: Capture) -> None:
+    assert main(["train", "ppo", "--training.stesp", "3"]) == 2
+    assert "rlhf: unknown flag '--training.stesp'; did you mean '--training.steps'?" in capsys.readouterr().err
+
+
+def test_a_missing_field_and_a_stray_argument_exit_2(capsys: Capture) -> None:
+    assert main(["train", "reward-model"]) == 2
+    assert "rlhf: model.path is required" in capsys.readouterr().err
+    assert main(["train", "ppo", "run.toml"]) == 2
+    assert "rlhf: unexpected argument 'run.toml'" in capsys.readouterr().err
+
+
+def test_the_fields_of_a_training_can_be_listed(capsys: Capture) -> None:
+    assert main(["train", "reward-model", "--fields"]) == 0
+    assert "--training.examples_per_step" in capsys.readouterr().out
+
+
+def test_a_model_that_is_not_there_exits_2_before_anything_is_trained(tmp_path: Path, capsys: Capture) -> None:
+    arguments = ["--run_dir", str(tmp_path / "run"), "--model.path", str(tmp_path / "no"), "--data.path", "x.jsonl"]
+    assert main(["train", "reward-model", *arguments]) == 2
+    assert "no such directory" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_service_that_is_away_exits_1_and_says_where(capsys: Capture) -> None:
+    target = nobody()
+    assert main(["score", "--target", target, "--prompt", "p", "--completion", "c"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == f"rlhf: {target} refuses connections; is the service running?\n"
+    assert captured.out == ""
+
+
+def test_status_of_services_that_are_away_is_a_table_on_stdout_and_exits_1(capsys: Capture) -> None:
+    flags = [word for kind in ("policy", "reward", "reference", "trainer") for word in (f"--{kind}", nobody())]
+    assert main(["status", *flags]) == 1
+    captured = capsys.readouterr()
+    assert captured.out.count("away") == 4
+    assert captured.err == "rlhf: not serving: policy, reward, reference, trainer\n"
+
+
+def test_arguments_that_do_not_fit_together_exit_2(tmp_path: Path, capsys: Capture) -> None:
+    assert main(["generate"]) == 2
+    assert main(["score", "--prompt", "p"]) == 2
+    (tmp_path / "p.jsonl").write_text("{}")
+    assert main(["eval", "--prompts", str(tmp_path / "p.jsonl"), "--temperature", "0", "-n", "2"]) == 2
+    assert "--temperature 0 is greedy" in capsys.readouterr().err
+    assert main(["eval", "--prompts", "p.jsonl", "--reward", "a=x:1", "--reward", "a=y:1"]) == 2
+    assert "--reward names 'a' twice" in capsys.readouterr().err
+
+
+def test_a_demo_does_not_write_into_a_directory_that_holds_something(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main(["demo", "--run-dir", str(tmp_path)]) == 2
+    assert "it is not empty; choose another directory" in capsys.readouterr().err
