@@ -19,14 +19,11 @@ from transformers.utils.logging import disable_progress_bar
 from bench.frontier_services import FrontierOptions, frontier_services
 from bench.frontier_stages import FrontierStages
 from bench.measurements import machine_facts, positive, say
-from rlhf.errors import ConfigError, ServiceError
-from rlhf.run_errors import RunError
-from rlhf_cli.demo.errors import DemoError
-from rlhf_cli.demo.labeller import NOISE_RATE, SHORT_AND_FINISHED
-from rlhf_cli.demo.phases import Phases
+from rlhf.errors import ConfigError, RunError, ServiceError
 from rlhf_cli.demo.small_model import fetch_small_model
-from rlhf_cli.local.errors import LocalServiceError
-from rlhf_cli.local.processes import interrupt_on_signals
+from rlhf_cli.local.processes import LocalServiceError, interrupt_on_signals
+from rlhf_cli.pipeline.labelling import NOISE_RATE, SHORT_AND_FINISHED
+from rlhf_cli.pipeline.phases import DemoError, Phases
 from services.trainer.evaluation.frontier import FrontierPoint, markdown_table, plot_frontier, read_points
 
 NUM_SHARED_STAGES = 3  # the pairs, the reward model, the evaluation of the start

@@ -9,12 +9,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from rlhf_cli.demo.phases import Phases
 from rlhf_cli.demo.run_configs import MAX_PROMPT_TOKENS
-from rlhf_cli.local.arguments import pattern_arguments, policy_arguments, reference_arguments, reward_arguments
-from rlhf_cli.local.local_services import ENVIRONMENT, LocalServices
+from rlhf_cli.local.services import (
+    ENVIRONMENT,
+    LocalServices,
+    pattern_arguments,
+    policy_arguments,
+    reference_arguments,
+    reward_arguments,
+)
 from rlhf_cli.local.services_file import Kind, ServiceEntry
 from rlhf_cli.local.supervisor import Supervisor
+from rlhf_cli.pipeline.phases import Phases
 from rlhf_cli.pipeline.stages import StageError
 
 START_TIMEOUT_SECONDS = 600.0

@@ -15,27 +15,33 @@ from rlhf.errors import ConfigError
 from rlhf.models.loading import load_tokenizer
 from rlhf.rollout import Sampling
 from rlhf.toml_files import write_config
-from rlhf_cli.demo.labeller import pattern_score
 from rlhf_cli.demo.options import DemoOptions
-from rlhf_cli.demo.pairs import COMPLETIONS_PER_PROMPT, sample_completions, with_texts, write_labelled_pairs
-from rlhf_cli.demo.phases import Phases
 from rlhf_cli.demo.run_configs import HELDOUT_PROMPTS, MAX_PROMPT_TOKENS, TRAIN_PROMPTS, ppo_config, reward_model_config
 from rlhf_cli.local.services_file import ServiceEntry
+from rlhf_cli.pipeline.labelling import (
+    COMPLETIONS_PER_PROMPT,
+    pattern_score,
+    sample_completions,
+    with_texts,
+    write_labelled_pairs,
+)
 from rlhf_cli.pipeline.lineage import Lineage
+from rlhf_cli.pipeline.phases import Phases
 from rlhf_cli.pipeline.stages import Stage, StageError, StageRunner
 from rlhf_cli.pipeline.trainings import files_of, settings_of
-from services.trainer.config.offline_dpo import (
+from services.trainer.config.offline import (
     DpoConfig,
     DpoDataConfig,
     DpoOptimizerConfig,
     DpoReferenceConfig,
     DpoRunConfig,
+    FitConfig,
+    OfflineModelConfig,
 )
-from services.trainer.config.offline_fit import FitConfig, OfflineModelConfig
 from services.trainer.config.online_sections import CriticConfig
+from services.trainer.evaluation.evaluate import EvaluationSettings, Judges, evaluate_served
 from services.trainer.evaluation.push import push_checkpoint
 from services.trainer.evaluation.report import SUMMARY_FILE, write_evaluations
-from services.trainer.evaluation.served import EvaluationSettings, Judges, evaluate_served
 
 NOWHERE = ServiceEntry(name="none", kind="policy", target="localhost:1")
 """Stands for a service where a configuration is only compared."""

@@ -12,8 +12,8 @@ from typing import Any
 
 from bench.fixed_work import FixedWork
 from bench.measurements import Step, say
-from rlhf_cli.local.local_services import ENVIRONMENT, LocalServices
 from rlhf_cli.local.processes import describe_exit, kill_group, spawn, terminate
+from rlhf_cli.local.services import ENVIRONMENT, LocalServices
 from rlhf_cli.local.services_file import ServiceEntry
 from rlhf_cli.local.supervisor import STOP_GRACE_SECONDS, Supervisor, tail
 

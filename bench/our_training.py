@@ -6,28 +6,26 @@ from typing import Any
 from torch import nn
 
 from bench.train_work import TrainWork
-from rlhf.data.chat_masks import ChatExample
+from rlhf.data.chat import ChatExample
 from rlhf.data.preferences import Choice, PreferenceGroup
 from rlhf.learning.batch import collate
 from rlhf.learning.catalog import make_updater
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.trained_model import TrainedModel
-from rlhf.memory import keep_freed_memory
 from rlhf.models.loading import load_policy
 from rlhf.models.policy_model import PolicyModel
 from rlhf.models.scalar_model import ScalarModel
+from rlhf.process import keep_freed_memory
 from rlhf.rollout import Rollout
-from services.trainer.config.offline_dpo import DpoConfig
-from services.trainer.config.offline_fit import FitConfig, OfflineOptimizerConfig
+from services.trainer.config.offline import DpoConfig, FitConfig, OfflineOptimizerConfig
 from services.trainer.config.online import PpoRunConfig
 from services.trainer.config.sections import OptimizerConfig
 from services.trainer.fleet.peers import TRAINING_REWARD
 from services.trainer.offline.dpo.data import DpoExample
 from services.trainer.offline.dpo.tasks import DpoTask
-from services.trainer.offline.fit import Task
+from services.trainer.offline.fit import Task, train_step
 from services.trainer.offline.reward_model.task import RewardModelTask
 from services.trainer.offline.sft import SftTask
-from services.trainer.offline.train_step import train_step
 from services.trainer.rollouts.scoring import Sample
 
 MODES = ("bf16",)

@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rlhf.memory import keep_freed_memory
+from rlhf.process import keep_freed_memory
 
 
 def main() -> None:

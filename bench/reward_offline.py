@@ -13,12 +13,12 @@ import torch
 
 from bench.measurements import say, write_json
 from bench.reward_work import RewardWork
-from rlhf.memory import keep_freed_memory
 from rlhf.models.attention import NAME
 from rlhf.models.scalar_model import ScalarModel
 from rlhf.models.sequences import pad_whole
 from rlhf.models.token_scores import sequence_scores
-from rlhf.serving.batching.batch_plan import plan_batches
+from rlhf.process import keep_freed_memory
+from rlhf.serving.batching.queue import plan_batches
 
 BUDGETS = (512, 1024, 2048, 4096, 8192)
 """Tokens of a batch, tried in turn."""

@@ -15,7 +15,7 @@ from rlhf.models.scalar_model import ScalarModel
 from rlhf_cli.demo.small_model import fetch_small_model
 from rlhf_cli.demo.tiny_model import make_tiny_model
 from services.reward.scorers.scorer import ScoreError, TextPair
-from services.reward.scorers.tokenizing import PairTokenizer
+from services.reward.scorers.text import PairTokenizer
 
 SEED = 20260
 MODELS = ("smollm2", "tiny")

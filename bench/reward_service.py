@@ -17,9 +17,8 @@ from bench.reward_requests import MODELS, prepare_work
 from bench.reward_sides import Load, Side, StartError, measure_offline, running_baseline, running_service, work_file
 from bench.reward_work import RewardWork
 from bench.worker import WorkerError
-from rlhf.threads import sleep_at_barriers
-from rlhf_cli.local.errors import LocalServiceError
-from rlhf_cli.local.processes import interrupt_on_signals
+from rlhf.process import sleep_at_barriers
+from rlhf_cli.local.processes import LocalServiceError, interrupt_on_signals
 
 FORMS = ("grpc", "http")
 CALLERS = (1, 8, 64, 256)

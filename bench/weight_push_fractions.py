@@ -19,13 +19,12 @@ from torch import Tensor
 from bench.fixed_work import FixedWork
 from bench.measurements import machine_facts, positive, say, show, write_json
 from bench.own_sampling import complete
-from rlhf.client.push_messages import push_messages
+from rlhf.client.push import push_messages
 from rlhf.learning.batch import collate
 from rlhf.learning.catalog import make_updater
 from rlhf.learning.snapshot import WeightsSnapshot, take_snapshot
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.learning.update import Updater
-from rlhf.memory import keep_freed_memory
 from rlhf.models.loading import load_policy
 from rlhf.models.policy_model import PolicyModel
 from rlhf.models.scalar_model import ScalarModel
@@ -33,9 +32,9 @@ from rlhf.models.sequences import pad_sequences
 from rlhf.models.sparse_patch import decode, new_values
 from rlhf.models.token_scores import completion_logprobs, sequence_scores
 from rlhf.models.weights import tensor_info
-from rlhf.pushes import Encoding
+from rlhf.process import keep_freed_memory
 from rlhf.rollout import Rollout
-from rlhf.weights import TensorInfo, WeightsManifest
+from rlhf.weights import Encoding, TensorInfo, WeightsManifest
 from services.trainer.config.online import PpoRunConfig
 from services.trainer.fleet.peers import TRAINING_REWARD
 from services.trainer.rollouts.scoring import Sample

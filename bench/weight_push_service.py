@@ -12,12 +12,12 @@ from bench.measurements import say
 from rlhf.client.policy import PolicyClient
 from rlhf.learning.snapshot import WeightsSnapshot, take_snapshot
 from rlhf.learning.trained_model import TrainedModel
-from rlhf.memory import keep_freed_memory
 from rlhf.models.loading import load_policy
 from rlhf.models.policy_model import PolicyModel
-from rlhf.pushes import Encoding
+from rlhf.process import keep_freed_memory
 from rlhf.rollout import Prompt, Sampling
-from rlhf_cli.local.local_services import ENVIRONMENT, LocalServices
+from rlhf.weights import Encoding
+from rlhf_cli.local.services import ENVIRONMENT, LocalServices
 from rlhf_cli.local.supervisor import Supervisor
 from services.trainer.config.sections import OptimizerConfig
 

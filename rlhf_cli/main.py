@@ -5,21 +5,18 @@ from collections.abc import Sequence
 
 import typer
 
-from rlhf.errors import ConfigError, ServiceError
-from rlhf.run_errors import RunError
-from rlhf.threads import end_rank, sleep_at_barriers
+from rlhf.errors import ConfigError, RunError, ServiceError
+from rlhf.process import end_rank, sleep_at_barriers
 from rlhf_cli.cluster.errors import ClusterError
 from rlhf_cli.commands import model, pipeline, reward, runs, tokens, train
-from rlhf_cli.commands.demo import demo
+from rlhf_cli.commands.ask import generate, logprobs, score
 from rlhf_cli.commands.evaluate import evaluate, frontier
-from rlhf_cli.commands.generate import generate
-from rlhf_cli.commands.logprobs import logprobs
 from rlhf_cli.commands.output import CommandError, UsageError, print_error
-from rlhf_cli.commands.score import score
+from rlhf_cli.commands.pipeline import demo
+from rlhf_cli.commands.runs import submit
 from rlhf_cli.commands.status import status
-from rlhf_cli.commands.submit import submit
-from rlhf_cli.demo.errors import DemoError
-from rlhf_cli.local.errors import LocalServiceError
+from rlhf_cli.local.processes import LocalServiceError
+from rlhf_cli.pipeline.phases import DemoError
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import structlog
 
-from rlhf.threads import sleep_at_barriers
+from rlhf.process import sleep_at_barriers
 
 sleep_at_barriers()  # tests run whole services side by side
 

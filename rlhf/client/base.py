@@ -1,13 +1,15 @@
 """What the clients share: a channel, deadlines, health, and errors that name the service and where it is."""
 
-from collections.abc import Awaitable, Sequence
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from typing import ClassVar, Self, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from rlhf.client.channel import open_channel
-from rlhf.errors import DeadlineExceededError, NotReadyError, ServiceError, from_rpc_error
+from rlhf.errors import DeadlineExceededError, NotReadyError, OverloadedError, ServiceError, from_rpc_error
 
 T = TypeVar("T")
 
@@ -87,3 +89,44 @@ class ServiceClient:
             return await call
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, self.service, self.target) from None
+
+
+POLL_SECONDS = 1.0
+
+
+async def call_when_available(
+    call: Callable[[], Awaitable[T]],
+    *,
+    client: ServiceClient,
+    wait_seconds: float,
+    on_wait: Callable[[str], None],
+    remedy: str = "start it again, then continue with --resume",
+) -> T:
+    """Returns what `call` returns, calling again once the service is back if it was away or overloaded.
+
+    Args:
+        call: makes the call, anew each time; must be safe to repeat.
+        client: whose health is asked for while waiting.
+        wait_seconds: how long to wait in all before giving up.
+        on_wait: told once, in a sentence that names the service, when waiting begins.
+        remedy: what to do when the wait is over, for the error's message.
+    Raises: NotReadyError when the wait is over; any other ServiceError of the call at once.
+    """
+    deadline: float | None = None
+    while True:
+        try:
+            return await call()
+        except (NotReadyError, OverloadedError) as error:
+            if deadline is None:
+                deadline = time.monotonic() + wait_seconds
+                on_wait(f"{error}; waiting up to {wait_seconds:.0f} s for it")
+            await _wait_until_serving(client, deadline, error, remedy)
+
+
+async def _wait_until_serving(client: ServiceClient, deadline: float, reason: Exception, remedy: str) -> None:
+    while True:
+        if time.monotonic() >= deadline:
+            raise NotReadyError(f"{reason}; it did not come back in time: {remedy}") from None
+        await asyncio.sleep(POLL_SECONDS)
+        if await client.is_serving():
+            return

@@ -7,10 +7,9 @@ from types import MappingProxyType
 from typing import cast
 
 from rlhf.errors import InternalError
-from rlhf.pushes import Encoding, ForwardedPush, PatchPart, PushHeader, PushResult
 from rlhf.rollout import FinishReason, Prompt, Rollout, Sampling
 from rlhf.v1 import policy_pb2, rollout_pb2
-from rlhf.weights import TensorInfo, WeightsManifest
+from rlhf.weights import Encoding, ForwardedPush, PatchPart, PushHeader, PushResult, TensorInfo, WeightsManifest
 
 _FINISH_REASONS = MappingProxyType({"stop": rollout_pb2.FINISH_REASON_STOP, "length": rollout_pb2.FINISH_REASON_LENGTH})
 _FINISH_REASON_NAMES = MappingProxyType({number: name for name, number in _FINISH_REASONS.items()})

@@ -1,17 +1,167 @@
-"""Examples of supervised fine-tuning from rows of data: token ids, and which of them are trained."""
+"""Which tokens of a conversation are the assistant's: the chat template itself says it.
 
+Where the template marks them with {% generation %}, its word is taken. Any other template is rendered up to each turn:
+what a rendering with the generation prompt lacks of the one with the answer is what the model will have to say, its
+end-of-turn token included. Each such piece is tokenized by itself, as it is when the model is sampled from.
+"""
+
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.data.chat_masks import ChatExample, Message, TrainOn, encode_conversation, encode_text, trimmed
 from rlhf.data.prompts import read_prompt
 from rlhf.data.records import Record, no_row_left, read_records
 from rlhf.errors import ConfigError
+
+TrainOn = Literal["all", "last"]
+"""Which of a conversation's assistant turns are trained."""
+
+Message = Mapping[str, str]
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatExample:
+    """A conversation, whole."""
+
+    token_ids: tuple[int, ...]
+    trained: tuple[bool, ...]
+    """For each id, whether the model shall learn to say it; never True for the first, which nothing predicts."""
+
+    @property
+    def num_trained(self) -> int:
+        """Tokens that are trained, at least one."""
+        return sum(self.trained)
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """The ids before the first trained one."""
+        return self.token_ids[: self.trained.index(True)]
+
+
+def encode_conversation(
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, train_on: TrainOn
+) -> ChatExample | None:
+    """Returns a conversation as an example, None if its trained assistant turns are all empty.
+
+    Raises: ValueError if there is no assistant turn, no chat template, or one that cannot be followed.
+    """
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            '"messages" need a chat template, and the tokenizer has none; give "prompt" and "completion", or a model '
+            "with a chat template"
+        )
+    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    if not turns:
+        raise ValueError('"messages" has no message of the assistant; there is nothing to learn from it')
+    turns = [index for index in (turns if train_on == "all" else turns[-1:]) if messages[index]["content"]]
+    if not turns:
+        return None
+    try:
+        if _GENERATION.search(str(tokenizer.chat_template)):
+            return _by_template_marks(messages, tokenizer, train_on)
+        return _by_prefixes(messages, turns, tokenizer)
+    except TemplateError as error:
+        raise ValueError(f"the chat template refuses the conversation: {error}; see which roles it allows") from None
+
+
+def _by_prefixes(
+    messages: Sequence[Message], turns: Sequence[int], tokenizer: PreTrainedTokenizerBase
+) -> ChatExample | None:
+    whole = _render(messages, tokenizer)
+    ids: list[int] = []
+    trained: list[bool] = []
+    done = 0
+    for index in turns:
+        start = len(_prefix_of(whole, messages[:index], tokenizer, index, add_generation_prompt=True))
+        is_last = index == len(messages) - 1
+        stop = len(whole) if is_last else len(_prefix_of(whole, messages[: index + 1], tokenizer, index))
+        before, said = (encode_text(whole[part], tokenizer) for part in (slice(done, start), slice(start, stop)))
+        num_said = _through_end_of_turn(said, tokenizer)
+        ids += before + said
+        trained += [False] * len(before) + [True] * num_said + [False] * (len(said) - num_said)
+        done = stop
+    # What follows the last trained turn teaches nothing.
+    return trimmed(ids, trained)
+
+
+def _prefix_of(
+    whole: str,
+    messages: Sequence[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    turn: int,
+    *,
+    add_generation_prompt: bool = False,
+) -> str:
+    """Returns the rendering of a conversation's beginning. Raises: ValueError if the whole does not begin with it."""
+    if not messages:
+        raise ValueError(
+            "the first of \"messages\" is the assistant's, which answers nothing; begin with the user's, or train the "
+            "last turn alone (data.train_on = 'last')"
+        )
+    prefix = _render(messages, tokenizer, add_generation_prompt=add_generation_prompt)
+    if not whole.startswith(prefix):
+        raise ValueError(
+            f'the chat template writes the conversation before and after "messages"[{turn}] differently than within '
+            "the whole, so what the assistant said there cannot be told apart: train the last turn alone "
+            "(data.train_on = 'last'), or give the template {% generation %} marks"
+        )
+    return prefix
+
+
+def _through_end_of_turn(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Returns how many of a turn's ids the model says: those up to its last special token.
+
+    What the template writes after the end-of-turn token, such as a line break, comes when sampling has stopped.
+    """
+    special = set(tokenizer.all_special_ids)
+    return next((count for count in range(len(ids), 0, -1) if ids[count - 1] in special), len(ids))
+
+
+def _by_template_marks(
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, train_on: TrainOn
+) -> ChatExample | None:
+    encoded = tokenizer.apply_chat_template(
+        list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    trained = [bool(each) for each in encoded["assistant_masks"]]
+    if not any(trained):
+        return None
+    if train_on == "last":
+        stop = len(trained) - trained[::-1].index(True)
+        start = stop - next((n for n, each in enumerate(trained[:stop][::-1]) if not each), stop)
+        trained = [start <= index < stop for index in range(len(trained))]
+    return trimmed(list(encoded["input_ids"]), trained)
+
+
+def trimmed(ids: list[int], trained: list[bool]) -> ChatExample | None:
+    """Returns the example without what follows the last trained id; None if nothing is trained."""
+    trained = [False, *trained[1:]]
+    if not any(trained):
+        return None
+    stop = len(trained) - trained[::-1].index(True)
+    return ChatExample(tuple(ids[:stop]), tuple(trained[:stop]))
+
+
+def _render(
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool = False
+) -> str:
+    text: str = tokenizer.apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+    )
+    return text
+
+
+def encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
 
 EMPTY = "an empty completion"
 TOO_LONG = "too long"

@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from rlhf.learning.batch import Batch, MicroBatch
-from rlhf.learning.totals import BatchSize, Totals
+from rlhf.learning.steps import BatchSize, Totals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

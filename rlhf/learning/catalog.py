@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 from rlhf.algorithms.kl import AdaptiveKlController, FixedKlController
-from rlhf.data.chat_masks import ChatExample
+from rlhf.data.chat import ChatExample
 from rlhf.learning.algorithm import Algorithm
 from rlhf.learning.critic import SeparateCritic
 from rlhf.learning.grpo import Grpo

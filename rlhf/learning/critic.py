@@ -5,7 +5,7 @@ from torch import Tensor
 from rlhf.learning.algorithm import Estimates
 from rlhf.learning.batch import MicroBatch
 from rlhf.learning.ppo import Ppo
-from rlhf.learning.totals import BatchSize
+from rlhf.learning.steps import BatchSize
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.scalar_model import ScalarModel
 from rlhf.models.token_scores import completion_values

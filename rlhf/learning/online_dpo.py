@@ -11,7 +11,7 @@ from rlhf.algorithms.preference import dpo_loss
 from rlhf.learning.algorithm import Estimates, Forward, Scored
 from rlhf.learning.batch import Batch, MicroBatch
 from rlhf.learning.policy_gradient import approx_kl
-from rlhf.learning.totals import BatchSize, Totals
+from rlhf.learning.steps import BatchSize, Totals
 from services.trainer.config.online import OnlineDpoRunConfig
 
 

@@ -17,7 +17,7 @@ from rlhf.algorithms.losses import (
 from rlhf.algorithms.masking import select
 from rlhf.learning.algorithm import Estimates, Forward, Scored
 from rlhf.learning.batch import Batch, MicroBatch
-from rlhf.learning.totals import BatchSize, Totals
+from rlhf.learning.steps import BatchSize, Totals
 from services.trainer.config.online import PolicyGradientRunConfig
 
 

@@ -7,7 +7,7 @@ from rlhf.algorithms.losses import aggregate, clipped_value_loss
 from rlhf.learning.algorithm import Estimates, Forward, Scored
 from rlhf.learning.batch import Batch, MicroBatch
 from rlhf.learning.policy_gradient import PolicyGradient
-from rlhf.learning.totals import BatchSize, Totals
+from rlhf.learning.steps import BatchSize, Totals
 from services.trainer.config.online import PpoRunConfig
 
 

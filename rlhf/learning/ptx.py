@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms.logprobs import sequence_logprobs
-from rlhf.data.chat_masks import ChatExample
+from rlhf.data.chat import ChatExample
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.steps import MicroLoss
 from rlhf.models.policy_model import PolicyModel

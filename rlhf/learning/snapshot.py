@@ -10,8 +10,7 @@ from torch import Tensor
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.sparse_patch import MAX_ELEMENTS, TensorPatch, diff
 from rlhf.models.weights import tensor_bytes, tensor_info
-from rlhf.pushes import Encoding, PatchPart, PushHeader
-from rlhf.weights import TensorInfo, WeightsManifest
+from rlhf.weights import Encoding, PatchPart, PushHeader, TensorInfo, WeightsManifest
 
 MAX_THREADS = 8
 """That compare, copy and compress tensors side by side."""

@@ -1,15 +1,92 @@
-"""One optimizer step of one model: backward passes over this rank's micro-batches, sums over all ranks, the step."""
+"""Sums over micro-batches, ranks and optimizer steps, from which the metrics of an update are made."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-from rlhf.learning.optimizer import require_finite
+from rlhf.errors import NonFiniteError
+from rlhf.learning.optimizer import OptimizerStep, require_finite
 from rlhf.learning.ranks import Ranks
-from rlhf.learning.totals import BatchSize, Sums, Totals
 from rlhf.learning.trained_model import TrainedModel
-from rlhf.run_errors import NonFiniteError
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSize:
+    """What an optimizer step's loss is divided by: counts over all its micro-batches and ranks."""
+
+    num_tokens: int
+    num_sequences: int
+
+    @classmethod
+    def of(cls, mask: Tensor, rows: list[int]) -> "BatchSize":
+        """Returns the counts of the trained tokens of these rows."""
+        tokens = mask[torch.tensor(rows, device=mask.device)].sum(-1)
+        return cls(int(tokens.sum()), int((tokens > 0).sum()))
+
+
+class Sums:
+    """Named sums over the micro-batches of one optimizer step."""
+
+    def __init__(self) -> None:
+        self._values: defaultdict[str, float] = defaultdict(float)
+
+    def add(self, values: Mapping[str, Tensor], weight: float) -> None:
+        """Adds a micro-batch's values; those of a filler (weight 0) count nothing, whatever they came to."""
+        for name, value in values.items():
+            self._values[name] += float(value.detach()) if weight else 0.0
+
+    def over(self, ranks: Ranks) -> dict[str, float]:
+        """Returns the sums of all ranks added up; all ranks must have the same names."""
+        return ranks.sum_values(self._values)
+
+
+@dataclass(slots=True)
+class Totals:
+    """Sums over the optimizer steps of one model in one update; where there was none, all that is said of them is 0."""
+
+    num_minibatches: int = 0
+    """Whose losses were computed."""
+    num_steps: int = 0
+    """That were taken: one less than num_minibatches after an early stop."""
+    learning_rate: float = 0.0
+    _num_tokens: int = 0
+    _num_sequences: int = 0
+    _grad_norm: float = 0.0
+    _sums: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def add(self, sums: Mapping[str, float], size: BatchSize) -> None:
+        """Adds a minibatch, its sums taken over all ranks."""
+        self.num_minibatches += 1
+        self._num_tokens += size.num_tokens
+        self._num_sequences += size.num_sequences
+        for name, value in sums.items():
+            self._sums[name] += value
+
+    def add_step(self, step: OptimizerStep) -> None:
+        """Adds a step that was taken."""
+        self.num_steps += 1
+        self._grad_norm += step.grad_norm
+        self.learning_rate = step.learning_rate
+
+    @property
+    def grad_norm(self) -> float:
+        """Mean over the steps."""
+        return self._grad_norm / max(1, self.num_steps)
+
+    def per_minibatch(self, name: str) -> float:
+        """Returns a sum over the number of minibatches: the mean of a loss."""
+        return self._sums[name] / max(1, self.num_minibatches)
+
+    def per_token(self, name: str) -> float:
+        """Returns a sum over the number of trained tokens."""
+        return self._sums[name] / max(1, self._num_tokens)
+
+    def per_sequence(self, name: str) -> float:
+        """Returns a sum over the number of trained completions."""
+        return self._sums[name] / max(1, self._num_sequences)
 
 
 @dataclass(frozen=True, slots=True)

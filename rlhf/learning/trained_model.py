@@ -18,10 +18,9 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from rlhf.errors import ConfigError
 from rlhf.learning.lora import add_adapters, merge_adapters
-from rlhf.learning.optimizer import MasterOptimizer, OptimizerStep
+from rlhf.learning.optimizer import MasterOptimizer, OptimizerStep, read_state, write_state
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.sharding import gather_by_layer, reshard, shard
-from rlhf.learning.state_files import read_state, write_state
 from rlhf.models.policy_model import PolicyModel
 from rlhf.models.scalar_model import ScalarModel
 from rlhf.models.weights import tensor_info

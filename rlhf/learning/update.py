@@ -18,15 +18,13 @@ from torch import Tensor
 from rlhf.algorithms.kl import AdaptiveKlController, FixedKlController
 from rlhf.learning.algorithm import Algorithm, Estimates, Forward
 from rlhf.learning.batch import Batch, MicroBatch, micro_batches
+from rlhf.learning.batch_scores import describe_batch, gather_scored
 from rlhf.learning.critic import SeparateCritic
-from rlhf.learning.first_passes import gather_scored
-from rlhf.learning.measures import describe_batch
 from rlhf.learning.ppo import describe_critic
 from rlhf.learning.ptx import Ptx
 from rlhf.learning.ranks import Ranks, Share
 from rlhf.learning.shaping import RewardShaper
-from rlhf.learning.steps import MicroLoss, optimizer_step
-from rlhf.learning.totals import BatchSize, Totals
+from rlhf.learning.steps import BatchSize, MicroLoss, Totals, optimizer_step
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.policy_model import PolicyModel
 from services.trainer.config.online_sections import OnlineTrainingConfig

@@ -1,21 +1,155 @@
-"""Attention over many sequences that lie one behind the other in a single row, without padding.
+"""Causal attention over the sequences of a packed row, for short ones faster than torch's kernels on a CPU."""
 
-transformers hands a mask of four dimensions to its attention function as it is. Here that mask is a tensor of integers
-[1, 1, 1, B + 1], the places in the row at which the sequences begin, and the row's length. So what separates the
-sequences travels like any argument: it is there when a layer is computed again on the way back. An attention function
-that knows nothing of it fails; it cannot silently look across.
-"""
-
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from rlhf.models.causal_attention import causal_attention
+MAX_PLAIN_TOKENS = 512
+"""Up to this length plain products are faster than torch's fused kernel, which keeps memory linear beyond it."""
+
+BUCKET_TOKENS = 32
+"""Sequences whose lengths round up to the same multiple of this are computed together: few, large products."""
+
+MAX_GROUP_PAIRS = 2**21
+"""Most pairs of positions computed together, over all sequences of a group: bounds the memory of probabilities."""
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
+    """Returns softmax(scale query key^T) value within each sequence, each token seeing itself and those before it.
+
+    Args:
+        query: [N, H, D]. key, value: [N, K, D], K dividing H; query head h reads key head h // (H / K).
+        lengths: of the sequences in the row, N together.
+    Returns: [N, H, D] in the dtype of the query.
+    """
+    runs = [(short, tuple(run)) for short, run in groupby(lengths, lambda length: length <= MAX_PLAIN_TOKENS)]
+    sizes = [sum(run) for _, run in runs]
+    queries, keys, values = (each.split_with_sizes(sizes) for each in (query, key, value))
+    outputs = [
+        (_plain if short else _fused)(queries[index], keys[index], values[index], run, scale)
+        for index, (short, run) in enumerate(runs)
+    ]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _plain(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], scale: float) -> Tensor:
+    groups = _groups(lengths, query.device)
+    output: Tensor = _PlainAttention.apply(query, key, value, groups, scale)  # type: ignore[no-untyped-call]
+    return output
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], scale: float) -> Tensor:
+    outputs = []
+    rows = (each.split_with_sizes(list(lengths)) for each in (query, key, value))
+    for parts in zip(*rows, strict=True):
+        queries, keys, values = (each.transpose(0, 1)[None] for each in parts)
+        fused = functional.scaled_dot_product_attention(
+            queries, keys, values, is_causal=True, scale=scale, enable_gqa=True
+        )
+        outputs.append(fused[0].transpose(0, 1))
+    return torch.cat(outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Sequences of like length, as a rectangle of B sequences of L tokens; shorter ones repeat their last token."""
+
+    rows: Tensor
+    """[B L] int64: where in the row each token of the rectangle stands."""
+    slots: Tensor
+    """[n] int64: which tokens of the rectangle are no repetition."""
+    real: Tensor
+    """[B, L, 1, 1] bool: the same as a mask."""
+
+    def take(self, x: Tensor, key_heads: int) -> Tensor:
+        """[N, K G, D] to a new [B K, G L, D] of at least float32."""
+        count, length = self.real.shape[:2]
+        parts = x.index_select(0, self.rows).view(count, length, key_heads, -1, x.shape[-1]).permute(0, 2, 3, 1, 4)
+        precise = torch.promote_types(x.dtype, torch.float32)
+        return parts.to(precise, memory_format=torch.contiguous_format).reshape(count * key_heads, -1, x.shape[-1])
+
+    def put(self, x: Tensor, into: Tensor) -> None:
+        """Writes [B K, G L, D] to its places in [N, K G, D]."""
+        count, length = self.real.shape[:2]
+        by_token = x.view(count, -1, length, x.shape[-1]).transpose(1, 2).to(into.dtype)
+        into.index_copy_(0, self.rows[self.slots], by_token.reshape(count * length, *into.shape[1:])[self.slots])
+
+
+@lru_cache(maxsize=4)  # every layer of a model asks for the same
+def _groups(lengths: tuple[int, ...], device: torch.device) -> list[_Group]:
+    starts = [0, *accumulate(lengths)]
+    longest_first = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    groups = []
+    for _, bucket in groupby(longest_first, lambda index: -(-lengths[index] // BUCKET_TOKENS)):
+        members = list(bucket)
+        longest = lengths[members[0]]
+        size = max(1, MAX_GROUP_PAIRS // longest**2)
+        for first in range(0, len(members), size):
+            part = members[first : first + size]
+            sizes = torch.tensor([lengths[index] for index in part])[:, None]
+            offsets = torch.arange(lengths[part[0]])[None]
+            rows = torch.tensor([starts[index] for index in part])[:, None] + torch.minimum(offsets, sizes - 1)
+            real = offsets < sizes
+            slots = real.flatten().nonzero().flatten()
+            groups.append(_Group(rows.flatten().to(device), slots.to(device), real[:, :, None, None].to(device)))
+    return groups
+
+
+class _PlainAttention(torch.autograd.Function):
+    """Attention as plain products, with the queries that share a key head in one.
+
+    Products and softmax run in float32 (float64 for float64). No probabilities are kept; the backward pass computes
+    them again. A repeated token is seen by none that is not one, and gets a gradient of 0.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, groups: list[_Group], scale: float) -> Tensor:
+        ctx.save_for_backward(query, key, value)
+        ctx.groups, ctx.scale = groups, scale
+        output = torch.empty_like(query, memory_format=torch.contiguous_format)
+        for group in groups:
+            queries, keys, values = (group.take(each, key.shape[1]) for each in (query, key, value))
+            group.put(_probabilities(queries.mul_(scale), keys) @ values, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        saved: tuple[Tensor, Tensor, Tensor] = ctx.saved_tensors
+        gradients = [torch.empty_like(each, memory_format=torch.contiguous_format) for each in saved]
+        key_heads = saved[1].shape[1]
+        for group in ctx.groups:
+            queries, keys, values = (group.take(each, key_heads) for each in saved)
+            grad = group.take(grad_output, key_heads)
+            count, length = group.real.shape[:2]
+            grad.view(count, -1, length, grad.shape[-1]).transpose(1, 2).masked_fill_(~group.real, 0.0)
+            probabilities = _probabilities(queries.mul_(ctx.scale), keys)
+            group.put(probabilities.mT @ grad, gradients[2])
+            # Through the softmax: p * (g - sum(p * g)), in place.
+            grad_scores = (grad @ values.mT).mul_(probabilities)
+            grad_scores.addcmul_(probabilities, grad_scores.sum(-1, keepdim=True), value=-1)
+            group.put(grad_scores.mT @ queries, gradients[1])
+            group.put((grad_scores @ keys).mul_(ctx.scale), gradients[0])
+        return gradients[0], gradients[1], gradients[2], None, None
+
+
+def _probabilities(scaled_queries: Tensor, keys: Tensor) -> Tensor:
+    """Attention of queries [P, G L, D] on keys [P, L, D], G heads of queries one behind the other: [P, G L, L]."""
+    length = keys.shape[1]
+    scores = scaled_queries @ keys.mT
+    future = torch.full((length, length), -torch.inf, dtype=scores.dtype, device=scores.device).triu_(1)
+    scores.view(len(scores), -1, length, length).add_(future)
+    return scores.softmax(-1)
+
 
 NAME = "rlhf_packed"
 """The attention implementation of a transformers model that can take packed rows."""

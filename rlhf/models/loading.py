@@ -1,5 +1,6 @@
-"""Loading tokenizers and causal language models from local folders, ready for training and scoring."""
+"""Which device a model runs on."""
 
+import sys
 import threading
 from pathlib import Path
 from typing import Any, Literal
@@ -8,9 +9,52 @@ import torch
 from blake3 import blake3
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlhf.errors import ConfigError
 from rlhf.models.packing import pack_if_possible
+
+
+def resolve_device(name: str, field: str) -> torch.device:
+    """Returns the device that a configuration names: "auto" is CUDA where there is some, else the CPU.
+
+    Raises: ConfigError naming `field`, the dotted path it was configured by, if it is a CUDA device that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    num_devices = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= num_devices:
+        raise ConfigError(f"{field} is '{name}', but torch sees {num_devices} CUDA devices; use --{field} auto")
+    return device
+
+
+def enable_activation_checkpointing(model: nn.Module) -> None:
+    """Makes the decoder layers of a model recompute themselves in the backward pass.
+
+    Results and gradients stay the same; a training step takes about a third longer. It works in eval mode, in which
+    our models are trained (they have no dropout), until `train` or `eval` is called on the model again.
+
+    Args:
+        model: a transformers model, or a PolicyModel or ScalarModel around one.
+    Raises: ConfigError if its architecture has no layers that can.
+    """
+    inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    layers = [module for module in inner.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers or not inner.supports_gradient_checkpointing:
+        raise ConfigError(f"{type(inner).__name__} cannot recompute its layers; switch activation checkpointing off")
+    inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for layer in layers:
+        # The layer itself asks whether it is in training; its parts stay in eval mode.
+        layer.training = True
+
+
+def max_positions(path: Path) -> int:
+    """Returns the tokens that the model in a folder has positions for; a great many if it does not say."""
+    config = AutoConfig.from_pretrained(path, local_files_only=True).get_text_config()
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    return sys.maxsize if positions is None else positions
+
 
 DtypeName = Literal["bfloat16", "float32"]
 """Element types that models are loaded in."""

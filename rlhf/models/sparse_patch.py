@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlhf.errors import InvalidRequestError
-from rlhf.pushes import PatchPart
-from rlhf.weights import BYTES_PER_ELEMENT
+from rlhf.weights import BYTES_PER_ELEMENT, PatchPart
 
 MAX_ELEMENTS = 2**32
 """Of a tensor that can be patched: a gap is a uint32."""

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf.client.renewed import Renewed
-from rlhf.client.tls import tls_files
+from rlhf.client.tls import Renewed, tls_files
 from rlhf.errors import ConfigError, PermissionDeniedError, UnauthenticatedError
 from rlhf.serving.calls import ANY_SCOPE, Authorizer, CallCredentials, Caller, clean_name
-from rlhf.serving.logs import get_logger
+from rlhf.serving.telemetry import get_logger
 
 log = get_logger(__name__)
 

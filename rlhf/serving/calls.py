@@ -16,8 +16,7 @@ import structlog
 
 from rlhf.client.tracing import end_with, server_span
 from rlhf.errors import InternalError, NotReadyError, ServiceError
-from rlhf.serving.logs import get_logger
-from rlhf.serving.metrics import RpcMetrics
+from rlhf.serving.telemetry import RpcMetrics, get_logger
 
 log = get_logger(__name__)
 

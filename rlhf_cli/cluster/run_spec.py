@@ -12,9 +12,7 @@ from types import MappingProxyType
 
 from rlhf.config import Section, load_values, suggestion
 from rlhf.errors import ConfigError
-from services.trainer.config.offline_dpo import DpoRunConfig
-from services.trainer.config.offline_reward_model import RewardModelRunConfig
-from services.trainer.config.offline_sft import SftRunConfig
+from services.trainer.config.offline import DpoRunConfig, RewardModelRunConfig, SftRunConfig
 from services.trainer.config.online import RUN_CONFIGS
 
 ALGORITHMS: Mapping[str, type[Section]] = MappingProxyType(

@@ -9,16 +9,23 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from rlhf.client.policy import PolicyClient, PolicyModel
-from rlhf_cli.commands.eval_targets import PolicySource, named_policies, named_rewards
 from rlhf_cli.commands.inputs import load_text_tokenizer
 from rlhf_cli.commands.local import ServedFolders, served_folders
 from rlhf_cli.commands.output import UsageError, print_json, print_table, stderr, stdout
-from rlhf_cli.commands.targets import JsonOption, ServicesOption, TokenizerOption, resolve_target, run_against
-from rlhf_cli.local.arguments import Dtype, policy_arguments, reference_arguments, reward_arguments
+from rlhf_cli.commands.targets import (
+    JsonOption,
+    PolicySource,
+    ServicesOption,
+    TokenizerOption,
+    named_policies,
+    named_rewards,
+    resolve_target,
+    run_against,
+)
+from rlhf_cli.local.services import Dtype, policy_arguments, reference_arguments, reward_arguments
 
 if TYPE_CHECKING:
-    from services.trainer.evaluation.evaluate import Evaluation
-    from services.trainer.evaluation.served import EvaluationSettings, Judges
+    from services.trainer.evaluation.evaluate import Evaluation, EvaluationSettings, Judges
 
 Names = Annotated[list[str] | None, typer.Option(metavar="[NAME=]HOST:PORT", help="A policy service; may be repeated.")]
 
@@ -71,7 +78,7 @@ def evaluate(
     reference_target = resolve_target("reference", reference, services)
 
     def settings() -> "EvaluationSettings":
-        from services.trainer.evaluation.served import EvaluationSettings
+        from services.trainer.evaluation.evaluate import EvaluationSettings
 
         return EvaluationSettings(
             samples_per_prompt=samples, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
@@ -132,7 +139,7 @@ class _Judged:
     def get(self) -> "Judges":
         """Returns where they are."""
         if self._judges is None:
-            from services.trainer.evaluation.served import Judges
+            from services.trainer.evaluation.evaluate import Judges
 
             rewards, reference = self._given
             self._judges = Judges(
@@ -175,7 +182,7 @@ class _Subject:
     ) -> "Evaluation":
         """Returns how a policy does."""
         from rlhf.data.prompts import load_prompts
-        from services.trainer.evaluation.served import evaluate_served
+        from services.trainer.evaluation.evaluate import evaluate_served
 
         if not self._read:
             self._tokenizer = load_text_tokenizer(self._tokenizer_path, model.model_name)
@@ -202,8 +209,7 @@ def _policy_target(
 
 
 def _print(evaluations: "Mapping[str, Evaluation]", as_json: bool) -> None:
-    from services.trainer.evaluation.report import dropped_lines, tables
-    from services.trainer.evaluation.win_rate import win_rates
+    from services.trainer.evaluation.report import dropped_lines, tables, win_rates
 
     rates = win_rates(evaluations)
     if as_json:

@@ -6,8 +6,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rlhf_cli.commands.output import stderr
-from rlhf_cli.local.local_services import LocalServices
 from rlhf_cli.local.processes import interrupt_on_signals
+from rlhf_cli.local.services import LocalServices
 from rlhf_cli.local.services_file import Kind
 from rlhf_cli.local.supervisor import Supervisor
 

@@ -14,19 +14,24 @@ from rlhf.models.loading import load_tokenizer, tokenizer_digest
 from rlhf.rollout import Sampling
 from rlhf.toml_files import write_config
 from rlhf_cli.demo.checkpoint_check import check_checkpoint
-from rlhf_cli.demo.errors import DemoError
-from rlhf_cli.demo.labeller import NOISE_RATE, SHORT_AND_FINISHED
 from rlhf_cli.demo.options import DemoOptions
-from rlhf_cli.demo.pairs import COMPLETIONS_PER_PROMPT, sample_completions, with_texts, write_labelled_pairs
-from rlhf_cli.demo.phases import Phases
 from rlhf_cli.demo.report import write_report
 from rlhf_cli.demo.results import TRUE_SCORE, CheckpointCheck, DemoResults, show, verdict
 from rlhf_cli.demo.run_configs import HELDOUT_PROMPTS, MAX_PROMPT_TOKENS, TRAIN_PROMPTS, ppo_config, reward_model_config
 from rlhf_cli.demo.small_model import fetch_small_model
-from rlhf_cli.local.local_services import ENVIRONMENT, LocalServices
 from rlhf_cli.local.processes import interrupt_on_signals
+from rlhf_cli.local.services import ENVIRONMENT, LocalServices
 from rlhf_cli.local.services_file import ServiceEntry
 from rlhf_cli.local.supervisor import Supervisor
+from rlhf_cli.pipeline.labelling import (
+    COMPLETIONS_PER_PROMPT,
+    NOISE_RATE,
+    SHORT_AND_FINISHED,
+    sample_completions,
+    with_texts,
+    write_labelled_pairs,
+)
+from rlhf_cli.pipeline.phases import DemoError, Phases
 from services.trainer.config.sections import ServicesConfig
 from services.trainer.evaluation.evaluate import Evaluation, evaluate
 from services.trainer.fleet.peers import TRAINING_REWARD, Peers

@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from rlhf.statistics import MeanWithInterval
 from services.trainer.evaluation.evaluate import Evaluation, EvaluationRow
-from services.trainer.evaluation.intervals import MeanWithInterval
 from services.trainer.fleet.peers import TRAINING_REWARD
 from services.trainer.offline.reward_model.report import RewardModelReport
 

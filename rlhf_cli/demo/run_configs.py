@@ -5,7 +5,7 @@ from pathlib import Path
 from rlhf_cli.demo.make_prompts import DATA_FOLDER
 from rlhf_cli.demo.options import DemoOptions
 from rlhf_cli.local.services_file import ServiceEntry
-from services.trainer.config.offline_reward_model import (
+from services.trainer.config.offline import (
     PreferencesConfig,
     RewardModelBaseConfig,
     RewardModelOptimizerConfig,

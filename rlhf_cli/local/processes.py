@@ -1,8 +1,4 @@
-"""Child processes of which nothing survives the process that started them.
-
-On every way out that Python sees (the end, an error, Ctrl-C, SIGTERM) their owner calls terminate() and kill_group().
-On kill -9 of the owner the kernel does it: every child has asked to be killed when its parent dies.
-"""
+"""Errors of the services that run on this machine."""
 
 import contextlib
 import os
@@ -13,6 +9,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import NoReturn
+
+
+class LocalServiceError(RuntimeError):
+    """A service could not be started, or died; the message says which, and where its log is."""
+
 
 # Runs in the child before the command itself, which inherits the request across exec. Popen's preexec_fn could make it
 # too, but executes Python between fork and exec, which can deadlock where there are threads.

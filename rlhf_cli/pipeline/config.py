@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from rlhf.config import Section
-from rlhf_cli.demo.labeller import NOISE_RATE, SHORT_AND_FINISHED
+from rlhf_cli.pipeline.labelling import NOISE_RATE, SHORT_AND_FINISHED
 from services.trainer.config.sections import SamplingConfig, Target
 
 TrainingTable = dict[str, Any]
@@ -71,7 +71,7 @@ class LabelConfig(StageConfig):
     """The preferences. The artifact is a JSONL file of them; without one the simulated labeller chooses.
 
     The simulated labeller prefers completions in which the pattern is found, and errs at a known rate
-    (rlhf_cli/demo/labeller.py); a reward service of its rule, "true", then joins the evaluation.
+    (rlhf_cli/pipeline/labelling.py); a reward service of its rule, "true", then joins the evaluation.
     """
 
     pattern: str = Field(default=SHORT_AND_FINISHED, min_length=1)

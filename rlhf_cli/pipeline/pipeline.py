@@ -8,10 +8,10 @@ from rich.console import Console
 
 from rlhf.config import load_toml, suggestion
 from rlhf.errors import ConfigError
-from rlhf_cli.demo.phases import Phases
 from rlhf_cli.local.processes import interrupt_on_signals
 from rlhf_cli.pipeline.config import PipelineConfig
 from rlhf_cli.pipeline.lineage import Lineage
+from rlhf_cli.pipeline.phases import Phases
 from rlhf_cli.pipeline.plan import make_plan
 from rlhf_cli.pipeline.stage_work import PipelineWork
 from rlhf_cli.pipeline.stages import Stage, StageRunner

@@ -13,10 +13,10 @@ from rlhf.config import Section
 from rlhf.errors import ConfigError
 from rlhf.rollout import Sampling
 from rlhf.toml_files import write_config
-from rlhf_cli.demo.labeller import pattern_score
-from rlhf_cli.demo.phases import Phases
 from rlhf_cli.pipeline.config import PipelineConfig
+from rlhf_cli.pipeline.labelling import pattern_score
 from rlhf_cli.pipeline.lineage import Lineage
+from rlhf_cli.pipeline.phases import Phases
 from rlhf_cli.pipeline.stages import StageError
 from rlhf_cli.pipeline.trainings import Training, has_field
 from rlhf_cli.pipeline.workplace import stage_services
@@ -24,7 +24,7 @@ from services.trainer.config.sections import SamplingConfig
 
 if TYPE_CHECKING:
     from rlhf.data.prompts import PromptItem
-    from rlhf_cli.demo.pairs import SampledPrompt
+    from rlhf_cli.pipeline.labelling import SampledPrompt
     from services.trainer.evaluation.evaluate import Evaluation
 
 TRUE_SCORE = "true"
@@ -57,7 +57,7 @@ class PipelineWork:
     def sample(self, model: Path, output: Path, resume: bool) -> None:
         """Writes completions of the training prompts, as the model samples them."""
         from rlhf.models.loading import load_tokenizer
-        from rlhf_cli.demo.pairs import sample_completions, with_texts
+        from rlhf_cli.pipeline.labelling import sample_completions, with_texts
         from services.trainer.evaluation.push import push_checkpoint
 
         options = self._config.sample
@@ -80,7 +80,7 @@ class PipelineWork:
 
     def label(self, completions: Path, output: Path, resume: bool) -> None:
         """Has the simulated labeller choose. Raises: StageError if it sees no difference anywhere."""
-        from rlhf_cli.demo.pairs import write_labelled_pairs
+        from rlhf_cli.pipeline.labelling import write_labelled_pairs
 
         options = self._config.label
         data = write_labelled_pairs(
@@ -142,10 +142,9 @@ class PipelineWork:
     ) -> None:
         """Compares the models on the held-out prompts, each in turn in the same policy services."""
         from rlhf.models.loading import load_tokenizer
+        from services.trainer.evaluation.evaluate import EvaluationSettings, Judges, evaluate_served
         from services.trainer.evaluation.push import push_checkpoint
-        from services.trainer.evaluation.report import dropped_lines, tables, write_evaluations
-        from services.trainer.evaluation.served import EvaluationSettings, Judges, evaluate_served
-        from services.trainer.evaluation.win_rate import win_rates
+        from services.trainer.evaluation.report import dropped_lines, tables, win_rates, write_evaluations
 
         config = self._config
         start = models["start"]
@@ -241,7 +240,7 @@ def _write_lines(path: Path, rows: Sequence[object]) -> None:
 
 def _read_completions(path: Path) -> "list[SampledPrompt]":
     """Returns what sample() wrote. Raises: ConfigError naming the line that is something else."""
-    from rlhf_cli.demo.pairs import SampledCompletion, SampledPrompt
+    from rlhf_cli.pipeline.labelling import SampledCompletion, SampledPrompt
 
     sampled = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):

@@ -8,12 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rlhf.errors import ConfigError, ServiceError
-from rlhf.run_errors import RunError
-from rlhf_cli.demo.errors import DemoError
-from rlhf_cli.local.errors import LocalServiceError
-from rlhf_cli.pipeline.digests import Digests
-from rlhf_cli.pipeline.lineage import Artifact, Lineage, StageRecord, State, installed_versions
+from rlhf.errors import ConfigError, RunError, ServiceError
+from rlhf_cli.local.processes import LocalServiceError
+from rlhf_cli.pipeline.lineage import Artifact, Digests, Lineage, StageRecord, State, installed_versions
+from rlhf_cli.pipeline.phases import DemoError
 
 
 class StageError(RunError):

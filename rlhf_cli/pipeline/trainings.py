@@ -37,19 +37,19 @@ class Training:
 
 
 def _sft() -> type[Section]:
-    from services.trainer.config.offline_sft import SftRunConfig
+    from services.trainer.config.offline import SftRunConfig
 
     return SftRunConfig
 
 
 def _reward_model() -> type[Section]:
-    from services.trainer.config.offline_reward_model import RewardModelRunConfig
+    from services.trainer.config.offline import RewardModelRunConfig
 
     return RewardModelRunConfig
 
 
 def _dpo() -> type[Section]:
-    from services.trainer.config.offline_dpo import DpoRunConfig
+    from services.trainer.config.offline import DpoRunConfig
 
     return DpoRunConfig
 

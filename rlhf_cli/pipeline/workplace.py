@@ -7,18 +7,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rlhf_cli.demo.phases import Phases
-from rlhf_cli.local.arguments import (
+from rlhf_cli.local.services import (
+    ENVIRONMENT,
+    LocalServices,
     ensemble_arguments,
     pattern_arguments,
     policy_arguments,
     reference_arguments,
     reward_arguments,
 )
-from rlhf_cli.local.local_services import ENVIRONMENT, LocalServices
 from rlhf_cli.local.services_file import Kind, ServiceEntry
 from rlhf_cli.local.supervisor import Supervisor
 from rlhf_cli.pipeline.config import PipelineConfig
+from rlhf_cli.pipeline.phases import Phases
 from rlhf_cli.pipeline.stages import StageError
 
 

@@ -1,17 +1,130 @@
-"""From a Generate call to a stream of rollouts: admit it, fan it out to the engine, give up all of it or none."""
+"""What a Generate call asks for, and every reason to refuse it before anything is sampled."""
 
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
-from rlhf.errors import OverloadedError
-from rlhf.rollout import Prompt, Rollout
+from rlhf.errors import InvalidRequestError, OverloadedError, PreconditionError
+from rlhf.rollout import Prompt, Rollout, Sampling
+from rlhf.serving.token_checks import fault_of_digest, fault_of_ids
 from services.policy.config import LimitsConfig
-from services.policy.engine import Engine, SampleParams
+from services.policy.engine import Engine, EngineInfo, SampleParams
 from services.policy.metrics import PolicyMetrics
-from services.policy.requests import GenerateJob, check_job
 from services.policy.updater import WeightUpdater
+
+MAX_TEMPERATURE = 10.0
+MIN_TEMPERATURE = 0.01
+"""vLLM silently raises a lower one to this; then the log-probabilities would not be those that were asked for."""
+MAX_COMPLETIONS_PER_PROMPT = 256
+NOT_THE_WHOLE_SOFTMAX = (
+    "it would sample from another distribution than the one that training computes log-probabilities of"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateJob:
+    """A Generate call, decoded and unchecked."""
+
+    request_id: str
+    prompts: list[Prompt]
+    sampling: Sampling
+    min_policy_version: int = 0
+    tokenizer_digest: str = ""
+    top_p: float | None = None
+    top_k: int | None = None
+
+    @property
+    def num_completions(self) -> int:
+        """How many completions it asks for."""
+        return len(self.prompts) * self.sampling.completions_per_prompt
+
+
+def check_job(job: GenerateJob, info: EngineInfo, limits: LimitsConfig, policy_version: int) -> None:
+    """Returns if a job can be sampled.
+
+    Raises: InvalidRequestError naming the field, the value and the remedy; PreconditionError if the weights served,
+        those of `policy_version`, are older than the job asks for.
+    """
+    fault = fault_of_digest(job.tokenizer_digest, info.tokenizer_digest)
+    if fault:
+        raise InvalidRequestError(fault)
+    _check_sampling(job, info)
+    _check_prompts(job, info, limits)
+    if policy_version < job.min_policy_version:
+        raise PreconditionError(
+            f"min_policy_version is {job.min_policy_version}, the policy serves version {policy_version}; "
+            "push the weights of that version, then ask again"
+        )
+
+
+def _check_sampling(job: GenerateJob, info: EngineInfo) -> None:
+    sampling = job.sampling
+    if job.top_p is not None and job.top_p != 1:
+        raise InvalidRequestError(f"sampling.top_p is {job.top_p:g}; leave it out or send 1: {NOT_THE_WHOLE_SOFTMAX}")
+    if job.top_k is not None and job.top_k != 0:
+        raise InvalidRequestError(f"sampling.top_k is {job.top_k}; leave it out or send 0: {NOT_THE_WHOLE_SOFTMAX}")
+    temperature = sampling.temperature
+    if temperature != 0 and not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
+        raise InvalidRequestError(
+            f"sampling.temperature is {temperature:g}; it must be 0 (greedy) or from {MIN_TEMPERATURE:g} to "
+            f"{MAX_TEMPERATURE:g}"
+        )
+    if not 1 <= sampling.completions_per_prompt <= MAX_COMPLETIONS_PER_PROMPT:
+        raise InvalidRequestError(
+            f"sampling.completions_per_prompt is {sampling.completions_per_prompt}; "
+            f"it must be from 1 to {MAX_COMPLETIONS_PER_PROMPT}"
+        )
+    if temperature == 0 and sampling.completions_per_prompt > 1:
+        raise InvalidRequestError(
+            f"sampling.temperature is 0 (greedy) with completions_per_prompt {sampling.completions_per_prompt}: they "
+            "would all be the same; ask for 1, or raise the temperature"
+        )
+    if sampling.max_new_tokens < 1:
+        raise InvalidRequestError(f"sampling.max_new_tokens is {sampling.max_new_tokens}; it must be at least 1")
+    fault = fault_of_ids("sampling.stop_ids", sampling.stop_ids, info.vocab_size) if sampling.stop_ids else None
+    if fault:
+        raise InvalidRequestError(fault)
+
+
+def _check_prompts(job: GenerateJob, info: EngineInfo, limits: LimitsConfig) -> None:
+    if not job.prompts:
+        raise InvalidRequestError("prompts is empty; send at least one")
+    if len(job.prompts) > limits.max_prompts:
+        raise InvalidRequestError(
+            f"prompts has {len(job.prompts)} entries, the limit is {limits.max_prompts}; split the batch"
+        )
+    if job.num_completions > limits.max_in_flight:
+        raise InvalidRequestError(
+            f"prompts x completions_per_prompt is {job.num_completions}, the limit is {limits.max_in_flight}; "
+            "split the batch"
+        )
+    places: dict[str, int] = {}
+    for index, prompt in enumerate(job.prompts):
+        _check_prompt(f"prompts[{index}]", prompt, job.sampling.max_new_tokens, info)
+        first = places.setdefault(prompt.group_id, index)
+        if first != index:
+            raise InvalidRequestError(
+                f"prompts[{index}].group_id is '{prompt.group_id}', as is that of prompts[{first}]; make them distinct"
+            )
+
+
+def _check_prompt(field: str, prompt: Prompt, max_new_tokens: int, info: EngineInfo) -> None:
+    if not prompt.group_id:
+        raise InvalidRequestError(f"{field}.group_id is empty; give each prompt an id of its own")
+    fault = fault_of_ids(f"{field}.prompt_ids", prompt.prompt_ids, info.vocab_size)
+    if fault:
+        raise InvalidRequestError(fault)
+    num_tokens = len(prompt.prompt_ids) + max_new_tokens
+    if num_tokens > info.max_sequence_tokens:
+        raise InvalidRequestError(
+            f"{field}.prompt_ids has {len(prompt.prompt_ids)} tokens, with max_new_tokens {max_new_tokens} that is "
+            f"{num_tokens}; the model takes {info.max_sequence_tokens}: shorten the prompt or lower max_new_tokens"
+        )
+    if prompt.seed is not None and prompt.seed < 0:
+        raise InvalidRequestError(f"{field}.seed is {prompt.seed}; it must be at least 0, or left out")
+
 
 SEED_MODULUS = 2**63
 

@@ -1,30 +1,117 @@
-"""The transformers engine: a sampling loop of our own, for tests and for machines where vLLM cannot be installed.
-
-One thread owns the model. Between two tokens it takes what has arrived: new requests join the batch, cancelled ones
-leave it, and weights are swapped. A joining request or a swap drops the keys and values, which are computed anew over
-prompts and completions so far; so the tokens after a swap are exactly what the new weights give.
-"""
+"""One batch of the transformers engine, row by row: what a row holds, and how its next token is drawn."""
 
 import asyncio
 import queue
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from rlhf.errors import FatalError, InvalidRequestError, NotReadyError
-from rlhf.models.devices import resolve_device
-from rlhf.models.loading import load_policy
+from rlhf.models.loading import load_policy, resolve_device
+from rlhf.models.weights import load_tensors
 from services.policy.config import PolicyConfig
 from services.policy.engine import Completion, EngineInfo, SampleParams
 from services.policy.model_facts import read_engine_info
-from services.policy.row_sampling import Row, pad_left, sample_next
 from services.policy.vllm.liveness import RESTART
-from services.policy.weights.apply import load_staged, patch_model
 from services.policy.weights.staged import StagedPatch, StagedWeights
+from services.policy.weights.tensors import map_tensors
+
+
+class Row:
+    """A request in the batch: its ids so far, and where the answer goes."""
+
+    def __init__(self, prompt_ids: list[int], params: SampleParams) -> None:
+        self.ids = list(prompt_ids)
+        self.params = params
+        self.done: Future[Completion] = Future()
+        self.cancelled = False
+        """Set by the thread that waits for the answer; the batch drops the row before its next token."""
+        self.generator = torch.Generator()
+        if params.seed is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed(params.seed)
+        self._num_prompt_ids = len(prompt_ids)
+        self._logprobs: list[float] = []
+        self._policy_versions: list[int] = []
+
+    def append(self, token: int, logprob: float, policy_version: int) -> None:
+        """Takes the next token."""
+        self.ids.append(token)
+        self._logprobs.append(logprob)
+        self._policy_versions.append(policy_version)
+
+    def finish_if_ended(self) -> None:
+        """Answers the request if its last token is a stop id, or the last that it asked for."""
+        stopped = self.ids[-1] in self.params.stop_ids
+        if self.done.done() or not (stopped or len(self._logprobs) == self.params.max_new_tokens):
+            return
+        self.done.set_result(
+            Completion(
+                completion_ids=self.ids[self._num_prompt_ids :],
+                logprobs=self._logprobs,
+                policy_versions=self._policy_versions,
+                finish_reason="stop" if stopped else "length",
+            )
+        )
+
+
+def pad_left(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns token ids [B, L], padded on the left with 0, and the attention mask [B, L], 1 at tokens."""
+    length = max(map(len, sequences))
+    ids = [[0] * (length - len(sequence)) + list(sequence) for sequence in sequences]
+    mask = [[0] * (length - len(sequence)) + [1] * len(sequence) for sequence in sequences]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def sample_next(rows: Sequence[Row], logits: Tensor, policy_version: int) -> None:
+    """Draws the next token of each row and appends it with its log-probability.
+
+    Args:
+        rows: B of them.
+        logits: [B, V] float32, before temperature.
+        policy_version: of the weights that gave the logits.
+    """
+    temperatures = torch.tensor([row.params.temperature or 1.0 for row in rows], device=logits.device)
+    logprobs = torch.log_softmax(logits / temperatures[:, None], dim=-1).cpu()
+    for row, row_logprobs in zip(rows, logprobs, strict=True):
+        if row.params.temperature == 0:
+            token = int(row_logprobs.argmax())
+        else:
+            token = int(torch.multinomial(row_logprobs.exp(), 1, generator=row.generator))
+        row.append(token, float(row_logprobs[token]), policy_version)
+
+
+def load_staged(model: PreTrainedModel, staged: StagedWeights) -> None:
+    """Replaces all of a model's weights, in place. Raises: InvalidRequestError, before anything is changed."""
+    tensors = staged.manifest.tensors
+    dtypes, shapes = [info.dtype for info in tensors], [info.shape for info in tensors]
+    views = map_tensors(staged.path, staged.num_bytes, dtypes, shapes, staged.offsets)
+    load_tensors(model, zip((info.name for info in tensors), views, strict=True))
+
+
+def patch_model(model: PreTrainedModel, patch: StagedPatch) -> None:
+    """Writes the elements that changed, in place. Raises: InvalidRequestError, before anything is changed."""
+    own = model.state_dict()
+    if unknown := next((each.info.name for each in patch.tensors if each.info.name not in own), None):
+        raise InvalidRequestError(f"tensors has '{unknown}', which the model has not; push a checkpoint of this model")
+    if not patch.tensors:
+        return
+    counts = [(each.num_changed,) for each in patch.tensors]
+    indices = map_tensors(
+        patch.path, patch.num_bytes, ["I64"] * len(counts), counts, [each.index_offset for each in patch.tensors]
+    )
+    dtypes = [each.info.dtype for each in patch.tensors]
+    values = map_tensors(patch.path, patch.num_bytes, dtypes, counts, [each.value_offset for each in patch.tensors])
+    with torch.no_grad():
+        for each, at, new in zip(patch.tensors, indices, values, strict=True):
+            parameter = own[each.info.name]
+            parameter.view(-1).index_copy_(0, at.to(parameter.device), new.to(parameter.device))
 
 
 class HfEngine:

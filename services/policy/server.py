@@ -8,7 +8,7 @@ import grpc
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from rlhf.config import exit_on_config_error, load_config
-from rlhf.memory import keep_freed_memory
+from rlhf.process import keep_freed_memory
 from rlhf.serving.serving import ServiceServer, run_service
 from rlhf.v1 import policy_pb2_grpc
 from services.policy.config import PolicyConfig

@@ -8,16 +8,14 @@ from typing import Any, TypeAlias
 import grpc
 
 from rlhf.client import codec
-from rlhf.client.push_messages import ChunkView, parse_push_message
+from rlhf.client.push import ChunkView, parse_push_message
 from rlhf.errors import InvalidRequestError
 from rlhf.v1 import policy_pb2, policy_pb2_grpc
 from services.policy.config import PolicyConfig
 from services.policy.engine import Engine
-from services.policy.generator import Generator
+from services.policy.generator import GenerateJob, Generator
 from services.policy.metrics import PolicyMetrics
-from services.policy.requests import GenerateJob
-from services.policy.updater import WeightUpdater
-from services.policy.weights.incoming import PushChunk, PushCommit, PushPart
+from services.policy.updater import PushChunk, PushCommit, PushPart, WeightUpdater
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 

@@ -1,4 +1,4 @@
-"""The service between wire and model: checks items, and batches them across callers. No torch."""
+"""The reference service's metrics."""
 
 import asyncio
 import math
@@ -7,11 +7,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from prometheus_client import REGISTRY, CollectorRegistry, Counter
+
 from rlhf.errors import InternalError, InvalidRequestError, NotReadyError, ServiceError
 from rlhf.serving.batching.batcher import Batcher
-from rlhf.serving.batching.limits import BatchLimitsConfig
+from rlhf.serving.batching.limits import BatchLimitsConfig, BatchMetrics
 from rlhf.serving.token_checks import fault_of_digest, fault_of_ids
-from services.reference.metrics import ReferenceMetrics
+
+
+class ReferenceMetrics:
+    """Names are rlhf_reference_<what>_<base unit>; dashboards depend on them. Tests pass their own registry."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.batch = BatchMetrics("rlhf_reference", registry)
+        self.items = Counter("rlhf_reference_items_total", "Items answered with log-probabilities.", registry=registry)
+        self.errors = Counter(
+            "rlhf_reference_errors_total", "Calls that got none, by status code.", ["code"], registry=registry
+        )
+
 
 MAX_TEMPERATURE = 10.0
 

@@ -6,8 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from rlhf.models.attention import NAME
-from rlhf.models.devices import resolve_device
-from rlhf.models.loading import load_policy, load_tokenizer, tokenizer_digest
+from rlhf.models.loading import load_policy, load_tokenizer, resolve_device, tokenizer_digest
 from rlhf.models.sequences import pad_sequences
 from rlhf.models.token_scores import completion_logprobs
 from rlhf.models.weights import model_manifest

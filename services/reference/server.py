@@ -7,12 +7,11 @@ from types import MappingProxyType
 
 from rlhf.config import exit_on_config_error, load_config
 from rlhf.errors import ConfigError
-from rlhf.memory import keep_freed_memory
+from rlhf.process import keep_freed_memory
 from rlhf.serving.serving import run_service
 from rlhf.v1 import reference_pb2_grpc
 from services.reference.config import ModelConfig, ReferenceConfig
-from services.reference.core import ReferenceCore, Scorer
-from services.reference.metrics import ReferenceMetrics
+from services.reference.core import ReferenceCore, ReferenceMetrics, Scorer
 from services.reference.servicer import ReferenceServicer
 
 FULL_NAME = "rlhf.v1.ReferenceService"

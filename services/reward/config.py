@@ -4,7 +4,7 @@ from pydantic import Field, field_validator
 
 from rlhf.config import Port, Section, ServerConfig
 from rlhf.serving.batching.limits import BatchLimitsConfig
-from services.reward.scorers.scorer_config import ScorerConfig
+from services.reward.scorers.config import ScorerConfig
 from services.reward.watch.config import WatchConfig
 
 __all__ = [

@@ -9,10 +9,9 @@ from rlhf.errors import InvalidRequestError, NotReadyError, PreconditionError, S
 from rlhf.serving.token_checks import fault_of_digest
 from services.reward.comparing import ComparisonOutcome, ComparisonPair
 from services.reward.config import LimitsConfig
-from services.reward.content import digest_of
 from services.reward.loading import LoadedModel, ModelLoader
 from services.reward.metrics import RewardMetrics
-from services.reward.repeats import CallKey, Repeats
+from services.reward.repeats import CallKey, Repeats, digest_of
 from services.reward.scorers.scorer import (
     Item,
     Observation,

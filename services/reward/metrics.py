@@ -5,10 +5,10 @@ from threading import Lock
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 
-from rlhf.serving.batching.batch_metrics import BatchMetrics
-from rlhf.serving.metrics import SECONDS_BUCKETS
+from rlhf.serving.batching.limits import BatchMetrics
+from rlhf.serving.telemetry import SECONDS_BUCKETS
 from services.reward.scorers.scorer import Outcome, Score, ScoreError
-from services.reward.watch.watch_gauges import WatchGauges
+from services.reward.watch.report import WatchGauges
 
 MAX_VERSIONS = 4
 """Model versions whose distributions are kept; an older one's series end."""

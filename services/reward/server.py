@@ -5,7 +5,7 @@ from functools import partial
 from types import MappingProxyType
 
 from rlhf.config import exit_on_config_error, load_config
-from rlhf.memory import keep_freed_memory
+from rlhf.process import keep_freed_memory
 from rlhf.serving.http.side import HttpGateway
 from rlhf.serving.serving import run_service
 from rlhf.v1 import reward_pb2_grpc
@@ -13,8 +13,8 @@ from services.reward.config import RewardConfig
 from services.reward.core import RewardCore
 from services.reward.loading import ModelLoader
 from services.reward.metrics import RewardMetrics
+from services.reward.scorers.config import reloaded
 from services.reward.scorers.factory import build_scorer
-from services.reward.scorers.scorer_config import reloaded
 from services.reward.servicer import RewardServicer
 from services.reward.watch.watch import RewardWatch
 

@@ -11,16 +11,14 @@ from blake3 import blake3
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf.data.chat import load_chat_examples
-from rlhf.data.chat_masks import ChatExample
+from rlhf.data.chat import ChatExample, load_chat_examples
 from rlhf.data.prompts import PromptItem, PromptSampler, load_prompts
 from rlhf.errors import ConfigError
 from rlhf.learning.catalog import make_updater
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.learning.update import Updater
-from rlhf.models.activation_checkpointing import enable_activation_checkpointing
-from rlhf.models.loading import load_policy, load_tokenizer, tokenizer_digest
+from rlhf.models.loading import enable_activation_checkpointing, load_policy, load_tokenizer, tokenizer_digest
 from rlhf.models.policy_model import PolicyModel
 from rlhf.models.scalar_model import ScalarModel
 from services.trainer.config.online import OnlineRunConfig, PpoRunConfig

@@ -9,12 +9,11 @@ from typing import ParamSpec, TypeVar
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.update import Update
 from rlhf.models.loading import tokenizer_digest
-from rlhf.serving.logs import get_logger
+from rlhf.serving.telemetry import get_logger
 from services.trainer.config.online import OnlineRunConfig
 from services.trainer.evaluation.in_run import InRunEvaluation
 from services.trainer.fleet.peers import Peers
-from services.trainer.fleet.publisher import Publisher
-from services.trainer.fleet.publishing import Publishing
+from services.trainer.fleet.publishing import Publisher, Publishing
 from services.trainer.loading import LoadedRun
 from services.trainer.rollouts.collect import Collected
 from services.trainer.rollouts.journal import Journal
@@ -23,7 +22,7 @@ from services.trainer.service.control import RunControl
 from services.trainer.state.checkpoint import CheckpointFolder, write_directory
 from services.trainer.telemetry.step import MetricsFile, TrainerMetrics, describe_step
 from services.trainer.telemetry.step_metrics import step_metrics
-from services.trainer.telemetry.terminal import Progress
+from services.trainer.telemetry.terminal import RunProgress
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,7 +42,7 @@ class OnlineRun:
         loaded: LoadedRun,
         *,
         control: RunControl,
-        progress: Progress,
+        progress: RunProgress,
         metrics: TrainerMetrics,
         ranks: Ranks,
     ) -> None:

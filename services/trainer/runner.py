@@ -10,11 +10,10 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from rich.console import Console
 
 from rlhf.client.tracing import configure_tracing
-from rlhf.errors import ConfigError, ServiceError
+from rlhf.errors import ConfigError, RunError, ServiceError
 from rlhf.learning.ranks import Ranks, join_ranks, take_own_gpu
-from rlhf.run_errors import RunError
-from rlhf.serving.logs import get_logger
 from rlhf.serving.serving import ServiceServer
+from rlhf.serving.telemetry import get_logger
 from services.trainer.config.online import OnlineRunConfig
 from services.trainer.loading import load_run
 from services.trainer.loop import train
@@ -27,7 +26,7 @@ from services.trainer.state.run_dir import locked, require_wanted
 from services.trainer.telemetry.gauges import register_kl_budget, register_run_gauges
 from services.trainer.telemetry.step import TrainerMetrics
 from services.trainer.telemetry.step_metrics import step_metrics
-from services.trainer.telemetry.terminal import Progress
+from services.trainer.telemetry.terminal import RunProgress
 
 log = get_logger(__name__)
 
@@ -96,7 +95,7 @@ async def _serve_run(start: Start, console: Console) -> int:
     await server.start()
     title = f"{config.algorithm} run {config.run_dir.name}"
     try:
-        with Progress(console, title=title, num_steps=config.training.steps) as progress:
+        with RunProgress(console, title=title, num_steps=config.training.steps) as progress:
             progress.say(f"trainer service on port {server.port}, metrics on port {server.metrics_port}")
             if start.checkpoint is not None:
                 progress.say(f"resuming from {start.checkpoint}")
@@ -113,7 +112,7 @@ async def _follow(start: Start) -> int:
     """Runs as one of the ranks that do not talk: the main one says what is to be done, and why a run failed."""
     config = start.config
     control = RunControl(config.run_dir.name, config.algorithm, config.training.steps)
-    progress = Progress(Console(quiet=True), title="", num_steps=config.training.steps)
+    progress = RunProgress(Console(quiet=True), title="", num_steps=config.training.steps)
     signals = RunSignals(control, progress.say, hurries=False)
     try:
         return await _run_to_end(start, control, progress, TrainerMetrics({}, CollectorRegistry()), signals)
@@ -123,7 +122,7 @@ async def _follow(start: Start) -> int:
 
 
 async def _run_to_end(
-    start: Start, control: RunControl, progress: Progress, metrics: TrainerMetrics, signals: RunSignals
+    start: Start, control: RunControl, progress: RunProgress, metrics: TrainerMetrics, signals: RunSignals
 ) -> int:
     """Runs, and makes how it ended known to the control and the console. Returns the exit code."""
     failure = "interrupted"
@@ -144,7 +143,7 @@ async def _run_to_end(
         await control.end(failure)
 
 
-async def _run(start: Start, control: RunControl, progress: Progress, metrics: TrainerMetrics) -> Path | None:
+async def _run(start: Start, control: RunControl, progress: RunProgress, metrics: TrainerMetrics) -> Path | None:
     """Trains to the end; returns the directory of the final policy, or None if the run was stopped before."""
     config, ranks = start.config, start.ranks
     if ranks.world_size > 1:

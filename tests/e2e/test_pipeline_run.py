@@ -15,7 +15,7 @@ from typing import Any
 
 from rlhf.models.loading import load_policy
 from rlhf_cli.main import main
-from rlhf_cli.pipeline.digests import Digests
+from rlhf_cli.pipeline.lineage import Digests
 from services.reward.config import ScorerConfig
 from tests.support.real_services import Targets, serving
 

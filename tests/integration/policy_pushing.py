@@ -8,12 +8,11 @@ from pathlib import Path
 import grpc
 import torch
 
-from rlhf.client.push_messages import push_messages
+from rlhf.client.push import push_messages
 from rlhf.models.loading import load_policy
 from rlhf.models.sparse_patch import diff
 from rlhf.models.weights import checkpoint_tensors, load_tensors, tensor_bytes, tensor_info
-from rlhf.pushes import PatchPart, PushHeader, PushResult
-from rlhf.weights import WeightsManifest
+from rlhf.weights import PatchPart, PushHeader, PushResult, WeightsManifest
 from tests.integration.test_policy_service import Service
 
 Weights = dict[str, torch.Tensor]

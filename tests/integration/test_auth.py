@@ -13,8 +13,7 @@ import pytest
 import trustme
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from rlhf.client.channel import open_channel
-from rlhf.client.client_token import TOKEN_VARIABLE
+from rlhf.client.channel import TOKEN_VARIABLE, open_channel
 from rlhf.client.policy import PolicyClient
 from rlhf.client.reward import Reward, RewardClient, ScoreItem
 from rlhf.errors import ConfigError, PermissionDeniedError, UnauthenticatedError

@@ -12,9 +12,8 @@ import pytest
 from rlhf.learning.snapshot import WeightsSnapshot
 from rlhf.models.loading import load_tokenizer, tokenizer_digest
 from rlhf.models.weights import read_checkpoint, tensor_info
-from rlhf.pushes import Encoding
 from rlhf.rollout import Prompt, Rollout, Sampling
-from rlhf.weights import WeightsManifest
+from rlhf.weights import Encoding, WeightsManifest
 from services.trainer.config.sections import ServicesConfig
 from services.trainer.fleet.dispatch import Dispatcher
 from services.trainer.fleet.fleet import Fleet

@@ -15,9 +15,9 @@ import torch
 
 from rlhf.models.loading import load_policy, load_tokenizer
 from rlhf_cli.local.supervisor import free_ports
+from services.reward.scorers.config import JudgeConfig
 from services.reward.scorers.judge.prompts import Question, pairwise_question, pointwise_question
 from services.reward.scorers.judge.scorer import JudgeScorer, build_judge_scorer
-from services.reward.scorers.judge_config import JudgeConfig
 from services.reward.scorers.scorer import ErrorCode, ScoreError, TextPair
 
 pytestmark = [pytest.mark.exhaustive, pytest.mark.vllm]

@@ -18,14 +18,15 @@ from transformers import AutoModelForCausalLM
 
 from rlhf.errors import ConfigError
 from services.reward.config import ScorerConfig
-from services.trainer.config.offline_dpo import (
+from services.trainer.config.offline import (
     DpoConfig,
     DpoDataConfig,
     DpoOptimizerConfig,
     DpoReferenceConfig,
     DpoRunConfig,
+    FitConfig,
+    OfflineModelConfig,
 )
-from services.trainer.config.offline_fit import FitConfig, OfflineModelConfig
 from services.trainer.config.sections import CheckpointConfig
 from services.trainer.offline.dpo.train import run_dpo
 from tests.support.real_services import serving

@@ -18,10 +18,9 @@ from rlhf.models.loading import load_policy
 from rlhf.models.sequences import pad_sequences
 from rlhf.models.token_scores import completion_logprobs
 from rlhf.models.weights import checkpoint_manifest, checkpoint_tensors, model_manifest, tensor_bytes
-from rlhf.pushes import PushHeader
 from rlhf.rollout import Prompt, Rollout, Sampling
 from rlhf.v1 import policy_pb2, policy_pb2_grpc
-from rlhf.weights import WeightsManifest
+from rlhf.weights import PushHeader, WeightsManifest
 from services.policy.config import LimitsConfig, ModelConfig, PolicyConfig, PolicyServerConfig, TransformersConfig
 from services.policy.server import make_engine, make_server
 

@@ -13,7 +13,7 @@ from rlhf.errors import DeadlineExceededError, NotReadyError, ServiceError
 from rlhf.learning.snapshot import SparsePatch, WeightsSnapshot
 from rlhf.models.loading import load_policy
 from rlhf.models.sparse_patch import diff
-from rlhf.pushes import ForwardedPush, PatchPart, PushResult
+from rlhf.weights import ForwardedPush, PatchPart, PushResult
 from services.trainer.fleet.push import Outcome, push_chain
 from tests.integration.policy_pushing import Weights, changed, manifest_of, weights_of
 from tests.integration.test_policy_service import Service, serving

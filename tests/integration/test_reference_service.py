@@ -23,8 +23,7 @@ from rlhf.serving.batching.limits import BatchLimitsConfig
 from rlhf.serving.serving import ServiceServer
 from rlhf.v1 import reference_pb2, reference_pb2_grpc
 from services.reference.config import ModelConfig, ReferenceServerConfig
-from services.reference.core import ReferenceCore
-from services.reference.metrics import ReferenceMetrics
+from services.reference.core import ReferenceCore, ReferenceMetrics
 from services.reference.server import FULL_NAME, build_scorer
 from services.reference.servicer import ReferenceServicer
 from tests.support.tiny_model import VOCAB_SIZE

@@ -11,7 +11,7 @@ from tokenizers.processors import TemplateProcessing
 
 from rlhf.models.loading import load_tokenizer
 from services.reward.scorers.scorer import Item, RawPair
-from services.reward.scorers.tokenizing import PairTokenizer
+from services.reward.scorers.text import PairTokenizer
 from tests.support.http_service import ANSWERS, PROMPTS, QUERIES, QUESTIONS, known, length_rule, served
 from tests.support.number_scorer import NumberScorer
 from tests.support.tiny_model import PAD_ID

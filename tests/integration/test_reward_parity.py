@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from rlhf.client.adapters.gathering import close_gatherers
+from rlhf.client.adapters.scoring import close_gatherers
 from rlhf.client.adapters.trl import make_async_reward
 from rlhf.client.adapters.verl import compute_score
 from rlhf.client.reward import Reward, RewardClient, RewardError, ScoreItem

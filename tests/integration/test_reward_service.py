@@ -19,8 +19,8 @@ import torch
 from prometheus_client import CollectorRegistry
 from transformers import AutoModelForSequenceClassification
 
+from rlhf.client.base import call_when_available
 from rlhf.client.reward import Reward, RewardClient, RewardError, ScoreItem
-from rlhf.client.waiting import call_when_available
 from rlhf.errors import ConfigError, InvalidRequestError, NotReadyError, OverloadedError
 from rlhf.models.loading import load_tokenizer, tokenizer_digest
 from rlhf.serving.serving import ServiceServer

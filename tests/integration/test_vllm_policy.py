@@ -33,9 +33,9 @@ from rlhf.models.policy_model import PolicyModel
 from rlhf.models.sequences import pad_sequences
 from rlhf.models.token_scores import completion_logprobs
 from rlhf.models.weights import checkpoint_manifest, checkpoint_tensors, model_manifest, tensor_bytes
-from rlhf.pushes import Encoding, PushHeader
 from rlhf.rollout import Prompt, Rollout, Sampling
 from rlhf.v1 import policy_pb2, policy_pb2_grpc
+from rlhf.weights import Encoding, PushHeader
 from services.trainer.config.sections import OptimizerConfig
 
 pytestmark = pytest.mark.vllm

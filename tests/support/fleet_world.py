@@ -13,8 +13,7 @@ from rlhf.learning.ranks import Ranks
 from rlhf.learning.snapshot import SparsePatch, WeightsSnapshot
 from rlhf.models.sparse_patch import diff
 from rlhf.models.weights import tensor_info
-from rlhf.pushes import PatchPart
-from rlhf.weights import WeightsManifest
+from rlhf.weights import PatchPart, WeightsManifest
 from services.trainer.config.sections import ServicesConfig
 from services.trainer.fleet.fleet import Fleet
 from services.trainer.fleet.metrics import FleetMetrics

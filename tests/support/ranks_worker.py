@@ -12,16 +12,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rlhf.algorithms.preference import bradley_terry_loss
+from rlhf.errors import RunError
 from rlhf.learning.ranks import Ranks, join_ranks
 from rlhf.learning.trained_model import TrainedModel
-from rlhf.models.activation_checkpointing import enable_activation_checkpointing
-from rlhf.models.loading import load_policy, load_tokenizer
+from rlhf.models.loading import enable_activation_checkpointing, load_policy, load_tokenizer
 from rlhf.models.policy_model import PolicyModel
 from rlhf.models.scalar_model import ScalarModel
 from rlhf.models.sequences import pad_sequences
 from rlhf.models.token_scores import sequence_scores
-from rlhf.run_errors import RunError
-from rlhf.threads import end_rank
+from rlhf.process import end_rank
 from services.trainer.config.sections import LoraConfig, OptimizerConfig
 from services.trainer.state.checkpoint import CheckpointFolder
 

@@ -18,8 +18,7 @@ from services.policy.config import PolicyConfig, PolicyServerConfig, Transformer
 from services.policy.server import make_engine, make_server
 from services.reference.config import ModelConfig as ReferenceModelConfig
 from services.reference.config import ReferenceServerConfig
-from services.reference.core import ReferenceCore
-from services.reference.metrics import ReferenceMetrics
+from services.reference.core import ReferenceCore, ReferenceMetrics
 from services.reference.server import FULL_NAME as REFERENCE_NAME
 from services.reference.server import build_scorer as build_reference_scorer
 from services.reference.servicer import ReferenceServicer

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from rlhf.client.adapters import verifiers as adapter
-from rlhf.client.adapters.gathering import close_gatherers
+from rlhf.client.adapters.scoring import close_gatherers
 
 Pairs = list[tuple[str, str]]
 

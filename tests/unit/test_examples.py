@@ -7,9 +7,7 @@ from rlhf.data.chat import load_chat_examples
 from rlhf.data.preferences import TIED, load_preferences
 from rlhf.data.prompts import load_prompts
 from services.reward.config import RewardConfig
-from services.trainer.config.offline_dpo import DpoRunConfig
-from services.trainer.config.offline_reward_model import RewardModelRunConfig
-from services.trainer.config.offline_sft import SftRunConfig
+from services.trainer.config.offline import DpoRunConfig, RewardModelRunConfig, SftRunConfig
 from services.trainer.config.online import RUN_CONFIGS
 from tests.support.paths import ROOT
 from tests.support.tiny_model import make_tiny_tokenizer

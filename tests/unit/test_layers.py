@@ -30,14 +30,16 @@ def test_an_import_that_is_planted_upward_is_found(tmp_path: Path):
     for name, text in {
         "rlhf/models/loading.py": "from rlhf.learning.ppo import Ppo\n",
         "rlhf/learning/ppo.py": "from rlhf.models.loading import load_policy\n",
-        "rlhf/client/reward.py": "from rlhf.serving.config import Port\n",
+        "rlhf/client/reward.py": "from rlhf.serving.probe import ask_health\n",
+        "rlhf/serving/probe.py": "",
         "services/policy/server.py": "from services.reward.server import main\n",
+        "services/reward/server.py": "",
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     house = House(tmp_path)
     assert imports_upward(house) == [
-        "rlhf/client/reward.py imports rlhf.serving.config",
+        "rlhf/client/reward.py imports rlhf.serving.probe",
         "rlhf/models/loading.py imports rlhf.learning.ppo",
         "services/policy/server.py imports services.reward.server",
     ]

@@ -6,11 +6,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from statistics import fmean
 from typing import Any, TypeAlias
 
-from rlhf.client.adapters.gathering import close_gatherers, gatherer_for
-from rlhf.client.adapters.items import Text, make_item
-from rlhf.client.adapters.scoring import Patience
-from rlhf.client.loop_thread import LoopThread
+from rlhf.client.adapters.scoring import Patience, Text, close_gatherers, gatherer_for, make_item
 from rlhf.client.reward import Reward, RewardError
+from rlhf.client.sync import LoopThread
 
 logger = logging.getLogger(__name__)
 

@@ -3,9 +3,7 @@
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from rlhf.client.adapters.gathering import gatherer_for
-from rlhf.client.adapters.items import Text, make_item
-from rlhf.client.adapters.scoring import NoRewardError, Patience
+from rlhf.client.adapters.scoring import NoRewardError, Patience, Text, gatherer_for, make_item
 from rlhf.client.reward import Reward, RewardError
 from rlhf.errors import ServiceError
 

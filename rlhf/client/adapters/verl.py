@@ -10,11 +10,9 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from rlhf.client.adapters.gathering import gatherer_for
-from rlhf.client.adapters.items import Text, make_item
-from rlhf.client.adapters.scoring import NoRewardError, Patience
-from rlhf.client.loop_thread import LoopThread
+from rlhf.client.adapters.scoring import NoRewardError, Patience, Text, gatherer_for, make_item
 from rlhf.client.reward import RewardError
+from rlhf.client.sync import LoopThread
 from rlhf.errors import InvalidRequestError
 
 PROMPT_KEYS = ("question", "prompt", "raw_prompt")

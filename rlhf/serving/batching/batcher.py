@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from rlhf.errors import InternalError, NotReadyError, OverloadedError
-from rlhf.serving.batching.batch_plan import batch_of_first
-from rlhf.serving.batching.fair_queue import FairQueue, Waiting
-from rlhf.serving.batching.pace import Pace
+from rlhf.serving.batching.queue import FairQueue, Pace, Waiting, batch_of_first
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -16,7 +16,7 @@ from rlhf.client.tls import ssl_context_for_http
 from rlhf.errors import ConfigError
 from rlhf.serving.calls import CallGuard
 from rlhf.serving.http.calls import CERTIFICATE_NAMES_KEY
-from rlhf.serving.logs import get_logger
+from rlhf.serving.telemetry import get_logger
 from services.reward.config import HttpConfig
 from services.reward.core import RewardCore
 from services.reward.http import make_app

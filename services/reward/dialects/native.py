@@ -17,11 +17,15 @@ from services.reward.dialects.native_models import (
     ComponentReward,
     ErrorResult,
     ItemError,
+    LoadModelAnswer,
+    LoadModelBody,
+    Model,
+    ReportAnswer,
+    RewardReport,
     RewardResult,
     ScoreAnswer,
     ScoreBody,
 )
-from services.reward.dialects.served_models import LoadModelAnswer, LoadModelBody, Model, ReportAnswer, RewardReport
 from services.reward.scorers.scorer import Outcome, Score, ScoreError
 
 ERRORS: dict[int | str, dict[str, Any]] = {

@@ -1,11 +1,32 @@
-"""Rewards for the wire formats of others, which have no room for an item's error: then the whole call has it."""
+"""Messages of a conversation, as the wire formats of others have them."""
 
 from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, FailFast, RootModel
 
 from rlhf.serving.calls import current_caller
 from rlhf.serving.http.errors import ItemRefusedError, ItemUnavailableError
 from services.reward.core import RewardCore
-from services.reward.scorers.scorer import ErrorCode, Item, Outcome, Score, ScoreError
+from services.reward.scorers.scorer import ChatMessage, ErrorCode, Item, Outcome, Score, ScoreError
+
+
+class WireMessage(BaseModel):
+    """One message. Other fields, such as tool calls, are not read."""
+
+    model_config = ConfigDict(strict=True)
+
+    role: str
+    content: str
+
+
+class WireMessages(RootModel[Annotated[list[WireMessage], FailFast()]]):
+    """Messages of a conversation, oldest first."""
+
+    def chat_messages(self) -> tuple[ChatMessage, ...]:
+        """Returns them as scorers have them."""
+        return tuple(ChatMessage(message.role, message.content) for message in self.root)
+
 
 RETRYABLE = frozenset({ErrorCode.TIMEOUT, ErrorCode.UNAVAILABLE})
 

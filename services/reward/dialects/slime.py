@@ -8,9 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 from rlhf.serving.http.calls import GuardedRoute
 from services.reward.core import RewardCore
-from services.reward.dialects.messages import WireMessages
 from services.reward.dialects.native import ERRORS
-from services.reward.dialects.rewards import rewards_of
+from services.reward.dialects.rewards import WireMessages, rewards_of
 from services.reward.scorers.scorer import ChatMessage, Conversation, Item, RawPair, TextPair
 
 

@@ -11,10 +11,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchem
 
 from rlhf.serving.http.calls import GuardedRoute
 from services.reward.core import RewardCore
-from services.reward.dialects.messages import WireMessages
 from services.reward.dialects.native import ERRORS
 from services.reward.dialects.native_models import INT32_MAX
-from services.reward.dialects.rewards import rewards_of
+from services.reward.dialects.rewards import WireMessages, rewards_of
 from services.reward.scorers.scorer import Conversation, Item, RawPair, TokenSequence
 
 LABEL = "LABEL_0"

@@ -8,6 +8,7 @@ from threading import Lock
 from typing import Any
 
 from rlhf.errors import ConfigError
+from services.reward.scorers.config import ComponentConfig, PartConfig, ScorerConfig
 from services.reward.scorers.rules import (
     MAX_SENTIMENT_CHARACTERS,
     Decoder,
@@ -17,7 +18,6 @@ from services.reward.scorers.rules import (
     sentiment_rule,
 )
 from services.reward.scorers.scorer import Scorer
-from services.reward.scorers.scorer_config import ComponentConfig, PartConfig, ScorerConfig
 from services.reward.scorers.sum import Component, SumScorer
 
 KINDS_THAT_WAIT = frozenset({"judge", "python"})
@@ -82,8 +82,7 @@ def _build_rule(config: PartConfig, decoder: Decoder | None) -> Scorer[Any]:
 def _build_ensemble(config: PartConfig) -> Scorer[Any]:
     for path in config.paths:
         _require_directory("scorer.paths", path)
-    from services.reward.scorers.ensemble_scorer import EnsembleScorer
-    from services.reward.scorers.model import load_model_scorer
+    from services.reward.scorers.model import EnsembleScorer, load_model_scorer
 
     members = [load_model_scorer(config.model_copy(update={"path": path}), "scorer.paths") for path in config.paths]
     return EnsembleScorer(members, config.combine, config.std_coef)
@@ -93,7 +92,7 @@ def _load_decoder(config: PartConfig) -> Decoder | None:
     if not config.tokenizer:
         return None
     _require_directory("scorer.tokenizer", config.tokenizer)
-    from services.reward.scorers.tokenizing import PairTokenizer
+    from services.reward.scorers.text import PairTokenizer
 
     return PairTokenizer(config.tokenizer, "scorer.tokenizer")
 

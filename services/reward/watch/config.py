@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from rlhf.config import Section
-from services.reward.scorers.scorer_config import ScorerConfig
+from services.reward.scorers.config import ScorerConfig
 
 
 class ThresholdsConfig(Section):

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
 
-from rlhf.statistics import spearman
+from rlhf.statistics import Bins, mean_of, quantiles_of, spearman, std_of
 from services.reward.watch.config import WatchConfig
 from services.reward.watch.report import Report, warnings_of
-from services.reward.watch.watch_statistics import Bins, mean_of, quantiles_of, std_of
 
 _QUANTILES = (0.1, 0.5, 0.9)
 

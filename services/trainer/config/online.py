@@ -27,14 +27,15 @@ from services.trainer.config.online_sections import (
 )
 from services.trainer.config.sections import (
     CheckpointConfig,
+    EvaluationConfig,
     LoraConfig,
     OptimizerConfig,
     PromptsConfig,
     SamplingConfig,
     ServicesConfig,
     TrainerServerConfig,
+    WatchConfig,
 )
-from services.trainer.config.watch_sections import EvaluationConfig, WatchConfig
 
 LAG_IMPORTANCE_CAP = 2.0
 """loss.importance_cap where older versions of the policy may have sampled, unless the configuration says another."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import ConfigError
-from services.trainer.evaluation.intervals import MeanWithInterval
+from rlhf.statistics import MeanWithInterval
 
 START = "start"
 """The family of the policy that training began with."""

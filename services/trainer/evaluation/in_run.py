@@ -17,14 +17,14 @@ from rlhf.client.tasks import task_group
 from rlhf.errors import ServiceError
 from rlhf.learning.ranks import Ranks
 from rlhf.rollout import Sampling
+from rlhf.statistics import MeanWithInterval
 from services.trainer.config.online import OnlineRunConfig
 from services.trainer.evaluation.evaluate import questions_of, rows_of, summarise
-from services.trainer.evaluation.intervals import MeanWithInterval
 from services.trainer.fleet.peers import TRAINING_REWARD, Peers
 from services.trainer.loading import LoadedRun
 from services.trainer.rollouts.collect import Collected, collect
 from services.trainer.rollouts.scoring import Sample
-from services.trainer.telemetry.late_gauges import LateGauges
+from services.trainer.telemetry.gauges import LateGauges
 from services.trainer.telemetry.step import MetricsFile
 
 GOLD = "gold"

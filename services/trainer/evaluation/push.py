@@ -7,7 +7,7 @@ from rlhf.client.policy import PolicyClient
 from rlhf.errors import ConfigError
 from rlhf.models.loading import DtypeName, load_policy
 from rlhf.models.weights import checkpoint_tensors, model_manifest, tensor_bytes
-from rlhf.pushes import PushHeader
+from rlhf.weights import PushHeader
 
 DTYPES: dict[str, DtypeName] = {"BF16": "bfloat16", "F32": "float32"}
 """By the name that a policy service reports."""

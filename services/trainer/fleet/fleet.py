@@ -10,15 +10,14 @@ from prometheus_client import CollectorRegistry
 from rlhf.errors import ConfigError
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.snapshot import WeightsSnapshot
-from rlhf.pushes import Encoding
+from rlhf.weights import Encoding
 from services.trainer.config.sections import ServicesConfig
-from services.trainer.fleet.delivery import deliver_chain
 from services.trainer.fleet.discovery import discover
-from services.trainer.fleet.members import Members
+from services.trainer.fleet.keeper import Members
 from services.trainer.fleet.metrics import FleetMetrics
 from services.trainer.fleet.orders import Orders, Publication
-from services.trainer.fleet.patience import Patience
-from services.trainer.fleet.replica import Replica, State
+from services.trainer.fleet.push import deliver_chain
+from services.trainer.fleet.replica import Patience, Replica, State
 
 
 class Fleet:

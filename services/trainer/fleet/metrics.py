@@ -1,12 +1,13 @@
 """The fleet on Prometheus: pushes, replicas, and what became of prompts. Tests pass their own registry."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
 
-from rlhf.serving.metrics import SECONDS_BUCKETS
+from rlhf.serving.telemetry import SECONDS_BUCKETS
 from services.trainer.fleet.replica import Replica, State
-from services.trainer.lag_histogram import LagHistogram
 
 STATES: tuple[State, ...] = ("joining", "ready", "away", "set_aside")
 
@@ -75,3 +76,36 @@ class FleetMetrics:
         """Removes what is shown of a replica that is no longer of the fleet."""
         for metric in (self.push_failures, self.replica_pause_seconds, self.replica_version, self.push_bytes):
             metric.remove_by_labels({"replica": target})
+
+
+MAX_LAG = 16
+"""The largest training.max_policy_lag."""
+
+
+class LagHistogram(Collector):
+    """Counts tokens trained on by how many versions the weights that sampled them were behind.
+
+    A step has many tokens and few lags: prometheus_client's own histogram would be told of each token by itself.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._counts = [0] * (MAX_LAG + 1)
+        registry.register(self)
+
+    def add(self, lags: Mapping[int, int]) -> None:
+        """Adds a step's tokens: how many were how far behind."""
+        for lag, count in lags.items():
+            self._counts[min(max(lag, 0), MAX_LAG)] += count
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """Yields the histogram as it stands."""
+        buckets, total = [], 0
+        for lag, count in enumerate(self._counts):
+            total += count
+            buckets.append((str(float(lag)), float(total)))
+        yield HistogramMetricFamily(
+            "rlhf_trainer_policy_lag",
+            "Tokens trained on, by how many versions the weights that sampled them were behind.",
+            buckets=[*buckets, ("+Inf", float(total))],
+            sum_value=float(sum(lag * count for lag, count in enumerate(self._counts))),
+        )

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rlhf.learning.snapshot import WeightsSnapshot
-from rlhf.pushes import Encoding
+from rlhf.weights import Encoding
 from services.trainer.config.sections import ServicesConfig
 from services.trainer.fleet.metrics import FleetMetrics
 from services.trainer.fleet.replica import Replica, State

@@ -3,17 +3,16 @@
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Self, TypeVar
 
-from rlhf.client.base import ServiceClient
+from rlhf.client.base import ServiceClient, call_when_available
 from rlhf.client.reference import ReferenceClient
 from rlhf.client.reward import RewardClient
-from rlhf.client.waiting import call_when_available
 from rlhf.learning.ranks import Ranks
 from rlhf.serving.calls import clean_name
 from services.trainer.config.sections import ServicesConfig
-from services.trainer.fleet.delivery import require_tokenizer
 from services.trainer.fleet.dispatch import Dispatcher
 from services.trainer.fleet.fleet import Fleet
 from services.trainer.fleet.metrics import FleetMetrics
+from services.trainer.fleet.push import require_tokenizer
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from typing import Any
 from blake3 import blake3
 
 from rlhf.errors import ConfigError
-from services.trainer.config.offline_fit import FitConfig
+from services.trainer.config.offline import FitConfig
 
 
 def steps_per_epoch(num_examples: int, config: FitConfig) -> int:

@@ -11,13 +11,11 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.errors import ConfigError
 from rlhf.learning.ranks import Ranks, join_ranks
 from rlhf.learning.trained_model import TrainedModel
-from rlhf.memory import keep_freed_memory
-from rlhf.models.activation_checkpointing import enable_activation_checkpointing
-from rlhf.models.devices import resolve_device
-from rlhf.models.loading import load_policy, load_tokenizer
+from rlhf.models.loading import enable_activation_checkpointing, load_policy, load_tokenizer, resolve_device
 from rlhf.models.policy_model import PolicyModel
-from rlhf.serving.logs import configure_logging
-from services.trainer.config.offline_fit import PolicyRunConfig
+from rlhf.process import keep_freed_memory
+from rlhf.serving.telemetry import configure_logging
+from services.trainer.config.offline import PolicyRunConfig
 from services.trainer.offline.fit import FitRun, Task, fit
 from services.trainer.offline.order import num_steps
 from services.trainer.state.checkpoint import write_directory

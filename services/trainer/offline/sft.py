@@ -9,16 +9,15 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.algorithms.masking import select
-from rlhf.data.chat import load_chat_examples
-from rlhf.data.chat_masks import ChatExample
+from rlhf.data.chat import ChatExample, load_chat_examples
 from rlhf.data.preferences import split_by_prompt
 from rlhf.learning.ranks import Ranks
+from rlhf.models.loading import max_positions
 from rlhf.models.policy_model import PolicyModel
 from rlhf.models.sequences import pad_sequences
 from rlhf.models.token_scores import completion_logprobs
-from services.trainer.config.offline_sft import SftRunConfig
+from services.trainer.config.offline import SftRunConfig
 from services.trainer.offline.policy_training import PolicyData, train_policy
-from services.trainer.offline.positions import max_positions
 
 
 class SftTask:

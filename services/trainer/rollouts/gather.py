@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf.errors import NotReadyError, ServiceError
+from rlhf.errors import NotReadyError, RunError, ServiceError
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.sample import decode_sample, encode_sample
-from rlhf.run_errors import RunError
 from services.trainer.rollouts.scoring import Sample
 
 

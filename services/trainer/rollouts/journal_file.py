@@ -15,7 +15,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from rlhf.run_errors import RunError
+from rlhf.errors import RunError
 
 FORMAT_VERSION = 1
 CHECKSUM_DIGITS = 16

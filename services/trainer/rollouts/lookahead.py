@@ -22,10 +22,9 @@ from rlhf.rollout import Prompt, Sampling
 from services.trainer.config.online import OnlineRunConfig
 from services.trainer.fleet.peers import Peers
 from services.trainer.fleet.publishing import Publishing
-from services.trainer.rollouts.collect import Collected, Collection
+from services.trainer.rollouts.collect import Collected, Collection, collect_groups
 from services.trainer.rollouts.gather import Part
 from services.trainer.rollouts.journal import Journal, StepJournal
-from services.trainer.rollouts.refill import collect_groups
 from services.trainer.rollouts.scoring import Sample
 
 TOO_OLD = "policy_too_old"

@@ -10,9 +10,8 @@ from typing import TypeVar
 from rlhf.client.reference import LogprobsItem
 from rlhf.client.reward import Reward, RewardClient, RewardError, ScoreItem
 from rlhf.client.tasks import task_group
-from rlhf.errors import InternalError, NotReadyError
+from rlhf.errors import InternalError, NotReadyError, RunError
 from rlhf.rollout import Rollout
-from rlhf.run_errors import RunError
 from services.trainer.fleet.peers import TRAINING_REWARD, Peers
 
 T = TypeVar("T")

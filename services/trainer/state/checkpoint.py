@@ -19,10 +19,9 @@ from typing import Any, Literal, Self
 from blake3 import blake3
 from transformers import AutoConfig
 
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, RunError
 from rlhf.learning.ranks import Ranks
-from rlhf.run_errors import RunError
-from rlhf.serving.logs import get_logger
+from rlhf.serving.telemetry import get_logger
 from services.trainer.config.sections import CheckpointConfig
 
 log = get_logger(__name__)

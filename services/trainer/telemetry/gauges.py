@@ -1,16 +1,47 @@
-"""What Prometheus may know of a run besides its steps: how it stands, what it was asked for, and its disk."""
+"""Gauges that have no sample before there is something to say."""
 
 import math
 import shutil
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol, get_args
 
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, start_http_server
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
+from rlhf.errors import ConfigError
 from services.trainer.service.control import RunState
+
+
+class LateGauges(Collector):
+    """Has a sample for what is known, and none for the rest: a gauge of 0 would be a reward, or a KL, of 0."""
+
+    def __init__(self, prefix: str, texts: Mapping[str, str], registry: CollectorRegistry) -> None:
+        """Args: prefix: of all names on Prometheus. texts: names without it, and what they mean."""
+        self._prefix, self._texts = prefix, dict(texts)
+        self._values: Mapping[str, float] = {}
+        registry.register(self)
+
+    def set(self, values: Mapping[str, float]) -> None:
+        """Takes over what is known now, instead of what was; names that are not ours are passed over."""
+        self._values = dict(values)
+
+    def describe(self) -> Iterator[GaugeMetricFamily]:
+        """Yields all gauges, without samples."""
+        for name, text in self._texts.items():
+            yield GaugeMetricFamily(self._prefix + name, text)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yields the gauges of which something is known."""
+        values = self._values
+        for name, text in self._texts.items():
+            if name in values:
+                yield GaugeMetricFamily(self._prefix + name, text, value=values[name])
 
 
 class Standing(Protocol):
@@ -66,3 +97,68 @@ def _disk(run_dir: Path) -> tuple[float, float]:
     except OSError:
         return math.nan, math.nan
     return usage.free, usage.total
+
+
+EVALUATION_METRICS: Mapping[str, str] = MappingProxyType(
+    {
+        "step": "Steps that the policy had taken when it was evaluated last.",
+        "reward_mean": "Mean reward of the completions of held-out prompts, by the run's own reward service.",
+        "gold_reward_mean": "Mean reward of the same by the gold reward service; no sample while that is away.",
+        "kl": "KL of the same to the reference, estimated by k1: mean over completions, in nats per completion.",
+        "completion_tokens_mean": "Mean tokens of the same.",
+    }
+)
+"""What an evaluation tells, with meaning and unit. On Prometheus each is rlhf_trainer_evaluation_<name>."""
+
+
+def evaluation_gauges(registry: CollectorRegistry) -> LateGauges:
+    """Returns the gauges; what the newest evaluation did not know has no sample."""
+    return LateGauges("rlhf_trainer_evaluation_", EVALUATION_METRICS, registry)
+
+
+class FitMetrics(Collector):
+    """The metrics of the newest step, whichever the training has, as rlhf_trainer_<name>."""
+
+    def __init__(self, run_name: str, algorithm: str, num_steps: int) -> None:
+        self.run_name, self.algorithm, self.num_steps = run_name, algorithm, num_steps
+        self.state: RunState = "running"
+        self.last_step_time = datetime.now(UTC)
+        """When the last step ended; the start of this process while it has ended none."""
+        self._newest: Mapping[str, float] = {}
+
+    def observe(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Takes over a finished step; what was held out and is not measured in every step stays."""
+        self.last_step_time = datetime.now(UTC)
+        self._newest = {**self._newest, **metrics, "step": step}
+
+    def describe(self) -> Iterator[GaugeMetricFamily]:
+        """Yields nothing: the metrics are those that the steps will bring."""
+        yield from ()
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yields the newest value of each metric."""
+        for name, value in self._newest.items():
+            yield GaugeMetricFamily(f"rlhf_trainer_{name}", "As in metrics.jsonl (docs/training.md).", value=value)
+
+
+@contextmanager
+def served(metrics: FitMetrics, run_dir: Path, port: int | None) -> Iterator[FitMetrics]:
+    """Serves the metrics on a port while the block runs; None serves none. Raises: ConfigError if it is taken."""
+    if port is None:
+        yield metrics
+        return
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    registry.register(metrics)
+    register_run_gauges(metrics, run_dir, registry)
+    try:
+        server, _ = start_http_server(port, registry=registry)
+    except OSError:
+        raise ConfigError(
+            f"server.metrics_port is {port}: already in use; stop the process that has it, or take another"
+        ) from None
+    try:
+        yield metrics
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -9,11 +9,10 @@ from statistics import fmean
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 
 from rlhf.statistics import spearman
-from services.trainer.evaluation.gauges import evaluation_gauges
 from services.trainer.fleet.metrics import FleetMetrics
 from services.trainer.fleet.orders import Publication
 from services.trainer.rollouts.collect import Collected
-from services.trainer.telemetry.late_gauges import LateGauges
+from services.trainer.telemetry.gauges import LateGauges, evaluation_gauges
 
 
 def describe_step(

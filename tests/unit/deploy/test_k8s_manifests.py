@@ -9,7 +9,7 @@ from services.policy.config import PolicyServerConfig
 from services.reference.config import ReferenceServerConfig
 from services.reward.config import HttpConfig, RewardServerConfig
 from services.trainer.config.sections import TrainerServerConfig
-from services.trainer.fleet import endpoints
+from services.trainer.fleet import kubernetes as endpoints
 from services.trainer.fleet.discovery import check_entry
 from tests.support.manifests import K8S, Document, Pod, allowed_calls, base_documents, named, parse, pods, references
 

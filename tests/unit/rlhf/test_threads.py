@@ -4,11 +4,11 @@ import os
 import subprocess
 import sys
 
-from rlhf.threads import end_rank
+from rlhf.process import end_rank
 
 SCRIPT = """
 import atexit
-from rlhf.threads import end_rank
+from rlhf.process import end_rank
 atexit.register(print, "shutting down")
 print("last words")
 end_rank(3)

@@ -2,7 +2,7 @@
 
 import stat
 
-from rlhf.client.client_token import TOKEN_VARIABLE, token_source
+from rlhf.client.channel import TOKEN_VARIABLE, token_source
 from rlhf.serving.auth import ListedClients, read_clients
 from rlhf.serving.calls import CallCredentials
 from rlhf_cli.main import main

@@ -8,11 +8,11 @@ from typing import Any
 from blake3 import blake3
 
 from rlhf.errors import ConfigError
-from rlhf.serving.logs import get_logger
+from rlhf.serving.telemetry import get_logger
+from services.reward.scorers.config import PythonScorerConfig
 from services.reward.scorers.isolation import run_isolated
 from services.reward.scorers.item_texts import ItemReader
 from services.reward.scorers.python.process import WorkerEndedError, WorkerProcess, WorkerTimeoutError
-from services.reward.scorers.python_config import PythonScorerConfig
 from services.reward.scorers.rules import Decoder
 from services.reward.scorers.scorer import ErrorCode, Item, ScoreError, ScorerError, ScorerInfo, TextPair
 

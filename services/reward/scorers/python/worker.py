@@ -1,11 +1,16 @@
-"""The process that a user's own scorer runs in: python -m services.reward.scorers.python.worker FD.
+"""What a scorer of your own is: a plain class that needs nothing of this project but, if it wants them, these names.
 
-It reads one JSON object a line and answers each with one. The first says which scorer to make:
-    {"target": "module:Class", "options": {...}, "path": "", "max_memory_mib": 4096} -> {"source": "digest"}
-Each of the others is a call:
-    {"pairs": [["prompt", "completion"], ...]} -> {"rewards": [0.5, {"error": "..."}, ...]}
-What fails as a whole is answered {"error": "..."}, with "spent": true if this process should be used no more.
-It ends when its input closes, and at once when the pipe FD does, whatever the scorer is doing then.
+    class Brevity:
+        def __init__(self, target: int = 100) -> None:      # keyword arguments: scorer.python.options
+            self.target = target
+
+        def score(self, pairs: list[Pair]) -> list[float]:  # one finite number for each pair, in order
+            return [-abs(len(pair.completion) - self.target) / self.target for pair in pairs]
+
+It runs in a process of its own and is called by one thread, with up to scorer.python.batch_items pairs at a time. Where
+it cannot score, it raises: the pairs of that call are then asked one by one, and those that fail again have an error
+instead of a reward. A call that raises leaves the object as it is. One that takes too long, ends the process or runs
+out of memory costs the object: a new one is made. So it should keep nothing that a later call depends on.
 """
 
 import contextlib
@@ -20,11 +25,26 @@ import select
 import signal
 import sys
 import traceback
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
-from services.reward.scorers.user_scorer import Pair, UserScorer
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A prompt and the completion that is to be scored, as text. The prompt may be empty."""
+
+    prompt: str
+    completion: str
+
+
+class UserScorer(Protocol):
+    """What the class has to have."""
+
+    def score(self, pairs: list[Pair]) -> list[float]:
+        """Returns a reward for each pair, in order; higher is better. Raises: whatever it likes."""
+
 
 ENTRY_POINTS = "rlhf.scorers"
 MAX_ERROR_CHARACTERS = 500

@@ -11,7 +11,7 @@ from rlhf.data.chat import EMPTY, TOO_LONG, read_chat_example
 from rlhf.data.preferences import PreferencePair, load_preferences
 from rlhf.data.records import Record, read_records
 from rlhf.errors import ConfigError
-from services.trainer.config.offline_dpo import DpoDataConfig
+from services.trainer.config.offline import DpoDataConfig
 from services.trainer.offline.dpo.reference_logprobs import Ids, PromptedCompletion
 
 Say = Callable[[str], None]

@@ -21,11 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rlhf.client.base import call_when_available
 from rlhf.client.reference import LogprobsItem, ReferenceClient, ReferenceModel
-from rlhf.client.waiting import call_when_available
-from rlhf.errors import ConfigError
-from rlhf.run_errors import RunError
-from services.trainer.config.offline_dpo import DpoReferenceConfig
+from rlhf.errors import ConfigError, RunError
+from services.trainer.config.offline import DpoReferenceConfig
 
 T = TypeVar("T")
 Ids = tuple[int, ...]

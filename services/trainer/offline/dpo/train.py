@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.preferences import split_by_prompt
 from rlhf.learning.ranks import Ranks
-from rlhf.models.loading import tokenizer_digest
-from services.trainer.config.offline_dpo import DpoDataConfig, DpoRunConfig
+from rlhf.models.loading import max_positions, tokenizer_digest
+from services.trainer.config.offline import DpoDataConfig, DpoRunConfig
 from services.trainer.offline.dpo.data import (
     DpoExample,
     KtoExample,
@@ -26,10 +26,8 @@ from services.trainer.offline.dpo.data import (
     with_other_completions,
 )
 from services.trainer.offline.dpo.reference_logprobs import PromptedCompletion, ReferenceLogprobs
-from services.trainer.offline.dpo.tasks import DpoTask
-from services.trainer.offline.kto_task import KtoTask
+from services.trainer.offline.dpo.tasks import DpoTask, KtoTask
 from services.trainer.offline.policy_training import PolicyData, train_policy
-from services.trainer.offline.positions import max_positions
 
 LogpsOf = Callable[[Sequence[PromptedCompletion]], list[float]]
 

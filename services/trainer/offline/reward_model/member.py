@@ -12,18 +12,15 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.preferences import PreferenceGroup
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, StoppedError
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.trained_model import TrainedModel
-from rlhf.models.activation_checkpointing import enable_activation_checkpointing
-from rlhf.models.devices import resolve_device
+from rlhf.models.loading import enable_activation_checkpointing, resolve_device
 from rlhf.models.scalar_model import ScalarModel
-from rlhf.run_errors import StoppedError
-from services.trainer.config.offline_reward_model import RewardModelRunConfig
+from services.trainer.config.offline import RewardModelRunConfig
 from services.trainer.offline.fit import FitRun, fit
 from services.trainer.offline.order import examples_digest, num_steps, steps_per_epoch
-from services.trainer.offline.reward_model.task import RewardModelTask
-from services.trainer.offline.reward_model_scores import normalize
+from services.trainer.offline.reward_model.task import RewardModelTask, normalize
 from services.trainer.state.checkpoint import write_directory
 from services.trainer.telemetry.step import MetricsFile
 

@@ -14,14 +14,12 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.preferences import PreferenceGroup, Preferences, load_preferences, merge_by_prompt, split_by_prompt
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, RunError
 from rlhf.learning.ranks import Ranks, join_ranks
-from rlhf.memory import keep_freed_memory
-from rlhf.models.loading import load_tokenizer, require_model_folder
-from rlhf.run_errors import RunError
-from rlhf.serving.logs import configure_logging
-from services.trainer.config.offline_reward_model import PreferencesConfig, RewardModelRunConfig
-from services.trainer.offline.positions import max_positions
+from rlhf.models.loading import load_tokenizer, max_positions, require_model_folder
+from rlhf.process import keep_freed_memory
+from rlhf.serving.telemetry import configure_logging
+from services.trainer.config.offline import PreferencesConfig, RewardModelRunConfig
 from services.trainer.offline.reward_model.member import Member, MemberFacts, load_member, train_member
 from services.trainer.offline.reward_model.plot import plot_report
 from services.trainer.offline.reward_model.report import (
@@ -33,10 +31,10 @@ from services.trainer.offline.reward_model.report import (
     mean_scores,
     measure_scores,
     probabilities,
+    show_report,
     write_report,
 )
-from services.trainer.offline.reward_model_scores import score_groups
-from services.trainer.offline.reward_model_table import show_report
+from services.trainer.offline.reward_model.task import score_groups
 from services.trainer.state.run_dir import locked
 
 PLOT_FILE = "reward_model_report.png"

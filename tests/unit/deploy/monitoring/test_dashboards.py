@@ -15,13 +15,12 @@ from deploy.monitoring.board import choice
 from deploy.monitoring.build_dashboards import BOARDS, FOLDER, encode
 from deploy.monitoring.queries import DEFAULT, load_dashboard, panel_queries, substitute
 from deploy.monitoring.units import format_value
-from rlhf.serving.metrics import RpcMetrics
+from rlhf.serving.telemetry import RpcMetrics
 from services.policy.metrics import PolicyMetrics
-from services.reference.metrics import ReferenceMetrics
+from services.reference.core import ReferenceMetrics
 from services.reward.metrics import RewardMetrics
-from services.trainer.evaluation.gauges import EVALUATION_METRICS
 from services.trainer.service.control import RunControl
-from services.trainer.telemetry.gauges import register_kl_budget, register_run_gauges
+from services.trainer.telemetry.gauges import EVALUATION_METRICS, register_kl_budget, register_run_gauges
 from services.trainer.telemetry.step import TrainerMetrics
 from services.trainer.telemetry.step_metrics import STEP_METRICS
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.client import renewed
-from rlhf.client.client_token import TOKEN_VARIABLE, token_source
+from rlhf.client import tls as renewed
+from rlhf.client.channel import TOKEN_VARIABLE, token_source
 from rlhf.errors import ConfigError
 
 

@@ -9,11 +9,10 @@ import pytest
 
 from rlhf.client import codec
 from rlhf.client.policy import PolicyClient
-from rlhf.client.push_messages import CHUNK_BYTES
+from rlhf.client.push import CHUNK_BYTES
 from rlhf.errors import RETRY_AFTER_KEY, InvalidRequestError, OverloadedError, PreconditionError
-from rlhf.pushes import ForwardedPush, PatchPart, PushHeader, PushResult
 from rlhf.v1 import policy_pb2, policy_pb2_grpc
-from rlhf.weights import TensorInfo, WeightsManifest
+from rlhf.weights import ForwardedPush, PatchPart, PushHeader, PushResult, TensorInfo, WeightsManifest
 
 MANIFEST = WeightsManifest((TensorInfo("w", "F32", (3,), "d"), TensorInfo("v", "F32", (1_000_000,), "e")))
 RESULT = PushResult(

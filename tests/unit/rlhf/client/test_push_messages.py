@@ -6,10 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf.client import codec
-from rlhf.client.push_messages import CHUNK_BYTES, chunk_message, push_messages
-from rlhf.pushes import PatchPart, PushHeader
+from rlhf.client.push import CHUNK_BYTES, chunk_message, push_messages
 from rlhf.v1 import policy_pb2
-from rlhf.weights import TensorInfo, WeightsManifest
+from rlhf.weights import PatchPart, PushHeader, TensorInfo, WeightsManifest
 
 HEADER = PushHeader(
     policy_version=7,

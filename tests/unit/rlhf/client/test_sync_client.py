@@ -8,9 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from rlhf.client.loop_thread import LoopThread
 from rlhf.client.reward import ComparisonItem, Reward, ScoreItem
-from rlhf.client.sync import SyncRewardClient
+from rlhf.client.sync import LoopThread, SyncRewardClient
 from rlhf.errors import NotReadyError
 from tests.support.fake_text_reward import FakeTextReward
 

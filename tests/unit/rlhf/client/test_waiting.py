@@ -1,8 +1,8 @@
 import pytest
 
-from rlhf.client import waiting
+from rlhf.client import base as waiting
+from rlhf.client.base import call_when_available
 from rlhf.client.reward import RewardClient
-from rlhf.client.waiting import call_when_available
 from rlhf.errors import InvalidRequestError, NotReadyError, OverloadedError
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from rlhf.data.chat import load_chat_examples, read_chat_example
-from rlhf.data.chat_masks import ChatExample
+from rlhf.data.chat import ChatExample, load_chat_examples, read_chat_example
 from rlhf.errors import ConfigError
 from tests.support.tiny_model import EOS_ID, make_tiny_tokenizer
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlhf.data.chat_masks import ChatExample
+from rlhf.data.chat import ChatExample
 from rlhf.learning.batch import collate
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.shaping import RewardShaper

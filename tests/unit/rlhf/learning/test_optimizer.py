@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from rlhf.errors import NonFiniteError
 from rlhf.learning.optimizer import MasterOptimizer, learning_rate_at
-from rlhf.run_errors import NonFiniteError
 from services.trainer.config.sections import OptimizerConfig
 
 

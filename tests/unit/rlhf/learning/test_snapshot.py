@@ -13,8 +13,7 @@ from rlhf.models.loading import load_policy
 from rlhf.models.policy_model import PolicyModel
 from rlhf.models.sparse_patch import decode, new_values
 from rlhf.models.weights import model_manifest
-from rlhf.pushes import PatchPart
-from rlhf.weights import tensor_digest
+from rlhf.weights import PatchPart, tensor_digest
 from services.trainer.config.sections import LoraConfig, OptimizerConfig
 from tests.support.tiny_model import make_tiny_model
 

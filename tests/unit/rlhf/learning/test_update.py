@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from rlhf.errors import NonFiniteError
 from rlhf.learning.batch import collate
 from rlhf.models.token_scores import completion_values
-from rlhf.run_errors import NonFiniteError
 from tests.unit.rlhf.learning.online_updaters import (
     ALGORITHM_NAMES,
     SAMPLES,

@@ -17,7 +17,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from rlhf.models import attention, causal_attention
+from rlhf.models import attention
+from rlhf.models import attention as causal_attention
 from rlhf.models.loading import load_policy
 from rlhf.models.packing import pack_if_possible
 from rlhf.models.sequences import pad_sequences

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from rlhf.models.activation_checkpointing import enable_activation_checkpointing
-from rlhf.models.loading import load_policy
+from rlhf.models.loading import enable_activation_checkpointing, load_policy
 from rlhf.models.policy_model import PolicyModel
 from rlhf.models.sequences import PaddedSequences, pad_sequences
 from rlhf.models.token_scores import completion_logprobs, completion_logprobs_and_values

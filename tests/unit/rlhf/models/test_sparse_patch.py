@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlhf.errors import InvalidRequestError
 from rlhf.models.sparse_patch import BLOCK_ELEMENTS, MAX_ELEMENTS, TensorPatch, decode, diff, new_values
-from rlhf.pushes import PatchPart
+from rlhf.weights import PatchPart
 
 WIDTHS = {"BF16": 2, "F16": 2, "F32": 4}
 TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}

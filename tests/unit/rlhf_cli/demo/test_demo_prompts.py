@@ -3,7 +3,7 @@
 import json
 
 from rlhf_cli.demo import make_prompts
-from rlhf_cli.demo.labeller import SHORT_AND_FINISHED, label_pairs, true_score
+from rlhf_cli.pipeline.labelling import SHORT_AND_FINISHED, label_pairs, true_score
 from services.reward.scorers.rules import pattern_rule
 
 

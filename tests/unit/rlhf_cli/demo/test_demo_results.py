@@ -13,12 +13,12 @@ from rlhf.data.prompts import PromptItem
 from rlhf.rollout import Rollout
 from rlhf.toml_files import to_toml, write_config
 from rlhf_cli.demo.options import DemoOptions
-from rlhf_cli.demo.pairs import with_texts, write_labelled_pairs
 from rlhf_cli.demo.report import write_report
 from rlhf_cli.demo.results import CheckpointCheck, DemoResults, show, verdict
 from rlhf_cli.demo.run_configs import ppo_config, reward_model_config
 from rlhf_cli.local.services_file import ServiceEntry
-from services.trainer.config.offline_reward_model import RewardModelRunConfig
+from rlhf_cli.pipeline.labelling import with_texts, write_labelled_pairs
+from services.trainer.config.offline import RewardModelRunConfig
 from services.trainer.config.online import PpoRunConfig
 from services.trainer.evaluation.evaluate import Evaluation, EvaluationRow, summarise
 from services.trainer.offline.reward_model.report import RewardModelReport

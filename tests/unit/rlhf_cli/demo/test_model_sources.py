@@ -12,9 +12,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 
 from rlhf.errors import ConfigError
 from rlhf.models.loading import load_policy, load_tokenizer, tokenizer_digest
-from rlhf_cli.demo import model_sources
-from rlhf_cli.demo.model_sources import MARKER, FetchError, fetch_model
-from rlhf_cli.demo.small_model import MODEL_FOLDER
+from rlhf_cli.demo import small_model as model_sources
+from rlhf_cli.demo.small_model import MARKER, MODEL_FOLDER, FetchError, fetch_model
 from rlhf_cli.main import main
 
 

@@ -11,9 +11,9 @@ from rich.console import Console
 from rlhf.config import load_toml, load_values
 from rlhf.errors import ConfigError
 from rlhf.toml_files import to_toml
-from rlhf_cli.demo.phases import Phases
 from rlhf_cli.pipeline.config import PipelineConfig
 from rlhf_cli.pipeline.lineage import Lineage
+from rlhf_cli.pipeline.phases import Phases
 from rlhf_cli.pipeline.pipeline import Selection, run_pipeline
 from rlhf_cli.pipeline.plan import Plan, make_plan
 from rlhf_cli.pipeline.stage_work import PipelineWork

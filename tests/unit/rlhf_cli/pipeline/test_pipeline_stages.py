@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.errors import ConfigError
-from rlhf_cli.pipeline.digests import Digests
-from rlhf_cli.pipeline.lineage import Lineage
+from rlhf_cli.pipeline.lineage import Digests, Lineage
 from rlhf_cli.pipeline.stages import Stage, StageError, StageRunner
 
 

@@ -9,9 +9,9 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from rlhf.client import codec
-from rlhf.pushes import PushResult
 from rlhf.serving.probe import LIVE
 from rlhf.v1 import policy_pb2, policy_pb2_grpc
+from rlhf.weights import PushResult
 from services.policy.weights.relay import Forwarder
 
 PATIENCE_SECONDS = 0.4

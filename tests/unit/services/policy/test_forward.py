@@ -4,7 +4,7 @@ from dataclasses import replace
 import grpc
 import pytest
 
-from rlhf.pushes import PatchPart, PushHeader
+from rlhf.weights import PatchPart, PushHeader
 from services.policy.weights.relay import PIECE_BYTES, Forwarder
 from tests.unit.services.policy.chain_replica import (
     PATIENCE_SECONDS,

@@ -6,9 +6,8 @@ from prometheus_client import CollectorRegistry
 from rlhf.errors import NotReadyError, OverloadedError
 from rlhf.rollout import Prompt, Sampling
 from services.policy.config import LimitsConfig
-from services.policy.generator import Generator
+from services.policy.generator import GenerateJob, Generator
 from services.policy.metrics import PolicyMetrics
-from services.policy.requests import GenerateJob
 from services.policy.updater import WeightUpdater
 from tests.unit.services.policy.fake_engine import FakeEngine
 

@@ -7,11 +7,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from rlhf.errors import InvalidRequestError, NotReadyError, PreconditionError
-from rlhf.pushes import PushHeader
+from rlhf.weights import PushHeader
 from services.policy.config import LimitsConfig
 from services.policy.metrics import PolicyMetrics
-from services.policy.updater import ServedWeights, WeightUpdater
-from services.policy.weights.incoming import PushChunk, PushCommit, PushPart
+from services.policy.updater import PushChunk, PushCommit, PushPart, ServedWeights, WeightUpdater
 from services.policy.weights.memory_file import WeightsFile
 from tests.unit.services.policy.fake_engine import INFO, LOADED, FakeEngine, manifest_of, read_staged
 from tests.unit.services.policy.test_patch_stage import HEADER, NEW, PATCH

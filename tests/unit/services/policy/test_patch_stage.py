@@ -7,7 +7,7 @@ import torch
 
 from rlhf.errors import InvalidRequestError
 from rlhf.models.sparse_patch import TensorPatch, diff
-from rlhf.pushes import PatchPart, PushHeader
+from rlhf.weights import PatchPart, PushHeader
 from services.policy.weights.memory_file import WeightsFile
 from services.policy.weights.patch import PatchStage
 from tests.unit.services.policy.fake_engine import LOADED, manifest_of, read_patch, read_staged

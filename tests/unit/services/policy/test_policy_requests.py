@@ -5,7 +5,7 @@ import pytest
 from rlhf.errors import InvalidRequestError, PreconditionError
 from rlhf.rollout import Prompt, Sampling
 from services.policy.config import LimitsConfig
-from services.policy.requests import GenerateJob, check_job
+from services.policy.generator import GenerateJob, check_job
 from tests.unit.services.policy.fake_engine import INFO
 
 LIMITS = LimitsConfig(max_prompts=4, max_in_flight=10)

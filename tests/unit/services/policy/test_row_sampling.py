@@ -3,7 +3,7 @@ import math
 import torch
 
 from services.policy.engine import SampleParams
-from services.policy.row_sampling import Row, pad_left, sample_next
+from services.policy.hf_engine import Row, pad_left, sample_next
 
 
 def row(temperature: float, seed: int = 0, max_new_tokens: int = 5) -> Row:

@@ -6,11 +6,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from rlhf.errors import InvalidRequestError, NotReadyError, OverloadedError, PreconditionError
-from rlhf.pushes import PushHeader, PushResult
+from rlhf.weights import PushHeader, PushResult
 from services.policy.config import LimitsConfig
 from services.policy.metrics import PolicyMetrics
-from services.policy.updater import ServedWeights, WeightUpdater
-from services.policy.weights.incoming import PushChunk, PushCommit
+from services.policy.updater import PushChunk, PushCommit, ServedWeights, WeightUpdater
 from tests.unit.services.policy.fake_engine import LOADED, FakeEngine, manifest_of
 
 NEW = {"a": b"\x05" * 12, "b": b"\x06" * 8}

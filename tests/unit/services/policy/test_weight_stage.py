@@ -6,8 +6,8 @@ import pytest
 from rlhf.errors import InvalidRequestError
 from rlhf.weights import WeightsManifest
 from services.policy.weights.full import FullStage
-from services.policy.weights.manifest_check import check_manifest
 from services.policy.weights.memory_file import aligned_offsets
+from services.policy.weights.served_copy import check_manifest
 from tests.unit.services.policy.fake_engine import manifest_of
 
 TENSORS = {"b": bytes(range(20)), "a": bytes(range(100, 180)), "c": b"last"}

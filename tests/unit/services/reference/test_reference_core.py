@@ -12,8 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from rlhf.errors import InternalError, InvalidRequestError, NotReadyError, OverloadedError
 from rlhf.serving.batching.limits import BatchLimitsConfig
-from services.reference.core import Completion, ReferenceCore, ReferenceInfo
-from services.reference.metrics import ReferenceMetrics
+from services.reference.core import Completion, ReferenceCore, ReferenceInfo, ReferenceMetrics
 
 
 class DigitScorer:

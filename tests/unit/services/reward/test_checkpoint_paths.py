@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.errors import InvalidRequestError, PreconditionError
-from services.reward.checkpoint_paths import resolve_checkpoint
+from services.reward.loading import resolve_checkpoint
 
 
 @pytest.fixture

@@ -15,9 +15,8 @@ from rlhf.models.scalar_model import ScalarModel
 from services.reward.config import LimitsConfig, RewardConfig, ScorerConfig
 from services.reward.core import RewardCore
 from services.reward.metrics import RewardMetrics
-from services.reward.scorers.ensemble_scorer import COMBINE_RULES, EnsembleScorer
 from services.reward.scorers.factory import build_scorer
-from services.reward.scorers.model import load_model_scorer
+from services.reward.scorers.model import COMBINE_RULES, EnsembleScorer, load_model_scorer
 from services.reward.scorers.scorer import ErrorCode, RawPair, Score, ScoreError, TextPair, TokenPair, TokenSequence
 from tests.support.tiny_model import make_tiny_reward_model
 

@@ -13,7 +13,7 @@ from services.reward.scorers.scorer import (
     TokenPair,
     TokenSequence,
 )
-from services.reward.scorers.tokenizing import PairTokenizer
+from services.reward.scorers.text import PairTokenizer
 from tests.support.tiny_model import ASSISTANT_ID, EOS_ID, USER_ID, make_tiny_tokenizer
 
 RAW = RawPair("<|user|>hi<|end|><|assistant|>", "yes<|end|>")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from rlhf.errors import ConfigError
+from services.reward.scorers.config import PythonScorerConfig
 from services.reward.scorers.python.scorer import PythonScorer
-from services.reward.scorers.python_config import PythonScorerConfig
 from services.reward.scorers.scorer import (
     ChatMessage,
     Conversation,
@@ -241,7 +241,7 @@ def test_items_are_read_as_text_or_refused(make: Make) -> None:
 
 SERVICE = """
 import sys, threading, time
-from services.reward.scorers.python_config import PythonScorerConfig
+from services.reward.scorers.config import PythonScorerConfig
 from services.reward.scorers.python.scorer import PythonScorer
 from services.reward.scorers.scorer import TextPair
 config = PythonScorerConfig(target="own_scorers:Length", path=sys.argv[1], timeout_seconds=60)

@@ -7,8 +7,7 @@ import pytest
 from rlhf.errors import InvalidRequestError
 from services.reward import repeats as repeats_module
 from services.reward.comparing import ComparisonPair
-from services.reward.content import digest_of
-from services.reward.repeats import CallKey, Repeats
+from services.reward.repeats import CallKey, Repeats, digest_of
 from services.reward.scorers.scorer import ChatMessage, Conversation, Item, RawPair, TextPair, TokenPair, TokenSequence
 from tests.support.number_scorer import NumberScorer, loaded, text, until
 

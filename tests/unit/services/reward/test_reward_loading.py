@@ -17,9 +17,9 @@ from services.reward.config import LimitsConfig, ModelsConfig, ScorerConfig
 from services.reward.core import RewardCore
 from services.reward.loading import ModelLoader
 from services.reward.metrics import RewardMetrics
+from services.reward.scorers.config import reloaded
 from services.reward.scorers.factory import build_scorer
 from services.reward.scorers.scorer import ErrorCode, ScoreError, TextPair
-from services.reward.scorers.scorer_config import reloaded
 from tests.support.number_scorer import NumberScorer, loaded, text
 from tests.support.tiny_model import make_tiny_reward_model
 

@@ -10,10 +10,9 @@ from prometheus_client import CollectorRegistry
 
 from services.reward.metrics import RewardMetrics
 from services.reward.scorers.scorer import Observation, TextPair, TokenPair
-from services.reward.watch.caller_labels import CallerLabels
 from services.reward.watch.config import ThresholdsConfig, WatchConfig
 from services.reward.watch.report import Report
-from services.reward.watch.watch import QUIET_SECONDS, REPETITION_ITEMS, REPETITION_UNITS, RewardWatch
+from services.reward.watch.watch import QUIET_SECONDS, REPETITION_ITEMS, REPETITION_UNITS, CallerLabels, RewardWatch
 
 CONFIG = WatchConfig(baseline_items=20, window_items=20)
 

@@ -7,7 +7,7 @@ import pytest
 from rlhf.config import load_config
 from rlhf.errors import ConfigError
 from services.reward.config import RewardConfig
-from services.reward.scorers.scorer_config import ComponentConfig, ScorerConfig, reloaded
+from services.reward.scorers.config import ComponentConfig, ScorerConfig, reloaded
 
 SUM = """
 [scorer]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.errors import ConfigError
+from services.reward.scorers.config import ComponentConfig, ScorerConfig
 from services.reward.scorers.factory import build_scorer
 from services.reward.scorers.scorer import (
     ComponentReward,
@@ -21,7 +22,6 @@ from services.reward.scorers.scorer import (
     TextPair,
     TokenPair,
 )
-from services.reward.scorers.scorer_config import ComponentConfig, ScorerConfig
 from services.reward.scorers.sum import Component, SumScorer
 from tests.support.paths import ROOT
 from tests.support.tiny_model import make_tiny_tokenizer

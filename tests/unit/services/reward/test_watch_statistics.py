@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.reward.watch.watch_statistics import Bins, mean_of, quantiles_of, repetition_of, stability_index, std_of
+from rlhf.statistics import Bins, mean_of, quantiles_of, repetition_of, stability_index, std_of
 
 rewards = st.floats(-1e3, 1e3, allow_nan=False, width=32)
 

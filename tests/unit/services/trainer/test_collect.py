@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from rlhf.errors import ConfigError, InternalError, NotReadyError, PreconditionError
+from rlhf.errors import ConfigError, InternalError, NotReadyError, PreconditionError, RunError
 from rlhf.rollout import Prompt, Sampling
-from rlhf.run_errors import RunError
 from services.trainer.config.sections import ServicesConfig
 from services.trainer.fleet.peers import Peers
 from services.trainer.rollouts.collect import Collected, Collection, collect

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.errors import NotReadyError, ServiceError
+from rlhf.errors import NotReadyError, RunError, ServiceError
 from rlhf.learning.ranks import Ranks
 from rlhf.rollout import Prompt, Sampling
-from rlhf.run_errors import RunError
 from services.trainer.config.sections import ServicesConfig
 from services.trainer.fleet.peers import Peers
 from services.trainer.rollouts.collect import Collected, collect

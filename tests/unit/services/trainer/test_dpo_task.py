@@ -12,13 +12,10 @@ from rlhf.learning.ranks import Ranks
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.loading import load_policy
 from rlhf.models.policy_model import PolicyModel
-from services.trainer.config.offline_dpo import DpoConfig
-from services.trainer.config.offline_fit import OfflineOptimizerConfig
+from services.trainer.config.offline import DpoConfig, OfflineOptimizerConfig
 from services.trainer.offline.dpo.data import DpoExample, KtoExample, with_other_completions
-from services.trainer.offline.dpo.tasks import DpoTask
-from services.trainer.offline.fit import Task
-from services.trainer.offline.kto_task import KtoTask
-from services.trainer.offline.train_step import measure, train_step
+from services.trainer.offline.dpo.tasks import DpoTask, KtoTask
+from services.trainer.offline.fit import Task, measure, train_step
 
 PAIRS = [
     DpoExample((5, 6), (7, 1), (8, 9, 1), 1.0, -11.0, -16.0),

@@ -6,10 +6,9 @@ from contextlib import AsyncExitStack
 import pytest
 
 from rlhf.data.prompts import PromptItem
+from rlhf.statistics import clustered_mean, distinct_2, repeated_ngrams
 from services.trainer.config.sections import ServicesConfig
 from services.trainer.evaluation.evaluate import evaluate
-from services.trainer.evaluation.intervals import clustered_mean
-from services.trainer.evaluation.repetition import distinct_2, repeated_ngrams
 from services.trainer.fleet.peers import Peers
 from tests.support.fake_services import TOKENIZER, FakePolicy, FakeReference, FakeReward
 

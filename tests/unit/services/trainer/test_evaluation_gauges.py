@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from services.trainer.evaluation.gauges import EVALUATION_METRICS, evaluation_gauges
+from services.trainer.telemetry.gauges import EVALUATION_METRICS, evaluation_gauges
 
 
 def test_what_an_evaluation_does_not_know_has_no_sample() -> None:

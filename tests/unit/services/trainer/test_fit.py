@@ -11,10 +11,9 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, RunError
 from rlhf.learning.trained_model import TrainedModel
-from rlhf.run_errors import RunError
-from services.trainer.config.offline_fit import FitConfig, OfflineOptimizerConfig
+from services.trainer.config.offline import FitConfig, OfflineOptimizerConfig
 from services.trainer.config.sections import CheckpointConfig
 from services.trainer.offline.fit import FitResult, FitRun, fit
 from services.trainer.offline.order import batch_indices, num_steps

@@ -7,7 +7,7 @@ from urllib.request import urlopen
 import pytest
 
 from rlhf.errors import ConfigError
-from services.trainer.offline.fit_metrics import FitMetrics, served
+from services.trainer.telemetry.gauges import FitMetrics, served
 from tests.support.trainer_world import free_port
 
 

@@ -4,7 +4,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from services.trainer.offline.fit_progress import FitProgress
+from services.trainer.telemetry.terminal import FitProgress
 
 
 def show_steps(*, terminal: bool) -> str:

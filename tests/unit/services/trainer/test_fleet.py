@@ -5,9 +5,8 @@ import asyncio
 import grpc
 import pytest
 
-from rlhf.errors import ConfigError, InvalidRequestError
+from rlhf.errors import ConfigError, InvalidRequestError, RunError
 from rlhf.learning.ranks import Ranks
-from rlhf.run_errors import RunError
 from tests.support.fake_services import FakePolicy
 from tests.support.fleet_world import make_fleet, make_snapshot
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf.errors import RunError
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.sample import decode_sample, encode_sample
 from rlhf.rollout import Prompt, Rollout, Sampling
-from rlhf.run_errors import RunError
 from services.trainer.rollouts.journal import Journal, StepJournal
 from services.trainer.rollouts.journal_file import JournalWriter
 from services.trainer.rollouts.scoring import Sample

@@ -3,7 +3,7 @@
 from prometheus_client import CollectorRegistry
 
 from rlhf.rollout import Rollout
-from services.trainer.lag_histogram import LagHistogram
+from services.trainer.fleet.metrics import LagHistogram
 from services.trainer.rollouts.collect import Collected
 from services.trainer.rollouts.lookahead import count_lags, drop_too_old
 from services.trainer.rollouts.scoring import Sample

@@ -5,13 +5,15 @@ import math
 import pytest
 
 from rlhf.data.preferences import Choice, PreferenceGroup
-from rlhf.statistics import mean_ranks, pearson, spearman
-from services.trainer.offline.pair_statistics import (
+from rlhf.statistics import (
     accuracy_bins,
     confidence_bins,
     expected_calibration_error,
     hit,
+    mean_ranks,
+    pearson,
     sigmoid,
+    spearman,
     wilson_interval,
 )
 from services.trainer.offline.reward_model.report import (

@@ -8,16 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, RunError
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.loading import load_policy
 from rlhf.models.weights import model_manifest
-from rlhf.run_errors import RunError
 from services.trainer.config.sections import LoraConfig, OptimizerConfig, ServicesConfig
 from services.trainer.fleet.orders import Publication
 from services.trainer.fleet.peers import Peers
-from services.trainer.fleet.publisher import Publisher
+from services.trainer.fleet.publishing import Publisher
 from tests.support.fake_services import TOKENIZER, FakePolicy
 
 

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from rlhf.errors import ConfigError, NotReadyError
-from services.trainer.config.offline_dpo import DpoReferenceConfig
+from services.trainer.config.offline import DpoReferenceConfig
 from services.trainer.offline.dpo.reference_logprobs import PromptedCompletion, ReferenceLogprobs
 from tests.support.fake_services import REFERENCE_VERSION, TOKENIZER, FakeReference
 

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 import pytest
 
+from rlhf.errors import RunError
 from rlhf.rollout import Prompt, Rollout
-from rlhf.run_errors import RunError
-from services.trainer.rollouts.collect import Collected
-from services.trainer.rollouts.refill import collect_groups, rewards_differ
+from services.trainer.rollouts.collect import Collected, collect_groups, rewards_differ
 from services.trainer.rollouts.scoring import Sample
 
 

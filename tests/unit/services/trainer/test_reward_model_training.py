@@ -15,15 +15,14 @@ from transformers import AutoModelForSequenceClassification
 
 from rlhf.config import load_config
 from rlhf.data.preferences import Choice, PreferenceGroup
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, RunError, StoppedError
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.scalar_model import ScalarModel
-from rlhf.run_errors import RunError, StoppedError
 from services.reward.config import ScorerConfig
 from services.reward.scorers.factory import build_scorer
 from services.reward.scorers.scorer import TextPair
-from services.trainer.config.offline_reward_model import (
+from services.trainer.config.offline import (
     EnsembleConfig,
     PreferencesConfig,
     RewardModelBaseConfig,
@@ -34,11 +33,10 @@ from services.trainer.config.offline_reward_model import (
 )
 from services.trainer.config.sections import LoraConfig
 from services.trainer.offline import fit as fit_module
+from services.trainer.offline.fit import train_step
 from services.trainer.offline.reward_model.report import read_report
-from services.trainer.offline.reward_model.task import RewardModelTask, group_scores
+from services.trainer.offline.reward_model.task import RewardModelTask, group_scores, normalize, score_groups
 from services.trainer.offline.reward_model.train import run_reward_model
-from services.trainer.offline.reward_model_scores import normalize, score_groups
-from services.trainer.offline.train_step import train_step
 from services.trainer.service.signals import NUMBERS
 from tests.support.tiny_model import make_tiny_model
 

@@ -11,17 +11,22 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf.data.chat_masks import ChatExample
+from rlhf.data.chat import ChatExample
 from rlhf.errors import ConfigError
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.loading import load_policy
 from rlhf.models.policy_model import PolicyModel
-from services.trainer.config.offline_fit import FitConfig, OfflineModelConfig, OfflineOptimizerConfig
-from services.trainer.config.offline_sft import SftDataConfig, SftRunConfig
+from services.trainer.config.offline import (
+    FitConfig,
+    OfflineModelConfig,
+    OfflineOptimizerConfig,
+    SftDataConfig,
+    SftRunConfig,
+)
 from services.trainer.config.sections import CheckpointConfig, LoraConfig
+from services.trainer.offline.fit import train_step
 from services.trainer.offline.sft import SftTask, run_sft
-from services.trainer.offline.train_step import train_step
 
 QUIET = Console(quiet=True)
 OPTIMIZER = OfflineOptimizerConfig(learning_rate=3e-3, warmup_steps=0)

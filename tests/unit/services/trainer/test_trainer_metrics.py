@@ -14,7 +14,7 @@ from services.trainer.rollouts.collect import Collected
 from services.trainer.rollouts.scoring import Sample
 from services.trainer.telemetry.step import MetricsFile, TrainerMetrics, describe_step
 from services.trainer.telemetry.step_metrics import STEP_METRICS
-from services.trainer.telemetry.terminal import COLUMNS, Progress
+from services.trainer.telemetry.terminal import COLUMNS, RunProgress
 from tests.unit.rlhf.learning.test_batch import SAMPLES, make_sample
 
 TRAINING = dict.fromkeys(STEP_METRICS, 0.125)
@@ -122,7 +122,7 @@ def test_before_the_first_step_there_is_no_reward_of_0_and_a_resumed_run_has_its
 
 def test_without_a_terminal_each_step_is_one_plain_line() -> None:
     output = io.StringIO()
-    with Progress(Console(file=output, width=40), title="run", num_steps=9) as progress:
+    with RunProgress(Console(file=output, width=40), title="run", num_steps=9) as progress:
         progress.say("reward service at r:1 is back")
         progress.show(3, make_step())
     first, second = output.getvalue().splitlines()
@@ -132,7 +132,7 @@ def test_without_a_terminal_each_step_is_one_plain_line() -> None:
 
 def test_on_a_terminal_there_is_a_table() -> None:
     output = io.StringIO()
-    with Progress(Console(file=output, width=200, force_terminal=True), title="run", num_steps=9) as progress:
+    with RunProgress(Console(file=output, width=200, force_terminal=True), title="run", num_steps=9) as progress:
         progress.show(3, make_step())
     assert "3/9" in output.getvalue()
     assert "KL nats" in output.getvalue()

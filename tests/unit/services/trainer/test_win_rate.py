@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from services.trainer.evaluation.evaluate import Evaluation, EvaluationRow, summarise
-from services.trainer.evaluation.report import write_evaluations
-from services.trainer.evaluation.win_rate import win_rate, win_rates
+from services.trainer.evaluation.report import win_rate, win_rates, write_evaluations
 
 
 def make_rows(scores: dict[int, list[float]], **values: float) -> list[EvaluationRow]:

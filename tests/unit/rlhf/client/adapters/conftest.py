@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rlhf.client.loop_thread import LoopThread
+from rlhf.client.sync import LoopThread
 from tests.support.fake_text_reward import FakeTextReward
 
 

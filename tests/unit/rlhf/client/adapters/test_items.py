@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlhf.client.adapters.items import make_item
+from rlhf.client.adapters.scoring import make_item
 from rlhf.client.reward import RewardError, ScoreItem
 
 USER = {"role": "user", "content": "Hi"}

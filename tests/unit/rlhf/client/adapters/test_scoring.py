@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
-from rlhf.client import waiting
-from rlhf.client.adapters import gathering, scoring
-from rlhf.client.adapters.gathering import Gatherer, close_gatherers, gatherer_for
-from rlhf.client.adapters.scoring import ItemScorer, Patience
+from rlhf.client import base as waiting
+from rlhf.client.adapters import scoring
+from rlhf.client.adapters import scoring as gathering
+from rlhf.client.adapters.scoring import Gatherer, ItemScorer, Patience, close_gatherers, gatherer_for
 from rlhf.client.reward import Reward, RewardClient, RewardError, ScoreItem
 from rlhf.errors import InvalidRequestError, NotReadyError
 from tests.support.fake_text_reward import FakeTextReward

@@ -7,8 +7,7 @@ from collections import deque
 
 import pytest
 
-from rlhf.client.adapters.gathering import close_gatherers
-from rlhf.client.adapters.scoring import Patience
+from rlhf.client.adapters.scoring import Patience, close_gatherers
 from rlhf.client.adapters.trl import GrpcReward, make_async_reward
 from rlhf.errors import NotReadyError
 from tests.support.fake_text_reward import FakeTextReward

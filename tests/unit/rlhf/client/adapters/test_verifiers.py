@@ -9,8 +9,7 @@ from types import SimpleNamespace
 import grpc
 import pytest
 
-from rlhf.client.adapters.gathering import close_gatherers
-from rlhf.client.adapters.scoring import NoRewardError
+from rlhf.client.adapters.scoring import NoRewardError, close_gatherers
 from rlhf.client.adapters.verifiers import RubricAbort, make_rubric_group_reward, make_rubric_reward, make_trace_reward
 from rlhf.errors import InvalidRequestError
 from tests.support.fake_text_reward import FakeTextReward

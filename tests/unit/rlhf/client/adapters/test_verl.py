@@ -10,8 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from rlhf.client.adapters.gathering import close_gatherers
-from rlhf.client.adapters.scoring import NoRewardError
+from rlhf.client.adapters.scoring import NoRewardError, close_gatherers
 from rlhf.client.adapters.verl import compute_score, compute_score_sync, make_compute_score
 from rlhf.errors import InvalidRequestError, NotReadyError
 from tests.support.fake_text_reward import FakeTextReward

@@ -3,7 +3,7 @@
 import pytest
 from prometheus_client import CollectorRegistry
 
-from rlhf.serving.batching.batch_metrics import BatchMetrics
+from rlhf.serving.batching.limits import BatchMetrics
 
 
 def test_padding_is_what_a_padded_batch_holds_beyond_its_tokens():

@@ -1,6 +1,6 @@
 """Which items share a forward pass."""
 
-from rlhf.serving.batching.batch_plan import batch_of_first, plan_batches
+from rlhf.serving.batching.queue import batch_of_first, plan_batches
 
 
 def test_plan_keeps_the_padded_size_within_the_budget_and_gives_a_longer_item_its_own_batch():

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf.serving.batching.fair_queue import FairQueue, Waiting
+from rlhf.serving.batching.queue import FairQueue, Waiting
 
 LENGTHS = st.integers(min_value=1, max_value=100)
 

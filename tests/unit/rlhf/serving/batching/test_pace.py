@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf.serving.batching.pace import Pace
+from rlhf.serving.batching.queue import Pace
 
 
 def test_the_pace_is_that_of_the_latest_runs():
