@@ -14,7 +14,7 @@ import grpc
 from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
 
-from rlhf.serving.telemetry import get_logger
+from rlhf.logs import get_logger
 
 log = get_logger(__name__)
 

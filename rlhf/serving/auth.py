@@ -15,8 +15,8 @@ from typing import Any
 
 from rlhf.client.tls import Renewed, tls_files
 from rlhf.errors import ConfigError, PermissionDeniedError, UnauthenticatedError
+from rlhf.logs import get_logger
 from rlhf.serving.calls import ANY_SCOPE, Authorizer, CallCredentials, Caller, clean_name
-from rlhf.serving.telemetry import get_logger
 
 log = get_logger(__name__)
 

@@ -16,7 +16,8 @@ import structlog
 
 from rlhf.client.tracing import end_with, server_span
 from rlhf.errors import InternalError, NotReadyError, ServiceError
-from rlhf.serving.telemetry import RpcMetrics, get_logger
+from rlhf.logs import get_logger
+from rlhf.serving.metrics import RpcMetrics
 
 log = get_logger(__name__)
 

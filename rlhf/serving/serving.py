@@ -18,12 +18,13 @@ from rlhf.client.tls import server_credentials
 from rlhf.client.tracing import configure_tracing
 from rlhf.config import ServerConfig
 from rlhf.errors import ConfigError, FatalError, NotReadyError, ServiceError
+from rlhf.logs import configure_logging, get_logger
 from rlhf.process import sleep_at_barriers
 from rlhf.serving.auth import make_authorizer
 from rlhf.serving.calls import CallGuard
 from rlhf.serving.interceptors import CallInterceptor
+from rlhf.serving.metrics import RpcMetrics
 from rlhf.serving.probe import LIVE
-from rlhf.serving.telemetry import RpcMetrics, configure_logging, get_logger
 
 
 def make_grpc_server(config: ServerConfig, interceptor: grpc.aio.ServerInterceptor) -> grpc.aio.Server:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rlhf.errors import InvalidRequestError, OverloadedError, PreconditionError, ServiceError
-from rlhf.serving.telemetry import get_logger
+from rlhf.logs import get_logger
 from rlhf.weights import PushHeader, PushResult
 from services.policy.config import LimitsConfig
 from services.policy.engine import Engine

@@ -10,8 +10,8 @@ from typing import Any
 
 from rlhf.client.tracing import tracer, tracing_is_on
 from rlhf.errors import NotReadyError
+from rlhf.logs import get_logger
 from rlhf.serving.batching.batcher import Batcher
-from rlhf.serving.telemetry import get_logger
 from services.reward.comparing import (
     ComparisonOutcome,
     ComparisonPair,

@@ -8,8 +8,8 @@ from typing import ParamSpec, TypeVar
 
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.update import Update
+from rlhf.logs import get_logger
 from rlhf.models.loading import tokenizer_digest
-from rlhf.serving.telemetry import get_logger
 from services.trainer.config.online import OnlineRunConfig
 from services.trainer.evaluation.in_run import InRunEvaluation
 from services.trainer.fleet.peers import Peers

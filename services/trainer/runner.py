@@ -12,8 +12,8 @@ from rich.console import Console
 from rlhf.client.tracing import configure_tracing
 from rlhf.errors import ConfigError, RunError, ServiceError
 from rlhf.learning.ranks import Ranks, join_ranks, take_own_gpu
+from rlhf.logs import get_logger
 from rlhf.serving.serving import ServiceServer
-from rlhf.serving.telemetry import get_logger
 from services.trainer.config.online import OnlineRunConfig
 from services.trainer.loading import load_run
 from services.trainer.loop import train

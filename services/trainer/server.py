@@ -7,8 +7,8 @@ from rich.console import Console
 
 from rlhf.config import exit_on_config_error, load_config, suggestion
 from rlhf.errors import ConfigError
+from rlhf.logs import configure_logging
 from rlhf.process import end_rank, keep_freed_memory, sleep_at_barriers
-from rlhf.serving.telemetry import configure_logging
 from services.trainer.config.online import RUN_CONFIGS, OnlineRunConfig, PpoRunConfig
 
 RESUME_FLAG = "--resume"

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from rlhf.serving.auth import make_authorizer
 from rlhf.serving.calls import CallGuard
-from rlhf.serving.telemetry import RpcMetrics
+from rlhf.serving.metrics import RpcMetrics
 from services.reward.config import LimitsConfig, WatchConfig
 from services.reward.core import RewardCore
 from services.reward.http import make_app

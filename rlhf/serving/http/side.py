@@ -14,9 +14,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rlhf.client.tls import ssl_context_for_http
 from rlhf.errors import ConfigError
+from rlhf.logs import get_logger
 from rlhf.serving.calls import CallGuard
 from rlhf.serving.http.calls import CERTIFICATE_NAMES_KEY
-from rlhf.serving.telemetry import get_logger
 from services.reward.config import HttpConfig
 from services.reward.core import RewardCore
 from services.reward.http import make_app

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlhf.errors import ConfigError, FatalError, InternalError, NotReadyError
-from rlhf.serving.telemetry import get_logger
+from rlhf.logs import get_logger
 from services.policy.config import PolicyConfig
 from services.policy.engine import Completion, EngineInfo, SampleParams
 from services.policy.vllm.liveness import RESTART, Liveness

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from rlhf.errors import FatalError, NotReadyError, ServiceError
-from rlhf.serving.telemetry import get_logger
+from rlhf.logs import get_logger
 
 T = TypeVar("T")
 

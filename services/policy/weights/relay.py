@@ -13,8 +13,8 @@ from rlhf.client import codec
 from rlhf.client.channel import open_channel
 from rlhf.client.push import chunk_message, send_push
 from rlhf.errors import DeadlineExceededError, NotReadyError, OverloadedError, ServiceError, from_rpc_error
+from rlhf.logs import get_logger
 from rlhf.serving.probe import LIVE
-from rlhf.serving.telemetry import get_logger
 from rlhf.v1 import policy_pb2, policy_pb2_grpc
 from rlhf.weights import ForwardedPush, PushHeader, PushResult
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rlhf.serving.telemetry import get_logger
+from rlhf.logs import get_logger
 from services.reward.scorers.scorer import ErrorCode, Outcome, Score, ScoreError, ScorerError
 
 log = get_logger(__name__)

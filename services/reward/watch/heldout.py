@@ -9,7 +9,7 @@ from typing import Any
 
 from prometheus_client import Counter
 
-from rlhf.serving.telemetry import get_logger
+from rlhf.logs import get_logger
 from services.reward.scorers.scorer import Item, Observation, ScoreError, Scorer, TokenPair, TokenSequence, reward_of
 from services.reward.watch.series import RewardSeries
 

@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.errors import ConfigError
 from rlhf.learning.ranks import Ranks, join_ranks
 from rlhf.learning.trained_model import TrainedModel
+from rlhf.logs import configure_logging
 from rlhf.models.loading import enable_activation_checkpointing, load_policy, load_tokenizer, resolve_device
 from rlhf.models.policy_model import PolicyModel
 from rlhf.process import keep_freed_memory
-from rlhf.serving.telemetry import configure_logging
 from services.trainer.config.offline import PolicyRunConfig
 from services.trainer.offline.fit import FitRun, Task, fit
 from services.trainer.offline.order import num_steps

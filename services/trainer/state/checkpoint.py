@@ -21,7 +21,7 @@ from transformers import AutoConfig
 
 from rlhf.errors import ConfigError, RunError
 from rlhf.learning.ranks import Ranks
-from rlhf.serving.telemetry import get_logger
+from rlhf.logs import get_logger
 from services.trainer.config.sections import CheckpointConfig
 
 log = get_logger(__name__)

@@ -8,7 +8,7 @@ from typing import Any
 from blake3 import blake3
 
 from rlhf.errors import ConfigError
-from rlhf.serving.telemetry import get_logger
+from rlhf.logs import get_logger
 from services.reward.scorers.config import PythonScorerConfig
 from services.reward.scorers.isolation import run_isolated
 from services.reward.scorers.item_texts import ItemReader

@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.data.preferences import PreferenceGroup, Preferences, load_preferences, merge_by_prompt, split_by_prompt
 from rlhf.errors import ConfigError, RunError
 from rlhf.learning.ranks import Ranks, join_ranks
+from rlhf.logs import configure_logging
 from rlhf.models.loading import load_tokenizer, max_positions, require_model_folder
 from rlhf.process import keep_freed_memory
-from rlhf.serving.telemetry import configure_logging
 from services.trainer.config.offline import PreferencesConfig, RewardModelRunConfig
 from services.trainer.offline.reward_model.member import Member, MemberFacts, load_member, train_member
 from services.trainer.offline.reward_model.plot import plot_report

@@ -11,7 +11,7 @@ from rlhf.errors import InternalError, InvalidRequestError, NotReadyError, Permi
 from rlhf.serving.auth import OpenDoor
 from rlhf.serving.calls import Authorizer, CallCredentials, Caller, CallGuard, current_caller
 from rlhf.serving.interceptors import host_of_peer
-from rlhf.serving.telemetry import RpcMetrics
+from rlhf.serving.metrics import RpcMetrics
 
 SOMEBODY = CallCredentials(claimed_name="somebody", host="10.0.0.7")
 
