@@ -17,17 +17,14 @@ with atheris.instrument_imports(include=["services.reward", "rlhf.serving"]):
     from tests.support.gateway_app import JSON, POST_ROUTES, VALID_BODIES, GatewayApp, gateway_app, places
 
 VALUES = (None, True, 0, -1, 2**31, 2**64, 1e308, math.nan, math.inf, "", "\ud800", "1" * 300, [], {}, [[]])
-TENSORS = "/v2/models/reward_model/infer"
 
 
 def test_one_input(app: GatewayApp, data: bytes) -> None:
-    """Sends the bytes behind the first two to the route that the first two name."""
-    if len(data) < 2:
+    """Sends the bytes behind the first to the route that the first names."""
+    if not data:
         return
     path = POST_ROUTES[data[0] % len(POST_ROUTES)]
-    # The second byte is where a tensor's JSON ends, in units of 8 bytes; elsewhere it is not looked at.
-    headers = [("inference-header-content-length", str(8 * data[1]))] if path == TENSORS and data[1] else JSON
-    answer = app.post(path, data[2:], headers)
+    answer = app.post(path, data[1:], JSON)
     assert answer.status < 500, (path, answer)
     content = json.loads(answer.body, parse_constant=_refuse)
     if answer.status >= 400:
@@ -43,14 +40,7 @@ def _refuse(constant: str) -> None:
 
 def seeds() -> list[bytes]:
     """One valid body for each route."""
-    found = []
-    for path, body in VALID_BODIES:
-        found.append(bytes([POST_ROUTES.index(path), 0]) + json.dumps(body).encode())
-    tensor = {"name": "sentences", "datatype": "BYTES", "shape": [1, 1], "parameters": {"binary_data_size": 5}}
-    head = json.dumps({"inputs": [tensor]}).encode()
-    head += b" " * (-len(head) % 8)
-    found.append(bytes([POST_ROUTES.index(TENSORS), len(head) // 8]) + head + b"\x01\x00\x00\x00a")
-    return found
+    return [bytes([POST_ROUTES.index(path)]) + json.dumps(body).encode() for path, body in VALID_BODIES]
 
 
 def mutated(data: bytes, max_size: int, seed: int) -> bytes:
@@ -59,7 +49,7 @@ def mutated(data: bytes, max_size: int, seed: int) -> bytes:
     if chance.random() < 0.3:
         return atheris.Mutate(data, max_size)
     try:
-        body = {"body": json.loads(data[2:])}
+        body = {"body": json.loads(data[1:])}
     except ValueError:
         return atheris.Mutate(data, max_size)
     holder, place = chance.choice(list(places(body)))
@@ -76,7 +66,7 @@ def mutated(data: bytes, max_size: int, seed: int) -> bytes:
         case _ if isinstance(holder[place], str):
             text = atheris.Mutate(holder[place].encode("utf-8", "surrogatepass"), 64)
             holder[place] = text.decode("utf-8", "replace")
-    return (data[:2] + json.dumps(body["body"]).encode())[:max_size]
+    return (data[:1] + json.dumps(body["body"]).encode())[:max_size]
 
 
 if __name__ == "__main__":

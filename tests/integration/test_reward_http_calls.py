@@ -92,15 +92,13 @@ async def test_health_and_readiness_follow_the_scorer():
 
     async with served(build, ready=False) as service:
         assert await service.get("/health") == (200, {"status": "live"})
-        assert await service.get("/v2/health/live") == (200, None)
-        for path in ("/ready", "/v2/health/ready", "/v2/models/reward_model/ready", "/v1/model"):
+        for path in ("/ready", "/v1/model"):
             status, answer = await service.get(path)
             assert status == 503
             assert "still loading" in json.dumps(answer)
         scorer.gate.set()
         await service.server.wait_ready()
         assert await service.get("/ready") == (200, {"status": "ready"})
-        assert await service.get("/v2/models/reward_model/ready") == (200, None)
 
 
 async def test_ids_of_requests_come_back_and_a_fault_of_the_scorer_is_the_items_own():

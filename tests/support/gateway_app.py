@@ -31,13 +31,9 @@ POST_ROUTES = (
     "/classify",
     "/v1/classify",
     "/v1/embeddings",
-    "/v2/models/reward_model/infer",
-    "/v2/repository/index",
 )
 _TEXT = {"prompt": "p", "completion": "1"}
 _TURNS = [{"role": "user", "content": "p"}, {"role": "assistant", "content": "1"}]
-_IDS = {"name": "tokens", "datatype": "INT64", "shape": [1, 2], "data": [1, 2]}
-_LENGTHS = {"name": "sequence_lengths", "datatype": "INT64", "shape": [1, 1], "data": [2]}
 _FORMS = (
     {"text": _TEXT},
     {"tokens": {"prompt_ids": [1], "completion_ids": [2]}},
@@ -55,11 +51,6 @@ VALID_BODIES: tuple[tuple[str, Any], ...] = (
     ("/classify", {"model": "m", "input": ["1", "2"], "activation": False, "add_special_tokens": True}),
     ("/v1/classify", {"messages": _TURNS}),
     ("/v1/embeddings", {"input": "1", "encoding_format": "base64"}),
-    ("/v2/models/reward_model/infer", {"id": "1", "inputs": [_IDS, _LENGTHS], "outputs": [{"name": "rewards"}]}),
-    (
-        "/v2/models/reward_model/infer",
-        {"inputs": [{"name": "sentences", "datatype": "BYTES", "shape": [1, 1], "data": ["1"]}]},
-    ),
 )
 
 

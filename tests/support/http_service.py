@@ -48,9 +48,9 @@ class Served:
             return answer.status, await answer.json(content_type=None)
 
     async def get(self, path: str) -> tuple[int, Any]:
-        """Returns status and JSON; None for an empty body."""
+        """Returns status and JSON."""
         async with self.http.get(path) as answer:
-            return answer.status, await answer.json(content_type=None) if await answer.read() else None
+            return answer.status, await answer.json(content_type=None)
 
 
 @asynccontextmanager

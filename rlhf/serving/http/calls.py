@@ -49,16 +49,13 @@ class Gateway:
         self.guard = guard
         self.room = BodyRoom(max_body_bytes)
 
-    async def answer(
-        self, request: Request, method: str, work: Callable[[Call], Awaitable[Response]], *, plain_errors: bool = False
-    ) -> Response:
+    async def answer(self, request: Request, method: str, work: Callable[[Call], Awaitable[Response]]) -> Response:
         """Returns the response to a call, or to its error.
 
         Args:
             request: the request; its body is not read yet.
             method: the rpc that it stands for: its scope, and its name in metrics.
             work: makes the response.
-            plain_errors: errors are {"error": message}, as Triton's are.
         """
         request_id = re.sub(r"[^\x21-\x7e]", "", request.headers.get(REQUEST_ID_KEY, ""))[:128]
         try:
@@ -67,7 +64,7 @@ class Gateway:
                     request_id = call.request_id
                     response = await self._in_time(request, call, work)
         except ServiceError as error:
-            response = error_response(error, plain=plain_errors)
+            response = error_response(error)
         except CallerLeftError:
             response = Response(status_code=CLIENT_CLOSED_REQUEST)
         if request_id:
@@ -93,8 +90,6 @@ class GuardedRoute(APIRoute):
     loop, answer 422 in a shape of its own) is done by Gateway instead.
     """
 
-    plain_errors = False
-
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Returns what answers a request to this route."""
         parameters = inspect.signature(self.endpoint).parameters
@@ -111,7 +106,7 @@ class GuardedRoute(APIRoute):
                         _name(call, arguments["body"])
                     return _response_of(await while_connected(request, self.endpoint(**arguments)))
 
-            return await gateway.answer(request, self.name, work, plain_errors=self.plain_errors)
+            return await gateway.answer(request, self.name, work)
 
         return handle
 

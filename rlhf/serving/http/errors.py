@@ -83,8 +83,8 @@ class ItemUnavailableError(NotReadyError):
         self.code = code
 
 
-def error_response(error: ServiceError, *, plain: bool = False) -> JSONResponse:
-    """Returns what a caller gets: {"error": {"code", "message"}}; with `plain`, as Triton has it, just a message."""
+def error_response(error: ServiceError) -> JSONResponse:
+    """Returns what a caller gets: {"error": {"code", "message"}}."""
     status = getattr(error, "http_status", None) or _HTTP_STATUS.get(error.status, 500)
     headers = {}
     if status in (429, 503):
@@ -92,15 +92,12 @@ def error_response(error: ServiceError, *, plain: bool = False) -> JSONResponse:
         headers["retry-after"] = str(max(1, math.ceil(_retry_after_seconds(error))))
     if status == 401:
         headers["www-authenticate"] = "Bearer"
-    return error_body(status, getattr(error, "code", error.status.name.lower()), str(error), headers, plain=plain)
+    return error_body(status, getattr(error, "code", error.status.name.lower()), str(error), headers)
 
 
-def error_body(
-    status: int, code: str, message: str, headers: Mapping[str, str] | None = None, *, plain: bool = False
-) -> JSONResponse:
+def error_body(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """Returns the response for an error that is no ServiceError, such as a path that does not exist."""
-    content = {"error": message} if plain else {"error": {"code": code, "message": message}}
-    return JSONResponse(content, status_code=status, headers=headers)
+    return JSONResponse({"error": {"code": code, "message": message}}, status_code=status, headers=headers)
 
 
 def _retry_after_seconds(error: ServiceError) -> float:
