@@ -7,10 +7,11 @@ import sys
 import time
 
 from rlhf.config import load_config
-from rlhf.serving.serving import run_service
+from rlhf.serving.directory import POLICY
+from rlhf.serving.server import run_service
 from services.policy.config import PolicyConfig
 from services.policy.hf_engine import HfEngine
-from services.policy.server import FULL_NAME, NAME, SCOPE_OF_METHOD, PolicyBackend
+from services.policy.server import PolicyBackend
 
 
 class SlowEngine(HfEngine):
@@ -28,7 +29,7 @@ def main() -> int:
     SlowEngine.seconds_per_token = float(sys.argv[1])
     config = load_config(PolicyConfig, prog="async_policy", argv=sys.argv[2:], env_prefix="RLHF_POLICY")
     backend = PolicyBackend(SlowEngine(config), config)
-    return run_service(NAME, FULL_NAME, config.server, backend.register, backend, scope_of_method=SCOPE_OF_METHOD)
+    return run_service(POLICY, config.server, backend.register, backend)
 
 
 if __name__ == "__main__":

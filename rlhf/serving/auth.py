@@ -17,14 +17,12 @@ from rlhf.client.tls import Renewed, tls_files
 from rlhf.errors import ConfigError, PermissionDeniedError, UnauthenticatedError
 from rlhf.logs import get_logger
 from rlhf.serving.calls import ANY_SCOPE, Authorizer, CallCredentials, Caller, clean_name
+from rlhf.serving.directory import ADMIN_SCOPE, SCOPES
 
 log = get_logger(__name__)
 
 AUTH_VARIABLE = "RLHF_AUTH_FILE"
 """TOML: the clients of a service. Unset: everyone may do everything."""
-ADMIN_SCOPE = "admin"
-"""Allows everything."""
-SCOPES = frozenset({ADMIN_SCOPE, "generate", "score", "watch"})
 _KEYS = frozenset({"name", "scopes", "token_sha256", "certificate"})
 
 

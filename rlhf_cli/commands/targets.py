@@ -9,12 +9,12 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 import typer
 
 from rlhf.errors import ConfigError, NotReadyError
+from rlhf.serving.directory import SERVICES
 from rlhf_cli.commands.output import CommandError, UsageError
 from rlhf_cli.local.services_file import Kind, ServiceEntry, read_services
 
 T = TypeVar("T")
 
-DEFAULT_PORTS: dict[Kind, int] = {"policy": 50051, "reward": 50052, "reference": 50053, "trainer": 50054}
 TargetOption = Annotated[
     str | None,
     typer.Option("--target", metavar="HOST:PORT", help="Where the service is. Else --services, else the environment."),
@@ -46,7 +46,7 @@ def resolve_target(kind: Kind, target: str | None, services_file: Path | None) -
             if entry.kind == kind:
                 return entry.target
         raise ConfigError(f"--services is '{services_file}': it names no {kind} service; name one with --target")
-    return os.environ.get(f"RLHF_{kind.upper()}_TARGET", f"localhost:{DEFAULT_PORTS[kind]}")
+    return os.environ.get(f"{SERVICES[kind].env_prefix}_TARGET", SERVICES[kind].local_target)
 
 
 def resolve_all(targets: dict[Kind, str | None], services_file: Path | None) -> list[ServiceEntry]:

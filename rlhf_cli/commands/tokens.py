@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from rlhf.serving.auth import SCOPES
 from rlhf.serving.calls import clean_name
+from rlhf.serving.directory import SCOPES
 from rlhf_cli.commands.output import CommandError, UsageError, stdout
 
 app = typer.Typer(no_args_is_help=True, help="Make tokens by which services know their clients.")

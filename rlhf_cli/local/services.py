@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from rlhf.serving.directory import SERVICES
 from rlhf_cli.local.services_file import Kind, ServiceEntry, write_services
 from rlhf_cli.local.supervisor import ServiceSpec, Supervisor, free_ports
 
@@ -71,7 +72,7 @@ class LocalServices:
     def start(self, name: str, kind: Kind, arguments: Sequence[str]) -> ServiceEntry:
         """Starts `python -m services.<kind>`; returns where it will be. It is not ready yet."""
         entry = self.announce(name, kind)
-        command = [sys.executable, "-m", f"services.{kind}", *self.server_flags(entry)]
+        command = [sys.executable, "-m", SERVICES[kind].module, *self.server_flags(entry)]
         command += ["--server.drain_seconds", str(DRAIN_SECONDS), *arguments]
         spec = ServiceSpec(name=name, command=command, port=_port(entry.target), environment=self._environment)
         self._supervisor.start(spec)
@@ -118,7 +119,7 @@ class LocalServices:
             *("--server.port", str(_port(entry.target))),
             *("--server.metrics_port", metrics_port),
             # Several may run here, and HTTP is announced to nobody.
-            *(("--http.port", "0") if entry.kind == "reward" else ()),
+            *(("--http.port", "0") if SERVICES[entry.kind].http_port else ()),
         ]
 
 

@@ -1,13 +1,22 @@
 """The file that says where services are: the demo writes it, `rlhf status --services FILE` and others read it."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from rlhf.config import Section, load_toml
+from rlhf.config import Section, load_toml, suggestion
+from rlhf.serving.directory import SERVICES
 
-Kind = Literal["policy", "reward", "reference", "trainer"]
+
+def _known(kind: str) -> str:
+    if kind not in SERVICES:
+        raise ValueError(f"there is no such service{suggestion(kind, SERVICES)}")
+    return kind
+
+
+Kind = Annotated[str, AfterValidator(_known)]
+"""A service's name in the directory."""
 
 
 class ServiceEntry(Section):
@@ -16,7 +25,7 @@ class ServiceEntry(Section):
     name: Annotated[str, Field(min_length=1)]
     """What to call it; several services may be of one kind."""
     kind: Kind
-    """Which contract it serves."""
+    """Which service of the directory it is."""
     target: Annotated[str, Field(min_length=1)]
     """Its "host:port"."""
     metrics_url: str = ""

@@ -5,15 +5,17 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from rlhf.config import Port, Section, ServerConfig
+from rlhf.config import Port, Section
+from rlhf.serving.config import ServerConfig
+from rlhf.serving.directory import POLICY
 
 
 class PolicyServerConfig(ServerConfig):
     """Where the policy service listens."""
 
-    port: Port = 50051
+    port: Port = POLICY.port
     """gRPC port; 0 takes a free one."""
-    metrics_port: Port = 9051
+    metrics_port: Port = POLICY.metrics_port
     """HTTP port of Prometheus' /metrics; 0 takes a free one."""
     slow_call_seconds: float = Field(default=120.0, ge=0)
     """A call that takes longer is logged with its method and caller; 0 logs none."""

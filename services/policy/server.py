@@ -2,24 +2,20 @@
 
 import sys
 from collections.abc import Sequence
-from types import MappingProxyType
 
 import grpc
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from rlhf.config import exit_on_config_error, load_config
 from rlhf.process import keep_freed_memory
-from rlhf.serving.serving import ServiceServer, run_service
+from rlhf.serving.directory import POLICY
+from rlhf.serving.server import ServiceServer, run_service
 from rlhf.v1 import policy_pb2_grpc
 from services.policy.config import PolicyConfig
 from services.policy.engine import Engine
 from services.policy.metrics import PolicyMetrics
 from services.policy.servicer import PolicyServicer
 from services.policy.updater import WeightUpdater
-
-NAME = "policy"
-FULL_NAME = "rlhf.v1.PolicyService"
-SCOPE_OF_METHOD = MappingProxyType({"Generate": "generate", "GetModel": "generate", "UpdateWeights": "admin"})
 
 
 class PolicyBackend:
@@ -34,7 +30,7 @@ class PolicyBackend:
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the servicer to a server."""
         # Of two handlers for a method, the one that was added first is called.
-        server.add_generic_rpc_handlers((self._servicer.push_handler(FULL_NAME),))
+        server.add_generic_rpc_handlers((self._servicer.push_handler(POLICY.full_name),))
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(self._servicer, server)
 
     async def load(self) -> None:
@@ -67,24 +63,16 @@ def make_engine(config: PolicyConfig) -> Engine:
 def make_server(config: PolicyConfig, engine: Engine, registry: CollectorRegistry = REGISTRY) -> ServiceServer:
     """Returns the service around an engine, not started, for use inside another program's event loop."""
     backend = PolicyBackend(engine, config, registry)
-    return ServiceServer(
-        NAME,
-        FULL_NAME,
-        config.server,
-        backend.register,
-        backend,
-        registry=registry,
-        scope_of_method=SCOPE_OF_METHOD,
-    )
+    return ServiceServer(POLICY, config.server, backend.register, backend, registry=registry)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the service until it is told to end; returns the exit code."""
-    with exit_on_config_error("rlhf-policy"):
-        config = load_config(PolicyConfig, prog="rlhf-policy", argv=argv, env_prefix="RLHF_POLICY")
+    with exit_on_config_error(POLICY.command):
+        config = load_config(PolicyConfig, prog=POLICY.command, argv=argv, env_prefix=POLICY.env_prefix)
         keep_freed_memory()
         backend = PolicyBackend(make_engine(config), config)
-        return run_service(NAME, FULL_NAME, config.server, backend.register, backend, scope_of_method=SCOPE_OF_METHOD)
+        return run_service(POLICY, config.server, backend.register, backend)
     raise AssertionError("unreachable: the context manager exits")
 
 

@@ -4,16 +4,18 @@ from typing import Literal
 
 from pydantic import Field
 
-from rlhf.config import Port, Section, ServerConfig
+from rlhf.config import Port, Section
 from rlhf.serving.batching.limits import BatchLimitsConfig
+from rlhf.serving.config import ServerConfig
+from rlhf.serving.directory import REFERENCE
 
 
 class ReferenceServerConfig(ServerConfig):
     """Where the reference service listens."""
 
-    port: Port = 50053
+    port: Port = REFERENCE.port
     """gRPC port; 0 takes a free one."""
-    metrics_port: Port = 9053
+    metrics_port: Port = REFERENCE.metrics_port
     """HTTP port of Prometheus' /metrics; 0 takes a free one."""
 
 

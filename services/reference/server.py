@@ -3,29 +3,26 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
 from rlhf.config import exit_on_config_error, load_config
 from rlhf.errors import ConfigError
 from rlhf.process import keep_freed_memory
-from rlhf.serving.serving import run_service
+from rlhf.serving.directory import REFERENCE
+from rlhf.serving.server import run_service
 from rlhf.v1 import reference_pb2_grpc
 from services.reference.config import ModelConfig, ReferenceConfig
 from services.reference.core import ReferenceCore, ReferenceMetrics, Scorer
 from services.reference.servicer import ReferenceServicer
 
-FULL_NAME = "rlhf.v1.ReferenceService"
-SCOPE_OF_METHOD = MappingProxyType({"ComputeLogprobs": "score", "GetModel": "score"})
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves until told to stop; returns the exit code."""
     keep_freed_memory()
-    with exit_on_config_error("rlhf-reference"):
-        config = load_config(ReferenceConfig, prog="rlhf-reference", argv=argv, env_prefix="RLHF_REFERENCE")
+    with exit_on_config_error(REFERENCE.command):
+        config = load_config(ReferenceConfig, prog=REFERENCE.command, argv=argv, env_prefix=REFERENCE.env_prefix)
         core = ReferenceCore(partial(build_scorer, config.model), config.limits, ReferenceMetrics())
         register = partial(reference_pb2_grpc.add_ReferenceServiceServicer_to_server, ReferenceServicer(core))
-        return run_service("reference", FULL_NAME, config.server, register, core, scope_of_method=SCOPE_OF_METHOD)
+        return run_service(REFERENCE, config.server, register, core)
 
 
 def build_scorer(config: ModelConfig) -> Scorer:

@@ -2,8 +2,10 @@
 
 from pydantic import Field, field_validator
 
-from rlhf.config import Port, Section, ServerConfig
+from rlhf.config import Port, Section
 from rlhf.serving.batching.limits import BatchLimitsConfig
+from rlhf.serving.config import ServerConfig
+from rlhf.serving.directory import REWARD
 from services.reward.scorers.config import ScorerConfig
 from services.reward.watch.config import WatchConfig
 
@@ -21,9 +23,9 @@ __all__ = [
 class RewardServerConfig(ServerConfig):
     """Where the reward service listens."""
 
-    port: Port = 50052
+    port: Port = REWARD.port
     """gRPC port; 0 takes a free one."""
-    metrics_port: Port = 9052
+    metrics_port: Port = REWARD.metrics_port
     """HTTP port of Prometheus' /metrics; 0 takes a free one."""
 
 
@@ -41,7 +43,7 @@ class HttpConfig(Section):
     """Whether HTTP is served beside gRPC."""
     host: str = ""
     """Address to bind; empty is server.host."""
-    port: Port = 8052
+    port: Port = REWARD.http_port or 0
     """HTTP port; 0 takes a free one."""
     max_body_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
     """Largest body of a request."""

@@ -13,13 +13,14 @@ from rlhf.client.tracing import configure_tracing
 from rlhf.errors import ConfigError, RunError, ServiceError
 from rlhf.learning.ranks import Ranks, join_ranks, take_own_gpu
 from rlhf.logs import get_logger
-from rlhf.serving.serving import ServiceServer
+from rlhf.serving.directory import TRAINER
+from rlhf.serving.server import ServiceServer
 from services.trainer.config.online import OnlineRunConfig
 from services.trainer.loading import load_run
 from services.trainer.loop import train
 from services.trainer.run import OnlineRun
 from services.trainer.service.control import RunControl
-from services.trainer.service.servicer import FULL_NAME, SCOPE_OF_METHOD, TrainerServicer
+from services.trainer.service.servicer import TrainerServicer
 from services.trainer.service.signals import RunSignals
 from services.trainer.state.checkpoint import CheckpointFolder
 from services.trainer.state.run_dir import locked, require_wanted
@@ -81,17 +82,9 @@ async def _serve_run(start: Start, console: Console) -> int:
     ProcessCollector(registry=registry)
     register_run_gauges(control, config.run_dir, registry)
     register_kl_budget(config.watch.kl_budget, registry)
-    configure_tracing("trainer")
+    configure_tracing(TRAINER.name)
     register = TrainerServicer(control).register
-    server = ServiceServer(
-        "trainer",
-        FULL_NAME,
-        config.server,
-        register,
-        _NoBackend(),
-        registry=registry,
-        scope_of_method=SCOPE_OF_METHOD,
-    )
+    server = ServiceServer(TRAINER, config.server, register, _NoBackend(), registry=registry)
     await server.start()
     title = f"{config.algorithm} run {config.run_dir.name}"
     try:

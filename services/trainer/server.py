@@ -9,10 +9,11 @@ from rlhf.config import exit_on_config_error, load_config, suggestion
 from rlhf.errors import ConfigError
 from rlhf.logs import configure_logging
 from rlhf.process import end_rank, keep_freed_memory, sleep_at_barriers
+from rlhf.serving.directory import TRAINER
 from services.trainer.config.online import RUN_CONFIGS, OnlineRunConfig, PpoRunConfig
 
 RESUME_FLAG = "--resume"
-ENV_PREFIX = "RLHF_TRAINER"
+ENV_PREFIX = TRAINER.env_prefix
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,12 +21,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     resume = RESUME_FLAG in arguments
     arguments = [argument for argument in arguments if argument != RESUME_FLAG]
-    with exit_on_config_error("rlhf-trainer"):
+    with exit_on_config_error(TRAINER.command):
         named = bool(arguments) and not arguments[0].startswith("-")
         algorithm = arguments.pop(0) if named else PpoRunConfig.algorithm
         if algorithm not in RUN_CONFIGS:
             raise ConfigError(f"unknown algorithm '{algorithm}'{suggestion(algorithm, RUN_CONFIGS)}")
-        config = load_config(RUN_CONFIGS[algorithm], prog="rlhf-trainer", argv=arguments, env_prefix=ENV_PREFIX)
+        config = load_config(RUN_CONFIGS[algorithm], prog=TRAINER.command, argv=arguments, env_prefix=ENV_PREFIX)
         return end_rank(run_online(config, resume=resume, console=Console()))
     raise AssertionError("unreachable: the context manager exits")
 
@@ -47,7 +48,7 @@ def run_online(config: OnlineRunConfig, *, resume: bool, console: Console) -> in
         if not path.is_dir():
             raise ConfigError(f"{field} is '{path}': no such directory; give the folder of a checkpoint")
     # On a terminal the table tells the story; JSON lines would tear it apart.
-    configure_logging("warning" if console.is_terminal else config.server.log_level, "trainer")
+    configure_logging("warning" if console.is_terminal else config.server.log_level, TRAINER.name)
     sleep_at_barriers()
     keep_freed_memory()
     # Torch takes seconds to import: what is wrong with the configuration is said before.

@@ -20,11 +20,12 @@ from rlhf.errors import ConfigError, InvalidRequestError
 from rlhf.models.loading import load_tokenizer, tokenizer_digest
 from rlhf.models.weights import checkpoint_manifest
 from rlhf.serving.batching.limits import BatchLimitsConfig
-from rlhf.serving.serving import ServiceServer
+from rlhf.serving.directory import REFERENCE
+from rlhf.serving.server import ServiceServer
 from rlhf.v1 import reference_pb2, reference_pb2_grpc
 from services.reference.config import ModelConfig, ReferenceServerConfig
 from services.reference.core import ReferenceCore, ReferenceMetrics
-from services.reference.server import FULL_NAME, build_scorer
+from services.reference.server import build_scorer
 from services.reference.servicer import ReferenceServicer
 from tests.support.tiny_model import VOCAB_SIZE
 
@@ -34,7 +35,7 @@ def make_server(path: Path, registry: CollectorRegistry, **limits: Any) -> Servi
     core = ReferenceCore(partial(build_scorer, model), BatchLimitsConfig(**limits), ReferenceMetrics(registry))
     register = partial(reference_pb2_grpc.add_ReferenceServiceServicer_to_server, ReferenceServicer(core))
     config = ReferenceServerConfig(host="127.0.0.1", port=0, metrics_port=0, drain_seconds=1)
-    return ServiceServer("reference", FULL_NAME, config, register, core, registry=registry)
+    return ServiceServer(REFERENCE, config, register, core, registry=registry)
 
 
 @asynccontextmanager

@@ -17,7 +17,6 @@ from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
 from rlhf.client.reward import Reward, RewardClient, RewardError, ScoreItem
-from rlhf.config import ServerConfig
 from rlhf.errors import (
     ConfigError,
     FatalError,
@@ -27,7 +26,9 @@ from rlhf.errors import (
     OverloadedError,
     from_rpc_error,
 )
-from rlhf.serving.serving import ServiceServer
+from rlhf.serving.config import ServerConfig
+from rlhf.serving.directory import REWARD
+from rlhf.serving.server import ServiceServer
 from rlhf.v1 import reward_pb2, reward_pb2_grpc
 
 ITEM = ScoreItem.text("a prompt", "a completion")
@@ -74,8 +75,7 @@ class Toy:
         self.registry = CollectorRegistry()
         settings = {"host": "127.0.0.1", "port": 0, "metrics_port": 0, "drain_seconds": 5.0, **config}
         self.server = ServiceServer(
-            "reward",
-            RewardClient.full_name,
+            REWARD,
             ServerConfig(**settings),
             lambda server: reward_pb2_grpc.add_RewardServiceServicer_to_server(self.servicer, server),
             self.backend,
@@ -286,15 +286,16 @@ async def test_reflection_lists_the_service():
 SCRIPT = """
 import sys
 from tests.integration.test_serving import Toy
-from rlhf.client.reward import RewardClient
-from rlhf.serving.serving import run_service
-from rlhf.config import ServerConfig, exit_on_config_error
+from rlhf.serving.directory import REWARD
+from rlhf.serving.server import run_service
+from rlhf.config import exit_on_config_error
+from rlhf.serving.config import ServerConfig
 import asyncio
 async def make(): return Toy()
 toy = asyncio.run(make())
 config = ServerConfig(host="127.0.0.1", port=int(sys.argv[1]), metrics_port=0)
 with exit_on_config_error("rlhf-toy"):
-    sys.exit(run_service("reward", RewardClient.full_name, config, lambda server: None, toy.backend))
+    sys.exit(run_service(REWARD, config, lambda server: None, toy.backend))
 """
 
 

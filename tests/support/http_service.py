@@ -12,15 +12,15 @@ from prometheus_client import CollectorRegistry
 
 from rlhf.client.reward import Reward, RewardClient, ScoreItem
 from rlhf.models.loading import load_tokenizer
+from rlhf.serving.directory import REWARD
 from rlhf.serving.http.side import HttpGateway
-from rlhf.serving.serving import ServiceServer
+from rlhf.serving.server import ServiceServer
 from rlhf.v1 import reward_pb2_grpc
 from services.reward.config import HttpConfig, LimitsConfig, RewardServerConfig, ScorerConfig
 from services.reward.core import RewardCore
 from services.reward.metrics import RewardMetrics
 from services.reward.scorers.factory import build_scorer
 from services.reward.scorers.scorer import Scorer
-from services.reward.server import FULL_NAME, SCOPE_OF_METHOD
 from services.reward.servicer import RewardServicer
 from tests.support.tiny_model import ASSISTANT_ID, EOS_ID, USER_ID
 
@@ -62,14 +62,12 @@ async def served(
     core = RewardCore(build, LimitsConfig(**limits), RewardMetrics(registry))
     gateway = HttpGateway(core, HttpConfig(port=0, max_body_bytes=max_body_bytes), "127.0.0.1")
     server = ServiceServer(
-        "reward",
-        FULL_NAME,
+        REWARD,
         RewardServerConfig(host="127.0.0.1", port=0, metrics_port=0, drain_seconds=1.0),
         partial(reward_pb2_grpc.add_RewardServiceServicer_to_server, RewardServicer(core)),
         core,
         registry=registry,
         sides=[gateway],
-        scope_of_method=SCOPE_OF_METHOD,
     )
     await server.start()
     try:

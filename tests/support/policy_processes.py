@@ -18,10 +18,11 @@ from typing import Any
 
 import pytest
 
-from rlhf.serving.serving import run_service
+from rlhf.serving.directory import POLICY
+from rlhf.serving.server import run_service
 from services.policy.config import ModelConfig, PolicyConfig, PolicyServerConfig, TransformersConfig
 from services.policy.engine import Completion, Engine, EngineInfo, SampleParams
-from services.policy.server import FULL_NAME, NAME, PolicyBackend, make_engine
+from services.policy.server import PolicyBackend, make_engine
 from tests.support.trainer_world import free_port
 
 
@@ -140,4 +141,4 @@ def _serve(model: Path, port: int, log: Path, generate_seconds: float, swap_seco
         make_engine(config), generate_seconds=generate_seconds, swap_seconds=swap_seconds, swap_begun=swap_begun
     )
     backend = PolicyBackend(engine, config)
-    sys.exit(run_service(NAME, FULL_NAME, config.server, backend.register, backend))
+    sys.exit(run_service(POLICY, config.server, backend.register, backend))

@@ -11,7 +11,8 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from rlhf.serving.batching.limits import BatchLimitsConfig as ReferenceLimits
-from rlhf.serving.serving import ServiceServer
+from rlhf.serving.directory import REFERENCE, REWARD
+from rlhf.serving.server import ServiceServer
 from rlhf.v1 import reference_pb2_grpc, reward_pb2_grpc
 from services.policy.config import ModelConfig as PolicyModelConfig
 from services.policy.config import PolicyConfig, PolicyServerConfig, TransformersConfig
@@ -19,7 +20,6 @@ from services.policy.server import make_engine, make_server
 from services.reference.config import ModelConfig as ReferenceModelConfig
 from services.reference.config import ReferenceServerConfig
 from services.reference.core import ReferenceCore, ReferenceMetrics
-from services.reference.server import FULL_NAME as REFERENCE_NAME
 from services.reference.server import build_scorer as build_reference_scorer
 from services.reference.servicer import ReferenceServicer
 from services.reward.config import LimitsConfig as RewardLimits
@@ -27,7 +27,6 @@ from services.reward.config import RewardServerConfig, ScorerConfig
 from services.reward.core import RewardCore
 from services.reward.metrics import RewardMetrics
 from services.reward.scorers.factory import build_scorer as build_reward_scorer
-from services.reward.server import FULL_NAME as REWARD_NAME
 from services.reward.servicer import RewardServicer
 
 LOCAL = {"host": "127.0.0.1", "port": 0, "metrics_port": 0, "drain_seconds": 0.0}
@@ -47,7 +46,7 @@ def make_reward(scorer: ScorerConfig, *, single_items: bool = False) -> ServiceS
     limits = RewardLimits(max_batch_tokens=1) if single_items else RewardLimits()
     core = RewardCore(partial(build_reward_scorer, scorer), limits, RewardMetrics(registry))
     register = partial(reward_pb2_grpc.add_RewardServiceServicer_to_server, RewardServicer(core))
-    return ServiceServer("reward", REWARD_NAME, RewardServerConfig(**LOCAL), register, core, registry=registry)
+    return ServiceServer(REWARD, RewardServerConfig(**LOCAL), register, core, registry=registry)
 
 
 def make_reference(path: Path, *, single_items: bool = False) -> ServiceServer:
@@ -57,7 +56,7 @@ def make_reference(path: Path, *, single_items: bool = False) -> ServiceServer:
     core = ReferenceCore(partial(build_reference_scorer, model), limits, ReferenceMetrics(registry))
     register = partial(reference_pb2_grpc.add_ReferenceServiceServicer_to_server, ReferenceServicer(core))
     server = ReferenceServerConfig(**LOCAL)
-    return ServiceServer("reference", REFERENCE_NAME, server, register, core, registry=registry)
+    return ServiceServer(REFERENCE, server, register, core, registry=registry)
 
 
 @dataclass(frozen=True)

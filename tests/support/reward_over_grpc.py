@@ -8,13 +8,13 @@ from typing import Any
 import grpc
 from prometheus_client import CollectorRegistry
 
-from rlhf.serving.serving import ServiceServer
+from rlhf.serving.directory import REWARD
+from rlhf.serving.server import ServiceServer
 from rlhf.v1 import reward_pb2, reward_pb2_grpc
 from services.reward.config import LimitsConfig, RewardServerConfig
 from services.reward.core import RewardCore
 from services.reward.metrics import RewardMetrics
 from services.reward.scorers.scorer import Scorer
-from services.reward.server import FULL_NAME, SCOPE_OF_METHOD
 from services.reward.servicer import RewardServicer
 
 # Each channel has a connection of its own; by default gRPC shares one among the channels of a process.
@@ -29,13 +29,11 @@ OWN_CONNECTION = (
 async def serving(core: RewardCore, registry: CollectorRegistry) -> AsyncIterator[str]:
     """Gives the target, once the core is loaded."""
     server = ServiceServer(
-        "reward",
-        FULL_NAME,
+        REWARD,
         RewardServerConfig(host="127.0.0.1", port=0, metrics_port=0, drain_seconds=1),
         partial(reward_pb2_grpc.add_RewardServiceServicer_to_server, RewardServicer(core)),
         core,
         registry=registry,
-        scope_of_method=SCOPE_OF_METHOD,
     )
     await server.start()
     try:

@@ -11,14 +11,14 @@ from typing import Any
 import aiohttp
 from prometheus_client import CollectorRegistry
 
+from rlhf.serving.directory import REWARD
 from rlhf.serving.http.side import HttpGateway
-from rlhf.serving.serving import ServiceServer
+from rlhf.serving.server import ServiceServer
 from rlhf.v1 import reward_pb2_grpc
 from services.reward.config import HttpConfig, LimitsConfig, RewardServerConfig, ScorerConfig
 from services.reward.core import RewardCore
 from services.reward.metrics import RewardMetrics
 from services.reward.scorers.factory import build_scorer
-from services.reward.server import FULL_NAME, SCOPE_OF_METHOD
 from services.reward.servicer import RewardServicer
 
 BODY = {"items": [{"text": {"prompt": "a prompt", "completion": "a completion"}}]}
@@ -59,14 +59,12 @@ async def secured_service(**server: Any) -> AsyncIterator[Secured]:
     core = RewardCore(partial(build_scorer, ScorerConfig(kind="length")), LimitsConfig(), RewardMetrics(registry))
     gateway = HttpGateway(core, HttpConfig(port=0), "127.0.0.1")
     service = ServiceServer(
-        "reward",
-        FULL_NAME,
+        REWARD,
         RewardServerConfig(**{"host": "127.0.0.1", "port": 0, "metrics_port": 0, "drain_seconds": 1.0, **server}),
         partial(reward_pb2_grpc.add_RewardServiceServicer_to_server, RewardServicer(core)),
         core,
         registry=registry,
         sides=[gateway],
-        scope_of_method=SCOPE_OF_METHOD,
     )
     await service.start()
     try:

@@ -6,6 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from rlhf.config import Port, Section
+from rlhf.serving.directory import REFERENCE
 from services.trainer.config.sections import CheckpointConfig, LoraConfig, OptimizerConfig, Target
 
 
@@ -235,7 +236,7 @@ class DpoConfig(Section):
 class DpoReferenceConfig(Section):
     """Where the reference's log-probabilities come from. They are computed once and kept beside the data."""
 
-    target: Target = "localhost:50053"
+    target: Target = REFERENCE.local_target
     """"host:port" of the reference service, which serves the model that training starts from."""
     version: str = ""
     """Take kept log-probabilities of this reference version without calling the service; empty asks the service."""

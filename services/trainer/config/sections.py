@@ -5,7 +5,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from rlhf.config import Port, Section, ServerConfig
+from rlhf.config import Port, Section
+from rlhf.serving.config import ServerConfig
+from rlhf.serving.directory import POLICY, REFERENCE, REWARD, TRAINER
 from services.trainer.fleet.discovery import check_entry
 
 Target = Annotated[str, Field(min_length=1)]
@@ -16,8 +18,8 @@ TokenId = Annotated[int, Field(ge=0)]
 class TrainerServerConfig(ServerConfig):
     """Where the TrainerService of the run listens."""
 
-    port: Port = 50054
-    metrics_port: Port = 9054
+    port: Port = TRAINER.port
+    metrics_port: Port = TRAINER.metrics_port
     slow_call_seconds: float = Field(default=0.0, ge=0)
     """A call that takes longer is logged; 0, the default here, logs none: to watch a run is one call as long as it."""
     linger_seconds: float = Field(default=0.0, ge=0)
@@ -27,7 +29,7 @@ class TrainerServerConfig(ServerConfig):
 class ServicesConfig(Section):
     """The services that the run calls, and how long it has patience with them."""
 
-    policy_targets: list[PolicyTarget] = Field(default=["localhost:50051"], min_length=1)
+    policy_targets: list[PolicyTarget] = Field(default=[POLICY.local_target], min_length=1)
     """Where the replicas of the policy service are: "host:port" of one; "dns:///name:port", all addresses of a name;
     "kubernetes:///[namespace/]service:port", the endpoints of a Service; "file:///path", a "host:port" on each line."""
     push: Literal["parallel", "chain"] = "parallel"
@@ -38,9 +40,9 @@ class ServicesConfig(Section):
     """Time between two health checks of a replica."""
     replica_hang_seconds: float = Field(default=10.0, gt=0)
     """A replica that answers no health check for so long is given up until it does: others get its prompts."""
-    reward_target: Target = "localhost:50052"
+    reward_target: Target = REWARD.local_target
     """"host:port" of the reward service."""
-    reference_target: Target = "localhost:50053"
+    reference_target: Target = REFERENCE.local_target
     """"host:port" of the reference service."""
     wait_for_services_seconds: float = Field(default=300.0, ge=0)
     """How long a service may be away before the run ends with an error."""

@@ -10,18 +10,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rlhf.v1 import trainer_pb2, trainer_pb2_grpc
 from services.trainer.service.control import RunControl
 
-FULL_NAME = "rlhf.v1.TrainerService"
-SCOPE_OF_METHOD = MappingProxyType(
-    {
-        "GetRun": "watch",
-        "WatchRun": "watch",
-        "Pause": "admin",
-        "Resume": "admin",
-        "SaveCheckpoint": "admin",
-        "Stop": "admin",
-    }
-)
-
 _STATES = MappingProxyType(
     {
         "starting": trainer_pb2.RUN_STATE_STARTING,

@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from rlhf.config import Port, Section, ServerConfig, load_config, load_toml
+from rlhf.config import Port, Section, load_config, load_toml
 from rlhf.errors import ConfigError
+from rlhf.serving.config import ServerConfig
 
 
 class ModelSection(Section):

@@ -1,11 +1,13 @@
-"""What a service listens on: gRPC with its limits, and the port of its metrics."""
+"""A service as a process: it listens, loads, serves while its backend can, drains and ends.
+
+One gRPC port with limits, health and reflection, one port for metrics, and further sides such as HTTP.
+"""
 
 import asyncio
 import contextlib
 import math
 import signal
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
 from typing import Protocol
 from wsgiref.simple_server import WSGIServer
 
@@ -16,57 +18,16 @@ from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
 
 from rlhf.client.tls import server_credentials
 from rlhf.client.tracing import configure_tracing
-from rlhf.config import ServerConfig
 from rlhf.errors import ConfigError, FatalError, NotReadyError, ServiceError
 from rlhf.logs import configure_logging, get_logger
 from rlhf.process import sleep_at_barriers
 from rlhf.serving.auth import make_authorizer
 from rlhf.serving.calls import CallGuard
+from rlhf.serving.config import ServerConfig
+from rlhf.serving.directory import Service
 from rlhf.serving.interceptors import CallInterceptor
 from rlhf.serving.metrics import RpcMetrics
 from rlhf.serving.probe import LIVE
-
-
-def make_grpc_server(config: ServerConfig, interceptor: grpc.aio.ServerInterceptor) -> grpc.aio.Server:
-    """Returns a server with the configured limits, bound to nothing."""
-    options = [
-        ("grpc.max_send_message_length", config.max_message_bytes),
-        ("grpc.max_receive_message_length", config.max_message_bytes),
-        ("grpc.so_reuseport", 0),  # else a second process shares the port in silence
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # our clients' keepalive is 20 s
-        ("grpc.http2.max_ping_strikes", 0),
-    ]
-    if config.max_connection_age_seconds > 0:
-        # No grace is set: without one, streams on an old connection are never cut.
-        options.append(("grpc.max_connection_age_ms", math.ceil(1000 * config.max_connection_age_seconds)))
-    return grpc.aio.server(interceptors=[interceptor], options=options)
-
-
-def bind_grpc(server: grpc.aio.Server, config: ServerConfig, credentials: grpc.ServerCredentials | None) -> int:
-    """Returns the port that the server is bound to. Raises: ConfigError if it is taken."""
-    address = f"{config.host}:{config.port}"
-    try:
-        if credentials is None:
-            return server.add_insecure_port(address)
-        return server.add_secure_port(address, credentials)
-    except RuntimeError:
-        raise _port_taken("server.port", config.port) from None
-
-
-def serve_metrics(config: ServerConfig, registry: CollectorRegistry) -> WSGIServer:
-    """Returns what serves the metrics, in a thread of its own. Raises: ConfigError if the port is taken."""
-    try:
-        server, _ = start_http_server(config.metrics_port, config.host, registry)
-    except OSError:
-        raise _port_taken("server.metrics_port", config.metrics_port) from None
-    return server
-
-
-def _port_taken(field: str, port: int) -> ConfigError:
-    return ConfigError(
-        f"{field} is {port}: already in use; stop the process that has it, or take a free one with --{field} 0"
-    )
-
 
 log = get_logger(__name__)
 
@@ -98,49 +59,40 @@ class Side(Protocol):
         """Accepts nothing more, and lets calls in flight finish within that time."""
 
 
-_NO_SCOPES: Mapping[str, str] = MappingProxyType({})
-
-
 class ServiceServer:
     """One service on one port, with health, reflection, metrics and drain."""
 
     def __init__(
         self,
-        name: str,
-        full_name: str,
+        service: Service,
         config: ServerConfig,
         register: Callable[[grpc.aio.Server], None],
         backend: Backend,
         *,
         registry: CollectorRegistry = REGISTRY,
         sides: Sequence[Side] = (),
-        scope_of_method: Mapping[str, str] = _NO_SCOPES,
     ) -> None:
         """Listens nowhere yet.
 
         Args:
-            name: short name, such as "policy".
-            full_name: the gRPC service's full name.
+            service: its row in the directory.
             config: where to listen.
             register: adds the servicer to a server.
             backend: what stands behind the servicer.
             registry: where its metrics go.
             sides: other ways to the same service.
-            scope_of_method: the scope that a caller needs, by method; one without can be called by all who are known.
         """
-        self.name = name
         self.port = config.port
         self.metrics_port = config.metrics_port
         self.failure: BaseException | None = None
-        self._full_name = full_name
+        self._service = service
         self._config = config
         self._register = register
         self._backend = backend
         self._registry = registry
         self._sides = sides
-        self._scope_of_method = scope_of_method
         self._metrics = RpcMetrics(registry)
-        self._reason: str | None = f"the {name} service is still loading; retry when its health is SERVING"
+        self._reason: str | None = f"the {service.name} service is still loading; retry when its health is SERVING"
         self._health = health.aio.HealthServicer()
         self._ready = asyncio.Event()
         self._ended = asyncio.Event()
@@ -152,18 +104,18 @@ class ServiceServer:
         # The ports first: a process that cannot listen should not load a model for a minute before it says so.
         credentials = server_credentials()
         guard = CallGuard(
-            self._full_name,
+            self._service.full_name,
             self._metrics,
             lambda: self._reason,
             make_authorizer(),
-            self._scope_of_method,
+            self._service.scope_of_method,
             config.slow_call_seconds,
         )
-        self._server = make_grpc_server(config, CallInterceptor(self._full_name, guard))
+        self._server = make_grpc_server(config, CallInterceptor(self._service.full_name, guard))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._register(self._server)
         reflection.enable_server_reflection(
-            (self._full_name, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+            (self._service.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
         await self._set_serving(False)
         await self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
@@ -174,7 +126,11 @@ class ServiceServer:
             await side.start(guard)
         await self._server.start()
         log.info(
-            "listening", service=self.name, port=self.port, metrics_port=self.metrics_port, tls=credentials is not None
+            "listening",
+            service=self._service.name,
+            port=self.port,
+            metrics_port=self.metrics_port,
+            tls=credentials is not None,
         )
         self._lifecycle = asyncio.create_task(self._load_and_watch())
 
@@ -193,7 +149,7 @@ class ServiceServer:
 
     async def stop(self) -> None:
         """Refuses new calls, lets those in flight finish within drain_seconds, and frees everything."""
-        self._reason = f"the {self.name} service is shutting down"
+        self._reason = f"the {self._service.name} service is shutting down"
         await self._set_serving(False)
         drain_seconds = self._config.drain_seconds
         await asyncio.gather(self._server.stop(drain_seconds), *(side.stop(drain_seconds) for side in self._sides))
@@ -240,27 +196,24 @@ class ServiceServer:
     async def _set_serving(self, serving: bool) -> None:
         states = health_pb2.HealthCheckResponse
         status = states.SERVING if serving else states.NOT_SERVING
-        await self._health.set(self._full_name, status)
+        await self._health.set(self._service.full_name, status)
         await self._health.set("", status)
-        self._metrics.ready.labels(self._full_name).set(serving)
+        self._metrics.ready.labels(self._service.full_name).set(serving)
 
 
 def run_service(
-    name: str,
-    full_name: str,
+    service: Service,
     config: ServerConfig,
     register: Callable[[grpc.aio.Server], None],
     backend: Backend,
     *,
     sides: Sequence[Side] = (),
-    scope_of_method: Mapping[str, str] = _NO_SCOPES,
 ) -> int:
     """Serves until SIGTERM, SIGINT or a failure; returns the exit code: 0 drained, 1 failed, 2 wrong configuration."""
-    configure_logging(config.log_level, name)
-    configure_tracing(name)
+    configure_logging(config.log_level, service.name)
+    configure_tracing(service.name)
     sleep_at_barriers()
-    server = ServiceServer(name, full_name, config, register, backend, sides=sides, scope_of_method=scope_of_method)
-    return asyncio.run(_serve(server))
+    return asyncio.run(_serve(ServiceServer(service, config, register, backend, sides=sides)))
 
 
 async def _serve(server: ServiceServer) -> int:
@@ -283,3 +236,44 @@ async def _serve(server: ServiceServer) -> int:
     if isinstance(failure, ConfigError):
         raise failure
     return 0 if failure is None else 1
+
+
+def make_grpc_server(config: ServerConfig, interceptor: grpc.aio.ServerInterceptor) -> grpc.aio.Server:
+    """Returns a server with the configured limits, bound to nothing."""
+    options = [
+        ("grpc.max_send_message_length", config.max_message_bytes),
+        ("grpc.max_receive_message_length", config.max_message_bytes),
+        ("grpc.so_reuseport", 0),  # else a second process shares the port in silence
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # our clients' keepalive is 20 s
+        ("grpc.http2.max_ping_strikes", 0),
+    ]
+    if config.max_connection_age_seconds > 0:
+        # No grace is set: without one, streams on an old connection are never cut.
+        options.append(("grpc.max_connection_age_ms", math.ceil(1000 * config.max_connection_age_seconds)))
+    return grpc.aio.server(interceptors=[interceptor], options=options)
+
+
+def bind_grpc(server: grpc.aio.Server, config: ServerConfig, credentials: grpc.ServerCredentials | None) -> int:
+    """Returns the port that the server is bound to. Raises: ConfigError if it is taken."""
+    address = f"{config.host}:{config.port}"
+    try:
+        if credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
+    except RuntimeError:
+        raise _port_taken("server.port", config.port) from None
+
+
+def serve_metrics(config: ServerConfig, registry: CollectorRegistry) -> WSGIServer:
+    """Returns what serves the metrics, in a thread of its own. Raises: ConfigError if the port is taken."""
+    try:
+        server, _ = start_http_server(config.metrics_port, config.host, registry)
+    except OSError:
+        raise _port_taken("server.metrics_port", config.metrics_port) from None
+    return server
+
+
+def _port_taken(field: str, port: int) -> ConfigError:
+    return ConfigError(
+        f"{field} is {port}: already in use; stop the process that has it, or take a free one with --{field} 0"
+    )
