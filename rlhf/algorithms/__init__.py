@@ -1,1 +1,1 @@
-"""The mathematics of training, in pure torch: no models, no input or output, no other room of the house."""
+"""The mathematics of training as pure functions of tensors. Imports torch and the standard library alone."""

@@ -1,4 +1,4 @@
-"""Divergence from the reference policy: estimators, the penalty in the reward, and controllers of its weight."""
+"""KL divergence from the reference policy: estimators, the penalty in the reward, controllers of its coefficient."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from rlhf.algorithms.masking import require_right_padded, require_same_shape, se
 
 KlEstimator = Literal["k1", "k2", "k3"]
 
-# With r = log(policy / reference) of a token that the policy sampled.
+# Functions of r = log(policy / reference) of a token that the policy sampled.
 _ESTIMATORS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
     {
         "k1": lambda log_ratio: log_ratio,
@@ -23,14 +23,15 @@ _ESTIMATORS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KlEstimator = "k1") -> Tensor:
-    """Returns each token's estimate of KL(policy || reference), from tokens that the policy sampled.
+    """Returns an estimate of KL(policy || reference) at each token, from tokens that the policy sampled.
 
-    k1 = r is unbiased, its single values may be negative; k2 = r^2 / 2 is biased, with little variance; k3 =
-    exp(-r) - 1 + r is unbiased and never negative. r = logprobs - ref_logprobs.
+    With r = logprobs - ref_logprobs: k1 = r is unbiased, and single values may be negative; k2 = r^2 / 2 is biased and
+    has little variance; k3 = exp(-r) - 1 + r is unbiased and never negative.
 
     Args:
         logprobs, ref_logprobs: [B, T] nats.
-    Returns: [B, T] nats; at padding whatever the arguments hold there leads to.
+        estimator: "k1", "k2" or "k3".
+    Returns: [B, T] nats. Padding is not masked.
     Raises: ValueError if the shapes differ or the estimator is unknown.
     Source: Schulman 2020, http://joschu.net/blog/kl-approx.html.
     """
@@ -43,15 +44,15 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KlEstimator =
 def token_rewards(
     rewards: Tensor, logprobs: Tensor, ref_logprobs: Tensor, completion_mask: Tensor, kl_coef: float
 ) -> Tensor:
-    """Returns the reward of each token: -kl_coef * k1 at every completion token, plus the score at the last one.
+    """Returns the reward of each token: -kl_coef * k1 at every completion token, plus the score at the last token.
 
     Args:
         rewards: [B] scores of the whole completions.
         logprobs, ref_logprobs: [B, T] nats; padding may hold anything.
         completion_mask: [B, T] bool, right-padded, at least one token a row.
         kl_coef: reward per nat, at least 0.
-    Returns: [B, T], zeros at padding, no gradient: rewards are data.
-    Raises: ValueError if shapes do not fit, a row is empty or not right-padded, or kl_coef is negative.
+    Returns: [B, T], zeros at padding, no gradient.
+    Raises: ValueError if shapes differ, a row is empty or not right-padded, or kl_coef is negative.
     Source: Ziegler et al. 2019, arXiv:1909.08593, section 2.
     """
     require_same_shape(logprobs=logprobs, ref_logprobs=ref_logprobs, completion_mask=completion_mask)
@@ -65,38 +66,40 @@ def token_rewards(
 
 
 class FixedKlController:
-    """Keeps the weight of the KL penalty as it is."""
+    """A constant coefficient of the KL penalty, in reward per nat."""
 
     def __init__(self, coef: float) -> None:
-        """coef: reward per nat, at least 0. Raises ValueError if negative."""
+        """Raises: ValueError if coef is negative."""
         self.coef = _require_coef(coef)
 
     def update(self, kl: float, num_samples: int) -> None:
-        """Changes nothing."""
+        """Leaves the coefficient unchanged."""
 
     def state_dict(self) -> dict[str, float]:
-        """Returns what load_state_dict restores."""
+        """Returns the state for load_state_dict."""
         return {"coef": self.coef}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Restores a saved state. Raises KeyError or ValueError if it is none."""
+        """Restores the state of state_dict. Raises: KeyError or ValueError if it is not one."""
         self.coef = _require_coef(state["coef"])
 
 
 class AdaptiveKlController:
-    """Steers the weight of the KL penalty so that the KL approaches a target.
+    """A coefficient of the KL penalty, in reward per nat, that moves the KL towards a target.
 
     Each update multiplies it by 1 + clip(kl / target - 1, -0.2, 0.2) * num_samples / horizon.
+
+    Args:
+        coef: initial value, above 0.
+        target: nats per completion, above 0.
+        horizon: completions, above 0.
     Source: Ziegler et al. 2019, arXiv:1909.08593, section 2.2.
     """
 
     MAX_ERROR = 0.2
 
     def __init__(self, coef: float, *, target: float, horizon: float) -> None:
-        """coef: where to begin, reward per nat, above 0. target: nats per completion, above 0. horizon: in samples.
-
-        Raises: ValueError if a value is out of range.
-        """
+        """Raises: ValueError if a value is out of range."""
         for name, value in (("coef", coef), ("target", target), ("horizon", horizon)):
             if not value > 0:
                 raise ValueError(f"{name} of the adaptive KL controller is {value}; it must be above 0")
@@ -105,12 +108,12 @@ class AdaptiveKlController:
         self.horizon = horizon
 
     def update(self, kl: float, num_samples: int) -> None:
-        """Adjusts coef to a batch.
+        """Updates coef from the KL of one batch.
 
         Args:
             kl: mean over the batch, in nats per completion.
-            num_samples: completions in the batch; less than 5 horizons, or one step could make coef 0.
-        Raises: ValueError if kl is NaN or num_samples out of range.
+            num_samples: completions in the batch, below 5 horizons: more could bring coef to 0 in one update.
+        Raises: ValueError if kl is NaN or num_samples is out of range.
         """
         if math.isnan(kl):
             raise ValueError("kl is nan; the batch that it came from must not be trained on")
@@ -120,11 +123,11 @@ class AdaptiveKlController:
         self.coef *= 1 + error * num_samples / self.horizon
 
     def state_dict(self) -> dict[str, float]:
-        """Returns what load_state_dict restores."""
+        """Returns the state for load_state_dict."""
         return {"coef": self.coef}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Restores a saved state. Raises KeyError or ValueError if it is none."""
+        """Restores the state of state_dict. Raises: KeyError or ValueError if it is not one."""
         self.coef = _require_coef(state["coef"])
 
 

@@ -1,4 +1,4 @@
-"""Log-probabilities and entropies of tokens, from logits or from hidden states, and the one shift of the house."""
+"""Log-probabilities and entropies of tokens, from logits or from hidden states, and the shift by one position."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,15 +11,15 @@ from rlhf.algorithms.masking import require_same_shape, select
 
 
 def predictor_positions(prompt_lengths: Tensor, num_completion_tokens: int) -> Tensor:
-    """Returns where in its sequence each completion token is predicted: the position of the token before it.
+    """Returns the position at which each completion token is predicted: that of the token before it.
 
-    This is the only place that knows that a causal model's output at position i is about token i + 1. It is also the
-    state before the token, of which a critic's value is read.
+    A causal model's output at position i predicts token i + 1; this function is the only place that makes the shift.
+    A critic's value of the state before a token is read at the same position.
 
     Args:
         prompt_lengths: [B] int64, each at least 1.
-        num_completion_tokens: T, the longest completion of the batch.
-    Returns: [B, T] int64; the token itself stands one further right. Positions of padding may lie past the sequence.
+        num_completion_tokens: T, the length of the longest completion in the batch.
+    Returns: [B, T] int64; the token itself is one position later. Positions of padding may lie past the sequence.
     """
     return (prompt_lengths - 1)[:, None] + torch.arange(num_completion_tokens, device=prompt_lengths.device)
 
@@ -28,11 +28,11 @@ def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Ten
     """Returns log softmax(logits / temperature) at the given ids, in float32 (float64 for float64 logits).
 
     Args:
-        logits: [..., V], aligned with ids: the logits that predict them. Not modified.
+        logits: [..., V], those that predict the ids. Not modified.
         ids: [...] int64.
         temperature: above 0.
     Returns: [...] nats.
-    Raises: ValueError if the shapes do not fit or the temperature is not above 0.
+    Raises: ValueError if the shapes differ or the temperature is not above 0.
     """
     require_same_shape(logits=logits[..., 0], ids=ids)
     return _at_ids(_scaled(logits, temperature).log_softmax(-1), ids)
@@ -46,16 +46,20 @@ def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
 def token_logprobs_from_hidden(
     hidden: Tensor, lm_head_weight: Tensor, ids: Tensor, temperature: float = 1.0, chunk_size: int = 256
 ) -> Tensor:
-    """Returns token_logprobs(hidden @ lm_head_weight.T, ids, temperature) without ever holding all the logits.
+    """Returns token_logprobs(hidden @ lm_head_weight.T, ids, temperature) without holding all the logits at once.
 
-    The products run in the dtype of `hidden`, everything after them in float32. Nothing of a chunk is kept: its logits
-    are computed again on the way back, so peak memory is that of one chunk, chunk_size x V. The weight's gradient is
-    summed over the chunks in float32.
+    The products run in the dtype of `hidden`, the rest in float32. The logits of a chunk are computed again in the
+    backward pass, so peak memory is that of one chunk, chunk_size x V. The gradient of the weight is summed over the
+    chunks in float32.
 
     Args:
-        hidden: [N, d] last hidden states that predict the ids. lm_head_weight: [V, d]. ids: [N] int64.
-        temperature: above 0. chunk_size: tokens at a time, at least 1.
+        hidden: [N, d], the last hidden states that predict the ids.
+        lm_head_weight: [V, d].
+        ids: [N] int64.
+        temperature: above 0.
+        chunk_size: tokens computed at a time, at least 1.
     Returns: [N] nats, float32.
+    Raises: ValueError if the shapes differ, or temperature or chunk_size is out of range.
     """
     logprobs, _ = _chunked(hidden, lm_head_weight, ids, temperature, chunk_size, with_entropy=False)
     return logprobs
@@ -64,12 +68,12 @@ def token_logprobs_from_hidden(
 def token_logprobs_and_entropy_from_hidden(
     hidden: Tensor, lm_head_weight: Tensor, ids: Tensor, temperature: float = 1.0, chunk_size: int = 256
 ) -> tuple[Tensor, Tensor]:
-    """Returns token_logprobs_from_hidden and the entropy of the same distributions, [N] nats each."""
+    """Returns (logprobs, entropies) of the same distributions, [N] nats each. Args as in token_logprobs_from_hidden."""
     return _chunked(hidden, lm_head_weight, ids, temperature, chunk_size, with_entropy=True)
 
 
 def sequence_logprobs(logprobs: Tensor, completion_mask: Tensor) -> Tensor:
-    """Returns each completion's log-probability: the sum of its tokens', [B, T] -> [B]; padding may hold anything."""
+    """Returns the sum of each completion's log-probabilities, [B, T] -> [B] nats; padding may hold anything."""
     require_same_shape(logprobs=logprobs, completion_mask=completion_mask)
     return select(logprobs, completion_mask).sum(-1)
 
@@ -88,7 +92,7 @@ def _chunked(
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
-    """Log-probabilities and entropies (zeros if not wanted), [N] each, and their gradients, a chunk at a time."""
+    """Log-probabilities and entropies (zeros if not asked for), [N] each, and their gradients, one chunk at a time."""
 
     @staticmethod
     def forward(
@@ -139,10 +143,10 @@ class _ChunkedLogprobs(torch.autograd.Function):
 def _grad_logits(
     all_logprobs: Tensor, ids: Tensor, grad_logprobs: Tensor | None, grad_entropies: Tensor | None
 ) -> Tensor:
-    """Gradient [n, V] of logits (over temperature), from those of log-probabilities and entropies, [n] each.
+    """Returns the gradient [n, V] of logits / temperature from those of log-probabilities and entropies, [n] each.
 
     With p the probabilities and h the entropy: d logprob / d logit_v = [v is the id] - p_v, and
-    d h / d logit_v = -p_v (log p_v + h). `all_logprobs` is overwritten.
+    d h / d logit_v = -p_v (log p_v + h). Overwrites `all_logprobs`.
     """
     weights = torch.zeros_like(ids, dtype=all_logprobs.dtype) if grad_logprobs is None else -grad_logprobs
     if grad_entropies is None:
@@ -158,10 +162,10 @@ def _grad_logits(
 
 
 def _all_logprobs(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    """log softmax of one chunk's logits, a new tensor [n, V] of at least float32."""
+    """Returns log softmax of one chunk's logits as a new tensor [n, V] of at least float32."""
     logits = hidden @ weight.T
     scaled = logits if temperature == 1.0 else logits.to(_precise(logits.dtype)).div_(temperature)
-    # log_softmax is one fused pass; logit minus logsumexp is several.
+    # log_softmax is one fused pass; logit minus logsumexp would be several.
     return scaled.log_softmax(-1, dtype=_precise(logits.dtype))
 
 
@@ -179,7 +183,7 @@ def _entropy(all_logprobs: Tensor) -> Tensor:
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
-    """Logits over temperature in at least float32, never the caller's own tensor changed."""
+    """Returns logits / temperature in at least float32, without changing the caller's tensor."""
     _require_above_zero(temperature)
     precise = logits.to(_precise(logits.dtype))
     return precise if temperature == 1.0 else precise / temperature

@@ -1,4 +1,4 @@
-"""PPO's losses, token by token, and their reduction to one number that does not depend on how the batch was cut."""
+"""PPO's losses per token, importance weights, and the reduction to a scalar that does not depend on micro-batches."""
 
 import math
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ AggregationMode = Literal[
 
 @dataclass(frozen=True, slots=True)
 class ClippedLoss:
-    """A loss of each token, and where clipping decided it."""
+    """The loss of each token, and where clipping determined it."""
 
     token_losses: Tensor
     """[B, T], zeros at padding. Carries gradient; `aggregate` reduces it."""
     clipped: Tensor
-    """[B, T] bool: True where a clipped term won, so that the token has no gradient. False at padding."""
+    """[B, T] bool: True where the clipped term was taken, so that the token has no gradient. False at padding."""
 
 
 def clipped_policy_loss(
@@ -36,16 +36,16 @@ def clipped_policy_loss(
 ) -> ClippedLoss:
     """Returns PPO's clipped surrogate of each token: -min(rho A, clip(rho, 1 - clip_eps_low, 1 + clip_eps_high) A).
 
-    With dual_clip = c a token of negative advantage loses at most -c A, so that a huge ratio cannot rule the batch.
+    With dual_clip = c the loss of a token with negative advantage is at most -c A, however large its ratio is.
 
     Args:
         logprobs: [B, T] nats under the policy in training (carries gradient).
         old_logprobs: [B, T] nats under the weights at the start of the update; rho = exp(logprobs - old_logprobs).
         advantages: [B, T], no gradient.
-        completion_mask: [B, T] bool; what stands elsewhere is never read, even if NaN, and gets zero gradient.
-        clip_eps_low: how far below 1 the ratio may fall and still be pushed down, in (0, 1).
-        clip_eps_high: how far above 1 it may rise and still be pushed up, above 0; DAPO's "clip higher" is 0.28.
-        dual_clip: above 1, usually 3; None leaves the loss unbounded for negative advantages.
+        completion_mask: [B, T] bool; padding is never read, even if NaN, and gets zero gradient.
+        clip_eps_low: the ratio is clipped below at 1 - clip_eps_low, in (0, 1).
+        clip_eps_high: the ratio is clipped above at 1 + clip_eps_high, above 0; DAPO's "clip higher" is 0.28.
+        dual_clip: c, above 1, usually 3; None leaves the loss unbounded for negative advantages.
     Raises: ValueError if shapes differ, no token is selected, or a bound is out of range.
     Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7; the second clip from Ye et al. 2019, arXiv:1912.09729.
     """
@@ -71,14 +71,14 @@ def clipped_policy_loss(
 def clipped_value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, completion_mask: Tensor, *, value_clip_eps: float = 0.2
 ) -> ClippedLoss:
-    """Returns the critic's loss of each token: 1/2 max((V - R)^2, (clip(V, V_old - eps, V_old + eps) - R)^2).
+    """Returns the critic's loss at each token: 1/2 max((V - R)^2, (clip(V, V_old - eps, V_old + eps) - R)^2).
 
     Args:
         values: [B, T] of the critic in training (carries gradient).
         old_values: [B, T] of the critic at the start of the update.
-        returns: [B, T] to be predicted.
-        completion_mask: [B, T] bool; what stands elsewhere is never read, even if NaN, and gets zero gradient.
-        value_clip_eps: how far a value may move in one update and still be pulled, in units of value, above 0.
+        returns: [B, T], the targets.
+        completion_mask: [B, T] bool; padding is never read, even if NaN, and gets zero gradient.
+        value_clip_eps: eps, how far a value may move in one update before clipping, above 0.
     Raises: ValueError if shapes differ, no token is selected, or value_clip_eps is not above 0.
     Source: the PPO implementation of OpenAI baselines; used by Stiennon et al. 2020, arXiv:2009.01325.
     """
@@ -93,10 +93,11 @@ def clipped_value_loss(
 
 
 def entropy_bonus(entropies: Tensor, mask: Tensor) -> Tensor:
-    """Returns each token's loss for being certain: minus its entropy. Add it, times a coefficient, to the policy's.
+    """Returns minus the entropy of each token, to be added to the policy loss times a coefficient.
 
     Args:
-        entropies: [B, T] nats (carries gradient); padding may hold anything. mask: [B, T] bool.
+        entropies: [B, T] nats (carries gradient); padding may hold anything.
+        mask: [B, T] bool.
     Returns: [B, T], zeros at padding; `aggregate` reduces it.
     Raises: ValueError if the shapes differ.
     Source: Schulman et al. 2017, arXiv:1707.06347, eq. 9.
@@ -108,16 +109,16 @@ def entropy_bonus(entropies: Tensor, mask: Tensor) -> Tensor:
 def truncated_importance_weights(
     old_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, cap: float = 2.0
 ) -> tuple[Tensor, Tensor]:
-    """Returns by how much to multiply each token's loss, because another model sampled it: min(exp(lo - ls), cap).
+    """Returns the weight of each token's loss that corrects for older sampling weights: min(exp(lo - ls), cap).
 
-    The clip of clipped_policy_loss stays around old_logprobs: decoupled PPO.
+    lo is old_logprobs, ls is sampler_logprobs. clipped_policy_loss still clips around old_logprobs (decoupled PPO).
 
     Args:
-        old_logprobs: [B, T] nats by the trainer, under the weights at the start of the update.
-        sampler_logprobs: [B, T] nats as the policy service reported them when it sampled.
+        old_logprobs: [B, T] nats, computed by the trainer with the weights at the start of the update.
+        sampler_logprobs: [B, T] nats, as reported by the policy service when it sampled.
         mask: [B, T] bool; padding may hold anything.
         cap: the largest weight, above 0.
-    Returns: (weights [B, T], zeros at padding, no gradient; clamped [B, T] bool, True where the cap decided).
+    Returns: (weights [B, T], zeros at padding, no gradient; clamped [B, T] bool, True where the cap applied).
     Raises: ValueError if shapes differ or cap is not above 0.
     Source: Espeholt et al. 2018, arXiv:1802.01561 (the truncation); Fu et al. 2025, arXiv:2505.24298 (decoupled).
     """
@@ -134,7 +135,7 @@ def sequence_ratio_mask(old_logprobs: Tensor, sampler_logprobs: Tensor, mask: Te
         old_logprobs, sampler_logprobs: [B, T] nats, as in truncated_importance_weights.
         mask: [B, T] bool; padding may hold anything.
         bound: above 1.
-    Returns: [B] bool. A completion with a NaN is kept, so that the NaN surfaces in the loss; an empty one too.
+    Returns: [B] bool. True for an empty completion, and for one with a NaN, so that the NaN shows in the loss.
     Raises: ValueError if shapes differ or bound is not above 1.
     """
     require_same_shape(old_logprobs=old_logprobs, sampler_logprobs=sampler_logprobs, mask=mask)
@@ -154,17 +155,19 @@ def aggregate(
 ) -> Tensor:
     """Returns a scalar whose sum over micro-batches (and ranks) is the loss of the whole optimizer batch.
 
-    "token-mean": sum over all tokens / num_tokens_global: every token weighs the same (DAPO, arXiv:2503.14476).
-    "sequence-mean-token-sum": sum over all tokens / num_sequences_global: the log-likelihood's own weighting.
-    "sequence-mean-token-mean": each sequence's mean, summed, / num_sequences_global: GRPO (arXiv:2402.03300).
-    "token-sum-over-constant": sum over all tokens / (num_sequences_global * max_completion_tokens): Dr. GRPO
-    (arXiv:2503.20783), a constant that no completion's length can move.
+    "token-mean": sum over all tokens / num_tokens_global; every token has the same weight (DAPO, arXiv:2503.14476).
+    "sequence-mean-token-sum": sum over all tokens / num_sequences_global; the weighting of the log-likelihood.
+    "sequence-mean-token-mean": sum of the sequences' means / num_sequences_global (GRPO, arXiv:2402.03300).
+    "token-sum-over-constant": sum over all tokens / (num_sequences_global * max_completion_tokens); the divisor does
+    not depend on the lengths (Dr. GRPO, arXiv:2503.20783).
 
     Args:
-        token_losses: [B, T]; padding may hold anything. mask: [B, T] bool; may select nothing in a micro-batch.
-        num_tokens_global, num_sequences_global: of the whole optimizer batch, over all micro-batches and ranks.
+        token_losses: [B, T]; padding may hold anything.
+        mask: [B, T] bool; may select nothing in a micro-batch.
+        mode: how tokens and sequences are weighted.
+        num_tokens_global, num_sequences_global: counts of the whole optimizer batch, over all micro-batches and ranks.
         max_completion_tokens: the limit that completions were sampled with.
-    Raises: ValueError if the shapes differ, the mode is unknown, or a count that the mode needs is absent or below 1.
+    Raises: ValueError if the shapes differ, the mode is unknown, or a count that the mode needs is missing or below 1.
     """
     require_same_shape(token_losses=token_losses, mask=mask)
     if mode not in get_args(AggregationMode):
@@ -187,5 +190,5 @@ def _required_count(mode: str, name: str, count: int | None) -> int:
 
 
 def _log_ratio(old_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """[B, T] nats, zeros at padding, no gradient."""
+    """Returns old - sampler log-probabilities, [B, T] nats, zeros at padding, no gradient."""
     return (select(old_logprobs, mask) - select(sampler_logprobs, mask)).detach()

@@ -1,21 +1,21 @@
-"""Masked arithmetic, and the checks that the public functions share.
+"""Masked arithmetic, and the argument checks that the algorithms share.
 
-Padding may hold anything, NaN included. It is always left out by selection, never by multiplication with a mask:
-0 * NaN is NaN, forward and in the gradient.
+Padding may hold anything, NaN included. It is left out by selection, never by multiplying with a mask: 0 * NaN is NaN,
+in the forward pass and in the gradient.
 """
 
 from torch import Tensor
 
 
 def select(x: Tensor, mask: Tensor) -> Tensor:
-    """Returns x with zeros where mask is False; those positions get a gradient of exactly zero, whatever they held."""
+    """Returns x with zeros where mask is False. Those positions get a gradient of exactly zero, whatever they hold."""
     return x.masked_fill(~mask, 0.0)
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Returns the mean of x [...] over the positions where mask [...] is True, as a scalar.
 
-    Raises: ValueError if the shapes differ or mask selects nothing.
+    Raises: ValueError if the shapes differ or the mask selects nothing.
     """
     require_same_shape(x=x, mask=mask)
     require_tokens("mask", mask)

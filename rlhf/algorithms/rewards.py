@@ -1,4 +1,4 @@
-"""What is done to a score before it is a reward: scaling, clipping, and penalties for the way a completion ended."""
+"""From scores to rewards: scaling by running statistics, clipping, and penalties for how a completion ended."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from rlhf.algorithms.masking import require_in_open_interval
 
 
 class RunningMoments:
-    """Mean and standard deviation of all values seen so far, whatever batches they came in.
+    """Mean and standard deviation of all values seen so far, independent of how they were cut into batches.
 
     Source: Chan et al. 1979, Stanford STAN-CS-79-773 (merging the sums of squares without cancellation).
     """
@@ -23,11 +23,11 @@ class RunningMoments:
 
     @property
     def std(self) -> float:
-        """Of all values seen, dividing by their count; 0 before the second one."""
+        """Population standard deviation (divided by the count) of all values seen; 0 before the second value."""
         return math.sqrt(self._squares / self.count) if self.count > 0 else 0.0
 
     def update(self, x: Tensor) -> None:
-        """Takes in values of any shape. Raises ValueError if one is not finite: it would stay for good."""
+        """Adds the values of a tensor of any shape. Raises: ValueError if one is not finite."""
         if not x.isfinite().all():
             raise ValueError("x has a value that is not finite; drop that rollout instead of scaling rewards by it")
         if x.numel() == 0:
@@ -42,20 +42,23 @@ class RunningMoments:
         self.count = count
 
     def normalize(self, x: Tensor, shift_mean: bool = True) -> Tensor:
-        """Returns (x - mean) / (std + 1e-8) in x's dtype; shift_mean=False divides only.
+        """Returns (x - mean) / (std + 1e-8) in x's dtype.
 
-        Raises: ValueError before two different values were seen: there is no scale yet.
+        Args:
+            x: any shape.
+            shift_mean: False divides only and keeps the mean.
+        Raises: ValueError before two different values were seen, because the scale is unknown.
         """
         if self.std == 0.0:
             raise ValueError(f"count is {self.count} and std 0; update with rewards that differ before normalizing")
         return (x - self.mean if shift_mean else x) / (self.std + 1e-8)
 
     def state_dict(self) -> dict[str, float]:
-        """Returns what load_state_dict restores exactly, also by way of JSON."""
+        """Returns the state for load_state_dict. It survives JSON without loss."""
         return {"count": self.count, "mean": self.mean, "squares": self._squares}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Restores a saved state. Raises KeyError or ValueError if it is none."""
+        """Restores the state of state_dict. Raises: KeyError or ValueError if it is not one."""
         count, mean, squares = int(state["count"]), float(state["mean"]), float(state["squares"])
         if not (count >= 0 and squares >= 0 and math.isfinite(mean) and math.isfinite(squares)):
             raise ValueError(
@@ -65,8 +68,11 @@ class RunningMoments:
 
 
 def clip_rewards(rewards: Tensor, bound: float) -> tuple[Tensor, Tensor]:
-    """Returns the rewards moved into [-bound, bound], and which were moved (a NaN is not), [B] each.
+    """Returns the rewards clipped to [-bound, bound], and which of them were clipped (NaN is not), [B] each.
 
+    Args:
+        rewards: [B].
+        bound: above 0.
     Raises: ValueError if bound is not above 0.
     """
     require_in_open_interval("bound", bound, 0, math.inf)
@@ -74,10 +80,11 @@ def clip_rewards(rewards: Tensor, bound: float) -> tuple[Tensor, Tensor]:
 
 
 def missing_stop_penalty(stopped: Tensor, penalty: float) -> Tensor:
-    """Returns what to add to the rewards: -penalty where a completion ended without an end-of-sequence token, else 0.
+    """Returns a term to add to the rewards: -penalty where a completion has no end-of-sequence token, else 0.
 
     Args:
-        stopped: [B] bool, True where the end was sampled. penalty: at least 0.
+        stopped: [B] bool, True where an end-of-sequence token was sampled.
+        penalty: at least 0.
     Returns: [B] float32.
     Raises: ValueError if penalty is negative or not finite, or stopped is not bool.
     Source: Huang et al. 2024, arXiv:2403.17031.
@@ -90,14 +97,15 @@ def missing_stop_penalty(stopped: Tensor, penalty: float) -> Tensor:
 
 
 def overlong_penalty(lengths: Tensor, max_completion_tokens: int, buffer_tokens: int) -> Tensor:
-    """Returns what to add to the rewards of completions that come near the limit: 0 falling to -1 over the buffer.
+    """Returns a term to add to the rewards of completions near the length limit, falling from 0 to -1 over the buffer.
 
-    0 up to max_completion_tokens - buffer_tokens tokens; (max_completion_tokens - buffer_tokens - length) /
-    buffer_tokens up to max_completion_tokens; -1 beyond.
+    With limit = max_completion_tokens: 0 up to limit - buffer_tokens tokens, then
+    (limit - buffer_tokens - length) / buffer_tokens up to the limit, -1 beyond it.
 
     Args:
         lengths: [B] int64, tokens of each completion.
-        max_completion_tokens: where the penalty is whole; buffer_tokens: over how many it grows, at least 1.
+        max_completion_tokens: length at which the penalty reaches -1.
+        buffer_tokens: tokens over which it grows, at least 1.
     Returns: [B] float32 in [-1, 0].
     Raises: ValueError unless 1 <= buffer_tokens <= max_completion_tokens.
     Source: Yu et al. 2025 (DAPO), arXiv:2503.14476, eq. 13.

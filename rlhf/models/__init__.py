@@ -1,1 +1,1 @@
-"""Models of torch and transformers: loading, forward passes over sequences, and weights as bytes."""
+"""Transformer models in torch: loading, forward passes over batches of sequences, and weights as bytes."""

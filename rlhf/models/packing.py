@@ -1,4 +1,4 @@
-"""Running a backbone over a batch of sequences without padding: all real tokens in one row."""
+"""Forward passes of a backbone without padding: all real tokens of a batch packed into one row."""
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +10,14 @@ from rlhf.models.sequences import PaddedSequences
 
 _PROBE_LENGTHS = (3, 5)
 _PROBE_TOLERANCE = 0.1
-"""Relative to a token's hidden state: far above rounding, far below what another sequence's tokens change."""
+"""Relative to a hidden state's norm: far above rounding errors, far below the effect of another sequence's tokens."""
 
 
 def pack_if_possible(model: PreTrainedModel) -> None:
-    """Makes the model take packed rows if it is seen to treat each sequence in one as it does alone; else does nothing.
+    """Makes the model use packed rows if a probe shows that it keeps the sequences of a row apart; else does nothing.
 
-    Left out are models whose layers attend to a window of tokens, to sinks, or otherwise than plain causal attention,
-    and those whose attention does not go through transformers' interface.
+    Models are left as they are if their layers use sliding windows, attention sinks or anything but plain causal
+    attention, or if their attention does not go through transformers' interface.
     """
     config = model.config.get_text_config()
     layer_types = set(getattr(config, "layer_types", None) or ("full_attention",))
@@ -32,11 +32,11 @@ def pack_if_possible(model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def _keeps_sequences_apart(backbone: PreTrainedModel) -> bool:
-    """Whether two sequences in one row have the same hidden states in either order."""
+    """Returns whether two sequences in one row have the same hidden states in either order."""
     middle = backbone.config.get_text_config().vocab_size // 2  # away from special tokens
     ids = middle + torch.arange(sum(_PROBE_LENGTHS), device=backbone.device)
     lengths = torch.tensor(_PROBE_LENGTHS, device=backbone.device)
-    # The row's two parts change places.
+    # The same two sequences, in the other order.
     turned = ids.roll(_PROBE_LENGTHS[1])
     try:
         one_way = _run_packed(backbone, ids[None], lengths, max(_PROBE_LENGTHS))[0]
@@ -50,9 +50,14 @@ def _keeps_sequences_apart(backbone: PreTrainedModel) -> bool:
 def hidden_at(backbone: PreTrainedModel, sequences: PaddedSequences, rows: Tensor, positions: Tensor) -> Tensor:
     """Returns the last hidden states [N, d] of the tokens at (rows, positions), [N] int64 each.
 
-    The backbone sees no padding where its attention can take packed rows (see models/attention.py); else it sees the
-    padded batch, without a mask: padding is on the right, so causal attention already hides it. Either way nothing that
-    stands at padding reaches the result or a gradient.
+    If the backbone takes packed rows (rlhf/models/attention.py), it sees no padding. Otherwise it sees the padded batch
+    without a mask: padding is on the right, so causal attention hides it. In both cases nothing at padding reaches the
+    result or a gradient.
+
+    Args:
+        backbone: the model without its head.
+        sequences: on the device of the backbone.
+        rows, positions: [N] int64.
     """
     if backbone.config._attn_implementation != NAME:
         padded: Tensor = backbone(input_ids=sequences.input_ids, use_cache=False).last_hidden_state
@@ -65,7 +70,7 @@ def hidden_at(backbone: PreTrainedModel, sequences: PaddedSequences, rows: Tenso
 
 
 def _run_packed(backbone: PreTrainedModel, input_ids: Tensor, lengths: Tensor, longest: int) -> Tensor:
-    """Last hidden states [1, N, d] of a packed row of ids [1, N] whose sequences have these lengths [B]."""
+    """Returns the last hidden states [1, N, d] of a packed row of ids [1, N] with sequences of these lengths [B]."""
     starts = lengths.cumsum(0) - lengths
     row_starts = starts.repeat_interleave(lengths, output_size=input_ids.shape[1])
     hidden: Tensor = backbone(
@@ -79,9 +84,9 @@ def _run_packed(backbone: PreTrainedModel, input_ids: Tensor, lengths: Tensor, l
 
 
 def linear_in_float32(head: nn.Linear, hidden: Tensor) -> Tensor:
-    """Returns the head's one output of hidden states [..., d], in float32: [...].
+    """Returns the output of a head with one output for hidden states [..., d], in float32: [...].
 
-    The head is small and its result a sum over the hidden size: float32 costs nothing and keeps the digits.
+    Float32 costs little, because the head is small, and keeps the precision of a sum over the hidden size.
     """
     bias = None if head.bias is None else head.bias.float()
     return functional.linear(hidden.float(), head.weight.float(), bias).squeeze(-1)

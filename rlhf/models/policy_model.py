@@ -1,6 +1,6 @@
-"""A causal language model, with a value head or without, as one module from token ids to log-probabilities and values.
+"""A causal language model with an optional value head, as one module from token ids to log-probabilities and values.
 
-Everything that reads a parameter happens inside `PolicyModel.forward`, so that FSDP can take the module as its root.
+All parameters are read inside `PolicyModel.forward`, so that FSDP can use the module as its root.
 """
 
 from typing import Any
@@ -18,9 +18,9 @@ from rlhf.models.sequences import PaddedSequences, scatter_to_mask
 
 
 class PolicyModel(nn.Module):
-    """A language model as load_policy returns it, and an optional linear head of one output on its last hidden states.
+    """A language model from load_policy, with an optional linear head of one output on its last hidden states.
 
-    The head serves runs in which policy and critic share a backbone. Parameters are named `model.<name of the model>`
+    The head is for runs in which policy and critic share a backbone. Parameters are named `model.<name in the model>`
     and `value_head.weight`.
     """
 
@@ -37,12 +37,13 @@ class PolicyModel(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Returns (logprobs, entropies, values) of the completion tokens, [B, T] float32 each, 0.0 at padding.
 
-        Entropies and values are None where they are not asked for. All three carry gradient where it is enabled.
-        The value of a token is that of the state before it.
+        All three carry gradient where it is enabled. The value at a token is that of the state before it.
 
         Args:
-            sequences: on the device of the model. temperature: divides the logits; above 0.
-        Raises: ValueError if values are asked of a model without a value head.
+            sequences: on the device of the model.
+            temperature: divides the logits; above 0.
+            with_entropy, with_values: without them entropies or values are None.
+        Raises: ValueError if values are asked for and the model has no value head.
         """
         return score_tokens(
             self.model,
@@ -66,9 +67,9 @@ def score_tokens(
     with_entropy: bool = False,
     value_head: nn.Linear | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Returns what PolicyModel.forward does, for the parts of one; values where there is a value head.
+    """Returns the result of PolicyModel.forward for a model and a value head; without a head values are None.
 
-    The output projection runs at completion tokens alone, a chunk at a time.
+    The output projection runs only at completion tokens, one chunk at a time.
     """
     mask = sequences.completion_mask
     rows, tokens = mask.nonzero(as_tuple=True)

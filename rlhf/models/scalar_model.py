@@ -1,4 +1,4 @@
-"""A transformer that gives one number per position: reward models and critics."""
+"""A transformer with one scalar output per position: reward models and critics."""
 
 import copy
 from pathlib import Path
@@ -15,10 +15,10 @@ from rlhf.models.sequences import PaddedSequences
 
 
 class ScalarModel(nn.Module):
-    """A backbone, a linear head of one output, and a stored normalisation of what the head says.
+    """A backbone, a linear head of one output, and a stored normalisation of its scores.
 
-    On disk it is a transformers sequence-classification checkpoint, so AutoModelForSequenceClassification loads it too
-    and gives the same score before normalisation.
+    On disk it is a transformers sequence-classification checkpoint. AutoModelForSequenceClassification loads it too,
+    with the same scores before normalisation.
     """
 
     backbone: PreTrainedModel
@@ -34,22 +34,22 @@ class ScalarModel(nn.Module):
         """Returns (score - mean) / std in float32, [N], carrying gradient where it is enabled.
 
         Args:
-            sequences: a batch on the model's device.
-            rows, positions: [N] int64, the tokens to read the score at. The head sees nothing else: what stands at
-                padding can reach neither the result nor the head's gradient.
+            sequences: on the model's device.
+            rows, positions: [N] int64, the tokens at which scores are read. The head sees no others, so padding affects
+                neither the result nor the head's gradient.
         """
         scores = linear_in_float32(self.head, hidden_at(self.backbone, sequences, rows, positions))
         return (scores - self.mean) / self.std
 
     def set_normalization(self, mean: float, std: float) -> None:
-        """Makes scores of this mean and standard deviation come out as mean 0, std 1. Raises ValueError if std <= 0."""
+        """Normalises scores of this mean and standard deviation to mean 0, std 1. Raises: ValueError if std <= 0."""
         if not std > 0:
             raise ValueError(f"std is {std}; scores can only be normalised by a standard deviation above 0")
         self.mean, self.std = mean, std
 
     @classmethod
     def from_policy(cls, path: str | Path, dtype: DtypeName, seed: int, field: str = "model.path") -> Self:
-        """Returns a policy's backbone under a fresh head: weights N(0, 1 / (d + 1)), d the hidden size, no bias.
+        """Returns a policy's backbone with a new head: weights from N(0, 1 / (d + 1)), d the hidden size, no bias.
 
         Source: Stiennon et al. 2020, arXiv:2009.01325, appendix B.1.
         Raises: ConfigError naming `field` if the folder holds no language model.
@@ -58,7 +58,7 @@ class ScalarModel(nn.Module):
         hidden_size = backbone.config.get_text_config().hidden_size
         head = nn.Linear(hidden_size, 1, bias=False)
         generator = torch.Generator().manual_seed(seed)
-        # 1 / (d + 1) is the variance; normal_ takes the standard deviation.
+        # 1 / (d + 1) is the variance; normal_ takes a standard deviation.
         nn.init.normal_(head.weight, std=(hidden_size + 1) ** -0.5, generator=generator)
         return cls(backbone, head.to(backbone.dtype)).eval()
 
@@ -77,9 +77,9 @@ class ScalarModel(nn.Module):
     def save(self, path: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Writes the model and its tokenizer as a sequence-classification checkpoint.
 
-        transformers reads the score at the last token that is not the padding id; if that were the end-of-sequence id,
-        as many tokenizers have it, a finished completion would be scored one token too early. So the saved config and
-        tokenizer pad with another id where they must.
+        transformers reads the score at the last token that is not the padding id. Many tokenizers pad with the
+        end-of-sequence id; a finished completion would then be scored one token too early. The saved config and
+        tokenizer therefore pad with another id.
 
         Raises: ConfigError if the architecture has no such checkpoint, or the tokenizer no id to pad with.
         """
@@ -92,7 +92,7 @@ class ScalarModel(nn.Module):
         with torch.device("meta"):
             classifier = AutoModelForSequenceClassification.from_config(config)
         _score_head(classifier)
-        # The shell is built without memory and takes our modules as they are; its own class then writes the checkpoint.
+        # The classifier is built without memory and takes the modules as they are; its class writes the checkpoint.
         setattr(classifier, classifier.base_model_prefix, self.backbone)
         classifier.score = self.head
         classifier.save_pretrained(path)
@@ -100,10 +100,12 @@ class ScalarModel(nn.Module):
 
 
 def padding_token(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Returns a token of the vocabulary to pad with that never ends a completion.
+    """Returns a token of the vocabulary for padding that never ends a completion.
 
-    That is the tokenizer's own if it differs from end-of-sequence; else a special token, preferably one that no chat
-    template uses. Raises: ConfigError if there is none.
+    It is the tokenizer's padding token if that differs from end-of-sequence, else a special token, preferably one that
+    the chat template does not use.
+
+    Raises: ConfigError if there is none.
     """
     eos = tokenizer.eos_token
     if tokenizer.pad_token not in (None, eos):

@@ -1,4 +1,4 @@
-"""Sequences of token ids as rectangular tensors: the only padding in the house, and how to keep it small."""
+"""Batches of token sequences as padded tensors, and their split into micro-batches by tokens."""
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ from torch import Tensor
 class PaddedSequences:
     """A batch of B prompts with their completions, each row one sequence padded on the right to L tokens.
 
-    It is the form in which batches are handed around; the models themselves see the real tokens alone (packing.py).
+    Models see only the real tokens (rlhf/models/packing.py).
     """
 
     input_ids: Tensor
     """[B, L] int64: prompt, completion, padding."""
     prompt_lengths: Tensor
-    """[B] int64, each at least 1; 0 only for a sequence of one token that pad_whole made."""
+    """[B] int64, each at least 1; 0 only for a sequence of one token from pad_whole."""
     completion_lengths: Tensor
     """[B] int64, each at least 1."""
 
     @property
     def lengths(self) -> Tensor:
-        """[B] int64: prompt and completion together."""
+        """[B] int64: tokens of prompt and completion together."""
         return self.prompt_lengths + self.completion_lengths
 
     @property
@@ -46,9 +46,9 @@ def pad_sequences(
     """Returns prompt i followed by completion i as row i of a batch.
 
     Args:
-        prompts, completions: token ids; as many of the one as of the other, none empty.
-        pad_id: fills the rows up; any known id will do, for nothing reads what stands there.
-    Raises: ValueError naming the entry that is empty, or the two counts if they differ or are 0.
+        prompts, completions: token ids; the same number of both, none empty.
+        pad_id: fills the rows; any known id will do, because padding is never read.
+    Raises: ValueError naming the empty entry, or the two counts if they differ or are 0.
     """
     if len(prompts) != len(completions) or not prompts:
         raise ValueError(
@@ -67,14 +67,14 @@ def pad_sequences(
 
 
 def pad_whole(rows: Sequence[Sequence[int]], pad_id: int = 0) -> PaddedSequences:
-    """Returns sequences of which only the whole matters, such as those that get one score, as rows of a batch.
+    """Returns whole sequences, such as those that get one score each, as rows of a batch.
 
-    Each row's last token counts as its completion; of a row of one token the prompt is empty.
+    The last token of each row counts as its completion; a row of one token has an empty prompt.
 
     Args:
         rows: token ids; at least one row, none empty.
         pad_id: as in pad_sequences.
-    Raises: ValueError naming the row that is empty, or saying that there is none.
+    Raises: ValueError naming the empty row, or if there are no rows.
     """
     if not rows:
         raise ValueError("got no rows; there must be at least one")
@@ -99,18 +99,21 @@ def scatter_to_mask(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def split_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Returns the indices of `lengths` in groups of at most `max_tokens` tokens: the most of one forward pass.
+    """Returns the indices of `lengths` in groups of at most `max_tokens` tokens, one group per forward pass.
 
-    The fullest groups that still have room are filled first, longest sequences first (best-fit decreasing), so there
-    are few groups; the first holds the longest sequence, so that memory that does not suffice is found out at once. A
-    sequence longer than `max_tokens` forms a group of its own. Equal arguments give equal groups.
+    Best-fit decreasing: the longest sequence goes first, each into the fullest group that still has room, so there are
+    few groups. The first group holds the longest sequence, so a lack of memory shows at once. A sequence longer than
+    `max_tokens` forms a group of its own. Equal arguments give equal groups.
 
+    Args:
+        lengths: tokens of each sequence.
+        max_tokens: of one forward pass, at least 1.
     Raises: ValueError if max_tokens is below 1.
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}; it must be at least 1")
     groups: list[list[int]] = []
-    rooms: list[tuple[int, int]] = []  # (tokens that a group still takes, its number), ascending
+    rooms: list[tuple[int, int]] = []  # (free tokens of a group, its number), ascending
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         place = bisect_left(rooms, (lengths[index], -1))
         if place < len(rooms):

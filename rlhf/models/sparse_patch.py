@@ -1,6 +1,6 @@
 """Sparse patches: the exact new bits of a tensor's changed elements, as policy.proto's WEIGHTS_ENCODING_SPARSE_PATCH.
 
-Whoever pushes calls diff(); whoever gets the patch decode(), then new_values() on the elements at the indices.
+The sender calls diff(); the receiver calls decode(), then new_values() on the elements at its indices.
 """
 
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ from rlhf.errors import InvalidRequestError
 from rlhf.weights import BYTES_PER_ELEMENT, PatchPart
 
 MAX_ELEMENTS = 2**32
-"""Of a tensor that can be patched: a gap is a uint32."""
+"""Largest tensor that can be patched: a gap between indices is a uint32."""
 BLOCK_ELEMENTS = 2**18
-"""Compared at once; both blocks stay in a core's cache."""
+"""Elements compared at a time; both blocks fit in a core's cache."""
 COMPRESSION_LEVEL = 1
 GAP_BYTES = 4
 
@@ -39,15 +39,19 @@ class TensorPatch:
 
     @property
     def part(self) -> PatchPart:
-        """What a header says of it."""
+        """The patch's entry in the header of a push."""
         return PatchPart(self.changed_count, len(self.frame))
 
 
 def diff(old: Tensor, new: Tensor) -> TensorPatch:
-    """Returns what turns `old` into `new`, two contiguous CPU tensors of one shape and one type that can be served.
+    """Returns the patch that turns `old` into `new`.
 
-    Bits are compared, not values: from 0.0 to -0.0 is a change, and so is from one NaN to another. Beside the frame it
-    takes memory in proportion to the changed elements. Raises: ValueError if the tensors have more than MAX_ELEMENTS.
+    Bits are compared, not values: from 0.0 to -0.0 is a change, and so is from one NaN to another. Memory grows with
+    the number of changed elements.
+
+    Args:
+        old, new: contiguous CPU tensors of the same shape and type, one of rlhf.weights.BYTES_PER_ELEMENT.
+    Raises: ValueError if the tensors have more than MAX_ELEMENTS.
     """
     if old.numel() > MAX_ELEMENTS:
         raise ValueError(f"a tensor of {old.numel()} elements cannot be patched; the most are {MAX_ELEMENTS}")
@@ -63,15 +67,15 @@ def diff(old: Tensor, new: Tensor) -> TensorPatch:
 
 
 def decode(part: PatchPart, frame: bytes | memoryview, dtype: str, numel: int, *, name: str) -> tuple[Tensor, Tensor]:
-    """Returns the flat indices of the changed elements, rising, int64, and their steps for new_values().
+    """Returns the flat indices of the changed elements, ascending, int64, and their steps for new_values().
 
     Args:
-        part: what the header says of the tensor.
+        part: the tensor's entry in the header.
         frame: its bytes of the payload.
-        dtype: the tensor's type, a key of common.weights.BYTES_PER_ELEMENT.
-        numel: how many elements it has; no memory is taken for more changes than that.
+        dtype: the tensor's type, a key of rlhf.weights.BYTES_PER_ELEMENT.
+        numel: its number of elements; no memory is allocated for more changes than that.
         name: the tensor's name, for errors.
-    Raises: InvalidRequestError if the frame is not exactly a patch of such a tensor, with the changes announced.
+    Raises: InvalidRequestError if the frame is not a valid patch of such a tensor with the announced changes.
     """
     width = BYTES_PER_ELEMENT[dtype]
     count = part.changed_count
@@ -82,7 +86,7 @@ def decode(part: PatchPart, frame: bytes | memoryview, dtype: str, numel: int, *
     gaps += 1
     indices = np.cumsum(gaps, out=gaps)
     indices -= 1
-    # At most 2^32 gaps of at most 2^32: a sum that overflows shows as negative.
+    # At most 2^32 gaps of at most 2^32: a sum that overflows is negative.
     if count and not 0 <= indices[-1] < numel:
         raise _invalid(name, f"changes elements past its end; it has {numel}")
     if not zigzag.all():
@@ -92,7 +96,7 @@ def decode(part: PatchPart, frame: bytes | memoryview, dtype: str, numel: int, *
 
 
 def new_values(old_values: Tensor, steps: Tensor) -> Tensor:
-    """Returns what elements become, in their own type: `old_values` are those at decode()'s indices, in that order."""
+    """Returns the new elements in their own type. `old_values` are those at decode()'s indices, in that order."""
     return (old_values.view(steps.dtype) + steps).view(old_values.dtype)
 
 
@@ -112,7 +116,7 @@ def _changed_indices(old: NDArray[Any], new: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _planes(numbers: NDArray[Any], width: int) -> Iterator[NDArray[np.uint8]]:
-    """Yields the bytes of integers by their significance, the least significant ones first."""
+    """Yields the bytes of integers by significance, the least significant bytes of all of them first."""
     for plane in range(width):
         yield (numbers >> (8 * plane)).astype(np.uint8)
 
@@ -137,7 +141,7 @@ def _check_part(part: PatchPart, frame: bytes | memoryview, numel: int, name: st
 
 
 def _decompressed(frame: bytes | memoryview, size: int, name: str) -> NDArray[np.uint8]:
-    """Returns what a frame holds; the memory for it is taken only if that is `size` bytes by its own account."""
+    """Returns the decompressed frame. Memory is allocated only if the frame declares `size` bytes."""
     if not size:
         return np.zeros(0, np.uint8)
     try:

@@ -1,4 +1,4 @@
-"""Forward passes over sequences: log-probabilities, entropies, values and scores."""
+"""Forward passes over batches of sequences: log-probabilities, entropies, values and scores."""
 
 from typing import Literal, TypeAlias, overload
 
@@ -12,7 +12,7 @@ from rlhf.models.scalar_model import ScalarModel
 from rlhf.models.sequences import PaddedSequences, scatter_to_mask
 
 LanguageModel: TypeAlias = PreTrainedModel | PolicyModel
-"""A causal language model as load_policy returns it, or the module that wraps one for training."""
+"""A causal language model from load_policy, or the module that wraps one for training."""
 
 
 @overload
@@ -36,8 +36,9 @@ def completion_logprobs(
 
     Args:
         model: on the device of the sequences.
+        sequences: prompts and completions.
         temperature: divides the logits; above 0.
-        with_entropy: return (logprobs, entropies) of the same shape.
+        with_entropy: True returns (logprobs, entropies), both of that shape.
     """
     if isinstance(model, PolicyModel):
         logprobs, entropies, _ = model(sequences, temperature, with_entropy=with_entropy)
@@ -51,7 +52,7 @@ def completion_logprobs_and_values(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns (logprobs, entropies, values) of the completion tokens from one forward pass, [B, T] float32 each.
 
-    All three carry gradient where it is enabled, and are 0.0 at padding.
+    All three are 0.0 at padding, and carry gradient where it is enabled.
 
     Raises: ValueError if the model has no value head.
     """

@@ -1,4 +1,4 @@
-"""Weights as named tensors under their Hugging Face checkpoint names: listing, digests, and loading in place."""
+"""Weights as tensors named as in a Hugging Face checkpoint: listing, digests, and loading in place."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,14 +17,14 @@ from rlhf.weights import TensorInfo, WeightsManifest, tensor_digest
 DTYPE_NAMES: Mapping[torch.dtype, str] = MappingProxyType(
     {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 )
-"""Element types that can be served, as safetensors names them."""
+"""Names in safetensors of the element types that can be served."""
 
 
 def checkpoint_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """Yields every tensor of the model's checkpoint with its name there: contiguous, on the CPU, without gradient.
 
-    A tensor that is tied to another (the output projection to the embedding) is left out, as in a saved checkpoint. On
-    a CPU model nothing is copied: the tensors change when the model does.
+    A tensor that is tied to another (the output projection to the embedding) is left out, as in a saved checkpoint. The
+    tensors of a model on the CPU are not copied: they change with the model.
     """
     own = {name: tensor for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
     for name, tensor in revert_weight_conversion(model, own).items():
@@ -37,7 +37,7 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 
 
 def tensor_info(name: str, tensor: Tensor) -> TensorInfo:
-    """Returns what a manifest says of a contiguous CPU tensor. Raises ConfigError if its type cannot be served."""
+    """Returns the manifest entry of a contiguous CPU tensor. Raises: ConfigError if its type cannot be served."""
     if tensor.dtype not in DTYPE_NAMES:
         raise ConfigError(f"tensor {name} is {tensor.dtype}; weights are served as {', '.join(DTYPE_NAMES.values())}")
     return TensorInfo(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), tensor_digest(tensor_bytes(tensor)))
@@ -49,7 +49,7 @@ def model_manifest(model: PreTrainedModel) -> WeightsManifest:
 
 
 def checkpoint_manifest(path: str | Path, dtype: DtypeName) -> WeightsManifest:
-    """Returns the manifest that the policy in a folder has once it is loaded in `dtype`.
+    """Returns the manifest of the policy in a folder as loaded in `dtype`.
 
     Raises: ConfigError if the folder holds no causal language model.
     """
@@ -57,10 +57,10 @@ def checkpoint_manifest(path: str | Path, dtype: DtypeName) -> WeightsManifest:
 
 
 def read_checkpoint(path: str | Path, dtype: DtypeName) -> Iterator[tuple[str, Tensor]]:
-    """Yields what checkpoint_tensors would give for the policy in a folder, loaded in `dtype`.
+    """Yields the tensors that checkpoint_tensors yields for the policy in a folder, loaded in `dtype`.
 
-    The files are read a tensor at a time, so no second model is held beside an engine that serves one. Where
-    transformers renames or merges tensors as it loads them, the model is loaded after all.
+    The files are read one tensor at a time, so no second model is in memory beside an engine that serves one. Only if
+    transformers renames or merges tensors while loading is the model loaded.
 
     Raises: ConfigError if the folder holds no causal language model.
     """
@@ -76,10 +76,10 @@ def read_checkpoint(path: str | Path, dtype: DtypeName) -> Iterator[tuple[str, T
 
 
 def load_tensors(model: PreTrainedModel, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Copies a whole checkpoint's tensors into the model's own, in place, once all of them are seen to fit.
+    """Copies the tensors of a whole checkpoint into the model in place, after checking that all of them fit.
 
-    Raises: InvalidRequestError naming the tensor that is missing, unknown, there twice, or of another type or shape;
-        the model is then as it was.
+    Raises: InvalidRequestError naming the tensor that is missing, unknown, duplicate, or of another type or shape. The
+        model is then unchanged.
     """
     own = {name: tensor for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
     staged: dict[str, Tensor] = {}
@@ -107,14 +107,14 @@ def _require_like(name: str, tensor: Tensor, own: Tensor) -> None:
 
 
 def _checkpoint_names(folder: Path) -> list[str]:
-    """The names that checkpoint_tensors would give, without loading the weights."""
+    """Returns the names that checkpoint_tensors yields, without loading the weights."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
     return [name for name in model.state_dict() if name not in model.all_tied_weights_keys]
 
 
 def _safetensors_files(folder: Path) -> dict[str, Path]:
-    """The file of each tensor in the folder's safetensors."""
+    """Returns the safetensors file of each tensor in the folder."""
     files: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as reader:
