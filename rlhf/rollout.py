@@ -1,4 +1,4 @@
-"""Rollouts and sampling parameters as the code sees them. Their wire form is in codec.py."""
+"""Prompts, sampling parameters and rollouts as plain types. rlhf/client/codec.py converts them to messages."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,23 +15,23 @@ class Prompt:
     prompt_ids: list[int]
     """Token ids after the chat template, without padding."""
     seed: int | None = None
-    """Completion i is drawn with seed + i; None draws unpredictably."""
+    """Completion i is sampled with seed + i; None samples without a fixed seed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How to sample completions. The distribution is always the whole softmax at `temperature`."""
+    """How to sample completions: from the whole softmax at `temperature`, without top-p or top-k."""
 
     max_new_tokens: int
     temperature: float = 1.0
     """0 is greedy."""
     completions_per_prompt: int = 1
     stop_ids: tuple[int, ...] = ()
-    """Ids that end a completion; empty means the model's own."""
+    """Ids that end a completion; empty uses the model's."""
 
 
 def expected_ids(prompt: Prompt, sampling: Sampling) -> list[str]:
-    """Returns the rollout_ids that a prompt's completions will have."""
+    """Returns the rollout_ids of a prompt's completions, before they are sampled."""
     return [f"{prompt.group_id}/{index}" for index in range(sampling.completions_per_prompt)]
 
 
@@ -45,7 +45,7 @@ class Rollout:
     prompt_ids: list[int]
     completion_ids: list[int]
     logprobs: list[float]
-    """Nats, of the distribution that was sampled from, as the policy service reported them."""
+    """Nats under the distribution that was sampled from, as reported by the policy service."""
     policy_versions: list[int]
     """The version of the weights that sampled each token."""
     finish_reason: FinishReason

@@ -1,4 +1,4 @@
-"""Configuration written as TOML, to be read again by load_config."""
+"""Writing configuration as TOML files that load_config reads."""
 
 import json
 from collections.abc import Mapping
@@ -8,12 +8,12 @@ from rlhf.config import Section
 
 
 def write_config(path: Path, config: Section) -> None:
-    """Writes the values that were set, and none that is a default."""
+    """Writes the values that were set; defaults are left out."""
     path.write_text(to_toml(config.model_dump(mode="json", exclude_unset=True, exclude_none=True)), encoding="utf-8")
 
 
 def to_toml(values: Mapping[str, object], prefix: str = "") -> str:
-    """Returns plain values, lists of them, and sections, nested ones too, as TOML."""
+    """Returns values, lists and nested sections as TOML."""
     lines = [f"{_key(key)} = {_value(value)}" for key, value in values.items() if not isinstance(value, Mapping)]
     text = "".join(f"{line}\n" for line in lines)
     for key, value in values.items():
@@ -29,5 +29,5 @@ def _key(key: str) -> str:
 
 
 def _value(value: object) -> str:
-    """Returns a value as TOML; JSON's strings, numbers, booleans and lists are TOML's too."""
+    """Returns a value as TOML. JSON writes strings, numbers, booleans and lists in the same way."""
     return json.dumps(value, ensure_ascii=False)

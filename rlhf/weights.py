@@ -1,4 +1,4 @@
-"""What a set of weights consists of, and its digest: the identity that trainer, policy and reference agree on."""
+"""Manifests and digests of weights, and the header and the result of a push, as plain types."""
 
 import math
 from dataclasses import dataclass
@@ -36,13 +36,13 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class WeightsManifest:
-    """All tensors of a checkpoint, in the order in which their bytes travel."""
+    """All tensors of a checkpoint, in the order in which their bytes are sent."""
 
     tensors: tuple[TensorInfo, ...]
 
     @cached_property
     def digest(self) -> str:
-        """Hex BLAKE3 of the whole, as policy.proto defines WeightsHeader.weights_digest. The order does not matter."""
+        """Hex BLAKE3 of all tensors in any order, as policy.proto defines WeightsHeader.weights_digest."""
         lines = (
             f"{info.name} {info.dtype} {','.join(map(str, info.shape))} {info.digest}\n"
             for info in sorted(self.tensors, key=lambda info: info.name)
@@ -66,7 +66,7 @@ Encoding = Literal["full", "sparse_patch", "unspecified"]
 
 @dataclass(frozen=True, slots=True)
 class PatchPart:
-    """What of a patch belongs to one tensor."""
+    """The part of a patch for one tensor."""
 
     changed_count: int
     """Elements whose bits changed."""
@@ -76,23 +76,23 @@ class PatchPart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushHeader:
-    """What a push announces; the fields are those of WeightsHeader."""
+    """The header of a push, with the fields of WeightsHeader."""
 
     policy_version: int
     manifest: WeightsManifest
-    """The weights as they are after the push."""
+    """The weights after the push."""
     weights_digest: str
     encoding: Encoding = "full"
     base_policy_version: int = 0
     base_weights_digest: str = ""
     parts: tuple[PatchPart, ...] = ()
-    """Of a patch: one for each tensor of the manifest."""
+    """In a patch, one for each tensor of the manifest."""
     forward_targets: tuple[str, ...] = ()
     """Replicas that get the push from the one that gets it here, as a chain."""
 
     @classmethod
     def full(cls, policy_version: int, manifest: WeightsManifest) -> "PushHeader":
-        """Returns what announces all weights."""
+        """Returns the header of a push of all weights."""
         return cls(policy_version=policy_version, manifest=manifest, weights_digest=manifest.digest)
 
     @property
@@ -105,7 +105,7 @@ class PushHeader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardedPush:
-    """What became of a push at a replica that got it from another one."""
+    """The result of a push at a replica that received it from another replica."""
 
     target: str
     error: str = ""
@@ -118,12 +118,12 @@ class ForwardedPush:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushResult:
-    """A push that took effect."""
+    """The result of a push after which the replica serves the weights."""
 
     policy_version: int
     weights_digest: str
     pause_seconds: float
-    """How long no token was sampled; 0 if the replica had the weights already."""
+    """Time without sampling; 0 if the replica had the weights already."""
     stage_seconds: float = 0.0
-    """From the header until the weights were whole and verified."""
+    """Time from the header until all weights were received and verified."""
     forwarded: tuple[ForwardedPush, ...] = ()

@@ -1,8 +1,8 @@
-"""Which tokens of a conversation are the assistant's: the chat template itself says it.
+"""Conversations for supervised training, and which of their tokens are the assistant's, according to the chat template.
 
-Where the template marks them with {% generation %}, its word is taken. Any other template is rendered up to each turn:
-what a rendering with the generation prompt lacks of the one with the answer is what the model will have to say, its
-end-of-turn token included. Each such piece is tokenized by itself, as it is when the model is sampled from.
+If the template marks the assistant's tokens with {% generation %}, the marks are used. Any other template is rendered
+up to each assistant turn, with the generation prompt and with the answer: the difference is the text that the model has
+to generate, including its end-of-turn token. Each such piece is tokenized on its own, as in sampling.
 """
 
 import re
@@ -16,11 +16,14 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.prompts import read_prompt
-from rlhf.data.records import Record, no_row_left, read_records
+from rlhf.data.records import Record, no_row_left, read_records, require_ids, require_prompt_ids
 from rlhf.errors import ConfigError
 
 TrainOn = Literal["all", "last"]
-"""Which of a conversation's assistant turns are trained."""
+"""Which assistant turns of a conversation are trained."""
+
+EMPTY = "an empty completion"
+TOO_LONG = "too long"
 
 Message = Mapping[str, str]
 
@@ -29,15 +32,15 @@ _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 @dataclass(frozen=True, slots=True)
 class ChatExample:
-    """A conversation, whole."""
+    """A whole conversation as token ids."""
 
     token_ids: tuple[int, ...]
     trained: tuple[bool, ...]
-    """For each id, whether the model shall learn to say it; never True for the first, which nothing predicts."""
+    """For each id, whether it is trained; False for the first, which nothing predicts."""
 
     @property
     def num_trained(self) -> int:
-        """Tokens that are trained, at least one."""
+        """Number of trained tokens, at least 1."""
         return sum(self.trained)
 
     @property
@@ -46,12 +49,81 @@ class ChatExample:
         return self.token_ids[: self.trained.index(True)]
 
 
+@dataclass(frozen=True, slots=True)
+class ChatExamples:
+    """The usable examples of a source, in its order."""
+
+    examples: list[ChatExample]
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Number of examples that were left out, by reason."""
+
+
+def load_chat_examples(
+    source: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_tokens: int,
+    split: str = "train",
+    train_on: TrainOn = "all",
+) -> ChatExamples:
+    """Returns the examples of a JSONL or Parquet file, or of a data set's split.
+
+    Each row has "messages"; or "prompt" (text or messages) and "completion" (text or messages); or "prompt_ids" and
+    "completion_ids" (token ids). Without a chat template a completion is its text and the end-of-sequence token.
+
+    Args:
+        source, split: as in read_records.
+        tokenizer: of the model to be trained.
+        max_tokens: longer examples are left out and counted; nothing is cut.
+        train_on: every assistant turn, or only the last.
+    Raises: ConfigError naming the place of a malformed row, or if no example is usable.
+    """
+    examples: list[ChatExample] = []
+    skipped: Counter[str] = Counter()
+    for place, record in read_records(source, split):
+        try:
+            example = read_chat_example(record, tokenizer, train_on)
+        except ValueError as error:
+            raise ConfigError(f"{place}: {error}") from None
+        if example is None:
+            skipped[EMPTY] += 1
+        elif len(example.token_ids) > max_tokens:
+            skipped[TOO_LONG] += 1
+        else:
+            examples.append(example)
+    if not examples:
+        raise no_row_left(source, "example", skipped, max_tokens, more="examples")
+    return ChatExamples(examples, dict(skipped))
+
+
+def read_chat_example(
+    record: Record, tokenizer: PreTrainedTokenizerBase, train_on: TrainOn = "all"
+) -> ChatExample | None:
+    """Returns the example of a row; None if the assistant says nothing in it. Raises: ValueError if it is malformed."""
+    present = {key: value for key, value in record.items() if value is not None}
+    if "completion_ids" in present:
+        return _from_ids(present, len(tokenizer))
+    if "completion" in present:
+        if isinstance(present["completion"], str) and not present["completion"]:
+            return None
+        if tokenizer.chat_template is None:
+            return _plain(present, tokenizer)
+        return encode_conversation(_conversation(present), tokenizer, "last")
+    if "messages" not in present:
+        names = ", ".join(f'"{name}"' for name in present) or "(none)"
+        raise ValueError(
+            f'there are the columns {names}; an example needs "messages", or "prompt" and "completion", or '
+            '"prompt_ids" and "completion_ids"'
+        )
+    return encode_conversation(_checked_messages("messages", present["messages"]), tokenizer, train_on)
+
+
 def encode_conversation(
     messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, train_on: TrainOn
 ) -> ChatExample | None:
-    """Returns a conversation as an example, None if its trained assistant turns are all empty.
+    """Returns a conversation as an example; None if its trained assistant turns are all empty.
 
-    Raises: ValueError if there is no assistant turn, no chat template, or one that cannot be followed.
+    Raises: ValueError if there is no assistant turn, no chat template, or one whose turns cannot be told apart.
     """
     if tokenizer.chat_template is None:
         raise ValueError(
@@ -88,7 +160,7 @@ def _by_prefixes(
         ids += before + said
         trained += [False] * len(before) + [True] * num_said + [False] * (len(said) - num_said)
         done = stop
-    # What follows the last trained turn teaches nothing.
+    # What follows the last trained turn is not trained, and no trained token depends on it.
     return trimmed(ids, trained)
 
 
@@ -100,7 +172,7 @@ def _prefix_of(
     *,
     add_generation_prompt: bool = False,
 ) -> str:
-    """Returns the rendering of a conversation's beginning. Raises: ValueError if the whole does not begin with it."""
+    """Returns a rendering of the first messages. Raises: ValueError if the whole rendering does not begin with it."""
     if not messages:
         raise ValueError(
             "the first of \"messages\" is the assistant's, which answers nothing; begin with the user's, or train the "
@@ -117,9 +189,9 @@ def _prefix_of(
 
 
 def _through_end_of_turn(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> int:
-    """Returns how many of a turn's ids the model says: those up to its last special token.
+    """Returns how many of a turn's ids the model generates: those up to its last special token.
 
-    What the template writes after the end-of-turn token, such as a line break, comes when sampling has stopped.
+    Sampling stops at the end-of-turn token; the template may write more after it, such as a line break.
     """
     special = set(tokenizer.all_special_ids)
     return next((count for count in range(len(ids), 0, -1) if ids[count - 1] in special), len(ids))
@@ -141,15 +213,6 @@ def _by_template_marks(
     return trimmed(list(encoded["input_ids"]), trained)
 
 
-def trimmed(ids: list[int], trained: list[bool]) -> ChatExample | None:
-    """Returns the example without what follows the last trained id; None if nothing is trained."""
-    trained = [False, *trained[1:]]
-    if not any(trained):
-        return None
-    stop = len(trained) - trained[::-1].index(True)
-    return ChatExample(tuple(ids[:stop]), tuple(trained[:stop]))
-
-
 def _render(
     messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool = False
 ) -> str:
@@ -159,80 +222,18 @@ def _render(
     return text
 
 
+def trimmed(ids: list[int], trained: list[bool]) -> ChatExample | None:
+    """Returns the example up to its last trained id; None if nothing is trained."""
+    trained = [False, *trained[1:]]
+    if not any(trained):
+        return None
+    stop = len(trained) - trained[::-1].index(True)
+    return ChatExample(tuple(ids[:stop]), tuple(trained[:stop]))
+
+
 def encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Returns the ids of a text without special tokens around it."""
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-EMPTY = "an empty completion"
-TOO_LONG = "too long"
-
-
-@dataclass(frozen=True, slots=True)
-class ChatExamples:
-    """The usable examples of a source, in its order."""
-
-    examples: list[ChatExample]
-    skipped: dict[str, int] = field(default_factory=dict)
-    """Examples that were left out, by reason."""
-
-
-def load_chat_examples(
-    source: str | Path,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_tokens: int,
-    split: str = "train",
-    train_on: TrainOn = "all",
-) -> ChatExamples:
-    """Returns the examples of a JSONL or Parquet file, or of a data set's split.
-
-    Each row has "messages"; or "prompt" (text or messages) and "completion" (text or messages); or "prompt_ids" and
-    "completion_ids" (token ids). Text without a chat template is trained plain: the completion, then end-of-sequence.
-
-    Args:
-        source: path or name, as read_records takes it.
-        max_tokens: longer examples are left out and counted, nothing is cut.
-        train_on: every assistant turn, or the last one alone.
-    Raises: ConfigError naming the place of what is malformed, or saying that nothing usable is left.
-    """
-    examples: list[ChatExample] = []
-    skipped: Counter[str] = Counter()
-    for place, record in read_records(source, split):
-        try:
-            example = read_chat_example(record, tokenizer, train_on)
-        except ValueError as error:
-            raise ConfigError(f"{place}: {error}") from None
-        if example is None:
-            skipped[EMPTY] += 1
-        elif len(example.token_ids) > max_tokens:
-            skipped[TOO_LONG] += 1
-        else:
-            examples.append(example)
-    if not examples:
-        raise no_row_left(source, "example", skipped, max_tokens, more="examples")
-    return ChatExamples(examples, dict(skipped))
-
-
-def read_chat_example(
-    record: Record, tokenizer: PreTrainedTokenizerBase, train_on: TrainOn = "all"
-) -> ChatExample | None:
-    """Returns the example of a row, None if the assistant says nothing in it. Raises: ValueError saying what is odd."""
-    present = {key: value for key, value in record.items() if value is not None}
-    if "completion_ids" in present:
-        return _from_ids(present, len(tokenizer))
-    if "completion" in present:
-        if isinstance(present["completion"], str) and not present["completion"]:
-            return None
-        if tokenizer.chat_template is None:
-            return _plain(present, tokenizer)
-        return encode_conversation(_conversation(present), tokenizer, "last")
-    if "messages" not in present:
-        names = ", ".join(f'"{name}"' for name in present) or "(none)"
-        raise ValueError(
-            f'there are the columns {names}; an example needs "messages", or "prompt" and "completion", or '
-            '"prompt_ids" and "completion_ids"'
-        )
-    return encode_conversation(_checked_messages("messages", present["messages"]), tokenizer, train_on)
 
 
 def _plain(record: Record, tokenizer: PreTrainedTokenizerBase) -> ChatExample | None:
@@ -249,23 +250,13 @@ def _plain(record: Record, tokenizer: PreTrainedTokenizerBase) -> ChatExample | 
 
 
 def _from_ids(record: Record, vocab_size: int) -> ChatExample | None:
-    lists = []
-    for name in ("prompt_ids", "completion_ids"):
-        value = record.get(name)
-        if not isinstance(value, list) or not all(type(each) is int for each in value):
-            raise ValueError(f'"{name}" is {value!r:.60}; it must be a list of token ids')
-        unknown = next((each for each in value if not 0 <= each < vocab_size), None)
-        if unknown is not None:
-            raise ValueError(f'"{name}" has {unknown}; the tokenizer\'s ids go from 0 to {vocab_size - 1}')
-        lists.append(value)
-    prompt_ids, completion_ids = lists
-    if not prompt_ids:
-        raise ValueError('"prompt_ids" is empty; a completion needs a prompt that it answers')
+    prompt_ids = require_prompt_ids(record, vocab_size)
+    completion_ids = require_ids("completion_ids", record.get("completion_ids"), vocab_size)
     return trimmed(prompt_ids + completion_ids, [False] * len(prompt_ids) + [True] * len(completion_ids))
 
 
 def _conversation(record: Record) -> list[Message]:
-    """Returns the messages of a prompt with the completion as the assistant's answer."""
+    """Returns the messages of a row with "completion": the prompt's, then the completion as the assistant's."""
     if ("prompt" in record) == ("messages" in record):
         raise ValueError('"completion" needs either "prompt" or "messages" that it answers')
     prompt, completion = record.get("prompt", record.get("messages")), record["completion"]

@@ -1,4 +1,4 @@
-"""One record of preferences, as token ids: its columns checked, its texts tokenized as the reward service does it."""
+"""Parsing one row of preferences: its columns are checked, its texts tokenized as in the reward service."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,9 +8,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.prompts import read_prompt
+from rlhf.data.records import Record, require_ids, require_prompt_ids
 
 Ids = tuple[int, ...]
-Record = Mapping[str, Any]
 
 PAIR_COLUMNS = ("chosen", "rejected")
 LABEL_COLUMNS = ("label", "chosen_probability")
@@ -22,21 +22,21 @@ FORMS = (
 
 @dataclass(frozen=True, slots=True)
 class RawPreferences:
-    """What a record says, before it is judged whether it can be used."""
+    """The content of a row, before it is checked whether it is usable."""
 
     prompt_ids: Ids
     completions: tuple[Ids, ...]
     """At least two; an empty one is ()."""
     ranks: tuple[float, ...]
-    """Of each completion; lower is better."""
+    """One for each completion; lower is better."""
     label: float = 1.0
     """Probability that the better-ranked completion of a pair is the better one; 1 for rankings."""
     margin: float = 0.0
-    """How much better it is."""
+    """By how much it is better, in units of score."""
 
 
 def read_raw(record: Record, tokenizer: PreTrainedTokenizerBase) -> RawPreferences:
-    """Returns what a record says. A column that is null counts as absent, as tables need it.
+    """Returns the content of a row. A column that is null counts as absent, because tables have no other way to say it.
 
     Raises: ValueError naming the column, its value, and what it must be.
     """
@@ -110,14 +110,15 @@ def _encode(
     """Returns the ids of the prompt and of each completion.
 
     Args:
-        named: the value of each completion by the name of its column.
+        record: the row.
+        named: the value of each completion, by its column.
+        tokenizer: of the model.
     """
     if _has_ids(record):
         vocab_size = len(tokenizer)
-        prompt_ids = _ids("prompt_ids", record.get("prompt_ids"), vocab_size)
-        if not prompt_ids:
-            raise ValueError('"prompt_ids" is empty; a completion needs a prompt that it answers')
-        return prompt_ids, tuple(_ids(name, value, vocab_size) for name, value in named.items())
+        prompt_ids = require_prompt_ids(record, vocab_size)
+        completions = (require_ids(name, value, vocab_size) for name, value in named.items())
+        return tuple(prompt_ids), tuple(tuple(ids) for ids in completions)
     parts = [_split_conversation(name, value) for name, value in named.items()]
     openings = [opening for opening, _ in parts if opening]
     if any(opening != openings[0] for opening in openings[1:]):
@@ -127,7 +128,7 @@ def _encode(
 
 
 def _prompt_of(record: Record, opening: Sequence[Any]) -> Record:
-    """Returns what read_prompt takes: the conversation that the completions continue, else the record's own prompt."""
+    """Returns the argument of read_prompt: the conversation that the completions continue, else the row's prompt."""
     if opening:
         return {"messages": list(opening)}
     if isinstance(record.get("prompt"), list):
@@ -139,7 +140,7 @@ def _prompt_of(record: Record, opening: Sequence[Any]) -> Record:
 
 
 def _split_conversation(name: str, value: Any) -> tuple[list[Any], str]:
-    """Returns the messages before the completion, and its text; a completion may be text or messages."""
+    """Returns the messages before a completion, and its text. A completion may be text or messages."""
     if isinstance(value, str):
         return [], value
     last = value[-1] if isinstance(value, list) and value else None
@@ -148,17 +149,8 @@ def _split_conversation(name: str, value: Any) -> tuple[list[Any], str]:
     raise ValueError(f'"{name}" is {value!r:.60}; it must be text, or messages of which the last is the assistant\'s')
 
 
-def _ids(name: str, value: Any, vocab_size: int) -> Ids:
-    if not isinstance(value, list) or not all(type(each) is int for each in value):
-        raise ValueError(f'"{name}" is {value!r:.60}; it must be a list of token ids')
-    unknown = next((each for each in value if not 0 <= each < vocab_size), None)
-    if unknown is not None:
-        raise ValueError(f'"{name}" has {unknown}; the tokenizer\'s ids go from 0 to {vocab_size - 1}')
-    return tuple(value)
-
-
 def _encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> Ids:
-    """Returns a finished completion's ids, () if the text has none: a text is an answer that has ended."""
+    """Returns the ids of a completion with end-of-sequence, because a text is a finished answer; () if it is empty."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids or tokenizer.eos_token_id is None:
         return tuple(ids)

@@ -1,15 +1,15 @@
-"""Preferences as training data: pairs and rankings in, prompts with their completions and choices as token ids out.
+"""Preferences as training data: pairs and rankings as prompts, completions and choices in token ids.
 
-A record of a file or data set is one of these, with "prompt" or "messages" for texts and "prompt_ids" for token ids:
+A row is one of these, with "prompt" or "messages" for texts and "prompt_ids" for token ids:
 
     pair     "chosen", "rejected" (texts or messages), or "chosen_ids", "rejected_ids" (token ids)
-             "margin": how much better the chosen one is, at least 0; the scores shall differ by that much
-             "label" or "chosen_probability": how probable it is that "chosen" is the better one, from 0 to 1
+             "margin": by how much the scores should differ, at least 0
+             "label" or "chosen_probability": probability that "chosen" is better, from 0 to 1
     ranking  "completions" (texts or messages) or "completion_ids" (lists of token ids), best first;
-             "ranks": a number for each, lower is better and equal is a tie; with them any order will do
+             "ranks": a number for each, lower is better and equal is a tie; the order is then free
 
-What is malformed (a column missing, a value of the wrong type) is refused by its place. What says nothing, or cannot be
-used whole, is left out and counted in pairs: a ranking loses the pairs of the completion at fault and keeps the rest.
+A malformed row (a missing column, a value of the wrong type) is an error that names its place. Pairs that are empty,
+equal, tied or too long are left out and counted; a ranking keeps its other pairs.
 """
 
 import random
@@ -34,21 +34,21 @@ TIED = "a tie"
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Between two completions of a group, by their indices."""
+    """A preference between two completions of a group, by their indices."""
 
     chosen: int
     rejected: int
     target: float = 1.0
-    """Probability that the chosen one is better; at least 0.5, which says that they are equally good."""
+    """Probability that the chosen one is better, at least 0.5 (equally good)."""
     margin: float = 0.0
-    """How much better it is, in units of score; at least 0."""
+    """By how much it is better, in units of score; at least 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreferenceGroup:
-    """A prompt, two completions or more, and the choices between them: one element of a batch.
+    """A prompt, at least two completions, and the choices between them: one element of a batch.
 
-    Each completion needs one forward pass, however many choices name it. None of the lists is empty.
+    Each completion needs one forward pass, however many choices refer to it. None of the lists is empty.
     """
 
     prompt_ids: Ids
@@ -57,11 +57,11 @@ class PreferenceGroup:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the forward passes over all completions, the prompt counted with each."""
+        """Tokens of the forward passes over all completions, each with the prompt."""
         return sum(len(self.prompt_ids) + len(completion) for completion in self.completions)
 
     def pairs(self) -> list["PreferencePair"]:
-        """Returns each choice by itself."""
+        """Returns the choices as pairs."""
         return [
             PreferencePair(
                 self.prompt_ids,
@@ -76,7 +76,7 @@ class PreferenceGroup:
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
-    """Two completions of one prompt, of which the first was preferred. Token ids, none of the lists empty."""
+    """Two completions of one prompt, the first preferred, as token ids. None of the lists is empty."""
 
     prompt_ids: Ids
     chosen_ids: Ids
@@ -94,11 +94,11 @@ class Preferences:
     groups: list[PreferenceGroup]
     """One for each pair or ranking, in the source's order."""
     skipped: dict[str, int]
-    """Pairs that were left out, by reason."""
+    """Number of pairs that were left out, by reason."""
 
     @property
     def pairs(self) -> list[PreferencePair]:
-        """Every choice by itself."""
+        """All choices as pairs."""
         return [pair for group in self.groups for pair in group.pairs()]
 
 
@@ -120,14 +120,14 @@ def load_preferences(
 ) -> Preferences:
     """Returns the preferences of a JSONL or Parquet file, or of a data set's split.
 
-    Text is tokenized as the reward service does it: the prompt as a user's message up to where the answer begins, each
-    completion with the end-of-sequence id after it. Token ids are taken as they are.
+    Text is tokenized as in the reward service: the prompt as a user's message with the generation prompt, each
+    completion with the end-of-sequence id after it. Token ids are used as they are.
 
     Args:
-        source: path or name, as read_records takes it.
-        max_tokens: longest prompt with completion; pairs with a longer one are left out, nothing is cut.
-        split, field: as read_records takes them.
-    Raises: ConfigError naming the place of what is malformed, or saying that nothing usable is left.
+        source, split, field: as in read_records.
+        tokenizer: of the model to be trained.
+        max_tokens: limit of prompt and completion; longer pairs are left out, nothing is cut.
+    Raises: ConfigError naming the place of a malformed row, or if no pair is usable.
     """
     groups: list[PreferenceGroup] = []
     skipped: Counter[str] = Counter()
@@ -144,9 +144,9 @@ def load_preferences(
 
 
 def merge_by_prompt(groups: Sequence[PreferenceGroup]) -> list[PreferenceGroup]:
-    """Returns one group for each prompt, with every distinct completion once, and all choices, in order of appearance.
+    """Returns one group for each prompt, with its distinct completions and all choices, in order of appearance.
 
-    A completion that stands in several pairs then costs one forward pass, and its prompt weighs as much as any other.
+    A completion that is in several pairs then costs one forward pass, and every prompt has the same weight.
     """
     merged: dict[Ids, tuple[dict[Ids, int], list[Choice]]] = {}
     for group in groups:
@@ -166,10 +166,12 @@ def merge_by_prompt(groups: Sequence[PreferenceGroup]) -> list[PreferenceGroup]:
 
 
 def split_by_prompt(items: Sequence[Item], heldout_fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
-    """Returns (training items, held-out items); no prompt is in both, and the split depends on prompts and seed alone.
+    """Returns (training items, held-out items). No prompt is in both; the split depends only on prompts and seed.
 
     Args:
-        heldout_fraction: share of the distinct prompts to hold out; at least one of them is, unless it is 0.
+        items: what has a prompt.
+        heldout_fraction: share of the distinct prompts to hold out, at least one of them unless it is 0.
+        seed: of the shuffle.
     Raises: ConfigError if no prompt would be left to train on.
     """
     prompts = sorted({item.prompt_ids for item in items})
@@ -188,7 +190,7 @@ def split_by_prompt(items: Sequence[Item], heldout_fraction: float, seed: int) -
 
 
 def _usable(raw: RawPreferences, max_tokens: int, skipped: Counter[str]) -> PreferenceGroup | None:
-    """Returns the group of what can be trained on, None if nothing can; counts the pairs left out."""
+    """Returns the group of usable pairs, None if there are none; counts the pairs left out."""
     choices: list[Choice] = []
     for first, second in combinations(range(len(raw.completions)), 2):
         reason = _reason_to_skip(raw, first, second, max_tokens)
@@ -196,7 +198,7 @@ def _usable(raw: RawPreferences, max_tokens: int, skipped: Counter[str]) -> Pref
             choices.append(_choice(raw, first, second))
         else:
             skipped[reason] += 1
-    # A completion that no choice names would cost a forward pass for nothing.
+    # A completion without a choice would cost a forward pass for nothing.
     used = sorted({index for choice in choices for index in (choice.chosen, choice.rejected)})
     place = {index: position for position, index in enumerate(used)}
     if not choices:
@@ -220,7 +222,7 @@ def _reason_to_skip(raw: RawPreferences, first: int, second: int, max_tokens: in
 
 
 def _choice(raw: RawPreferences, first: int, second: int) -> Choice:
-    """Returns the choice between two completions of unequal rank; the more probable one is the chosen one."""
+    """Returns the choice between two completions of different rank; the one that is better with p >= 0.5 is chosen."""
     better, worse = (first, second) if raw.ranks[first] < raw.ranks[second] else (second, first)
     if raw.label < 0.5:
         return Choice(worse, better, 1.0 - raw.label, raw.margin)

@@ -1,4 +1,4 @@
-"""Prompts from a JSONL file: read and checked once, then drawn in a shuffled order that a checkpoint can go on with."""
+"""Prompts of a JSONL file, and a sampler of them in a shuffled order that a checkpoint can resume."""
 
 import json
 import random
@@ -14,7 +14,7 @@ from rlhf.errors import ConfigError
 from rlhf.rollout import Prompt
 
 SEED_BITS = 31
-"""Seeds are kept small enough for every engine's random generator."""
+"""Seeds are below 2 to this power, so that every engine's random generator takes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class PromptItem:
     """One prompt of a file."""
 
     text: str
-    """What the user said last."""
+    """The content of the last message."""
     prompt_ids: list[int]
     """After the chat template."""
 
@@ -33,15 +33,19 @@ class PromptSet:
 
     items: list[PromptItem]
     num_too_long: int
-    """Prompts that were dropped because they have too many tokens."""
+    """Number of prompts that were left out because they are too long."""
 
 
 def load_prompts(path: Path, tokenizer: PreTrainedTokenizerBase, *, max_prompt_tokens: int) -> PromptSet:
     """Returns the prompts of a JSONL file, each line {"prompt": text} or {"messages": [{"role":, "content":}, ...]}.
 
-    A text becomes a user's message if the tokenizer has a chat template, and stays as it is if not.
+    A text becomes a user's message if the tokenizer has a chat template; otherwise it is used as it is.
 
-    Raises: ConfigError naming file and line of what is malformed, or saying that nothing usable is left.
+    Args:
+        path: the file.
+        tokenizer: of the policy.
+        max_prompt_tokens: longer prompts are left out and counted.
+    Raises: ConfigError naming the file and the line that is malformed, or if no prompt is usable.
     """
     if not path.is_file():
         raise ConfigError(f"prompts.path is '{path}': no such file; give a JSONL file with a prompt on each line")
@@ -70,19 +74,8 @@ def load_prompts(path: Path, tokenizer: PreTrainedTokenizerBase, *, max_prompt_t
     return PromptSet(items, num_too_long)
 
 
-def _read_line(line: str, tokenizer: PreTrainedTokenizerBase) -> PromptItem:
-    """Returns one prompt. Raises ValueError saying which key is wrong and how."""
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError('expected an object with either "prompt" or "messages"')
-    return read_prompt(value, tokenizer)
-
-
 def read_prompt(value: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> PromptItem:
-    """Returns the prompt of an object with either "prompt" or "messages". Raises ValueError as load_prompts says it."""
+    """Returns the prompt of an object with either "prompt" or "messages". Raises: ValueError naming the faulty key."""
     if ("prompt" in value) == ("messages" in value):
         raise ValueError('expected an object with either "prompt" or "messages"')
     if "messages" in value:
@@ -100,19 +93,8 @@ def read_prompt(value: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) ->
     return PromptItem(messages[-1]["content"], list(ids))
 
 
-def _check_messages(messages: Any) -> list[dict[str, str]]:
-    if not isinstance(messages, list) or not messages:
-        raise ValueError('"messages" must be a list with at least one message')
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise ValueError(f'"messages"[{index}] must be an object with the texts "role" and "content"')
-    if messages[-1]["role"] == "assistant":
-        raise ValueError('the last of "messages" is the assistant\'s; it must be what the assistant answers')
-    return messages
-
-
 class PromptSampler:
-    """Draws prompts in an order that is shuffled anew for each epoch and depends on nothing but seed and cursor."""
+    """Draws prompts in an order that is shuffled for each epoch and depends only on seed and cursor."""
 
     def __init__(self, items: list[PromptItem], *, seed: int) -> None:
         self.cursor = 0
@@ -124,9 +106,9 @@ class PromptSampler:
         self._order: list[int] = []
 
     def draw(self, count: int) -> list[Prompt]:
-        """Returns the next prompts, going on into the next epoch where one ends.
+        """Returns the next prompts, across the end of an epoch if needed.
 
-        The group_id is the prompt's number in the order of drawing, so it is unique in the run; the seed follows it.
+        The group_id is the prompt's number in the order of drawing, so it is unique in the run. It determines the seed.
         """
         prompts = []
         for number in range(self.cursor, self.cursor + count):
@@ -137,11 +119,11 @@ class PromptSampler:
         return prompts
 
     def state(self) -> dict[str, int | str]:
-        """Returns what a checkpoint must keep."""
+        """Returns the state for load_state."""
         return {"cursor": self.cursor, "num_prompts": len(self._items), "prompts_digest": self._digest}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Goes on where state() was taken. Raises: ConfigError if the prompts are not the same now."""
+        """Resumes at a state from state(). Raises: ConfigError if the prompts have changed since."""
         if state["num_prompts"] != len(self._items):
             raise ConfigError(
                 f"prompts.path has {len(self._items)} usable prompts now, the checkpoint was written with "
@@ -162,6 +144,28 @@ class PromptSampler:
         return self._order[position]
 
 
+def _read_line(line: str, tokenizer: PreTrainedTokenizerBase) -> PromptItem:
+    """Returns the prompt of a line. Raises: ValueError naming the key and its fault."""
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError('expected an object with either "prompt" or "messages"')
+    return read_prompt(value, tokenizer)
+
+
+def _check_messages(messages: Any) -> list[dict[str, str]]:
+    if not isinstance(messages, list) or not messages:
+        raise ValueError('"messages" must be a list with at least one message')
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise ValueError(f'"messages"[{index}] must be an object with the texts "role" and "content"')
+    if messages[-1]["role"] == "assistant":
+        raise ValueError('the last of "messages" is the assistant\'s; it must be what the assistant answers')
+    return messages
+
+
 def _digest(items: Sequence[PromptItem]) -> str:
-    """Returns a digest of the token ids of all prompts, in their order."""
+    """Returns a digest of the token ids of all prompts in order."""
     return blake3(json.dumps([item.prompt_ids for item in items]).encode()).hexdigest()

@@ -1,6 +1,6 @@
-"""Rows of training data from wherever they are: JSONL and Parquet files, and data sets of the Hugging Face hub.
+"""Rows of training data from JSONL and Parquet files, and from data sets on disk or of the Hugging Face hub.
 
-A row travels with its place, for errors: "pairs.jsonl:7", "pairs.parquet row 7", "org/name[train] row 7".
+Each row comes with its place for errors: "pairs.jsonl:7", "pairs.parquet row 7", "org/name[train] row 7".
 """
 
 import json
@@ -17,14 +17,14 @@ PARQUET = ".parquet"
 
 
 def read_records(source: str | Path, split: str = "train", *, field: str = "data.path") -> Iterator[tuple[str, Record]]:
-    """Yields the place and the values of each row, by the names of their columns.
+    """Yields the place of each row, and its values by column.
 
     Args:
         source: a JSONL or Parquet file; a folder that the datasets library wrote or can read; or the name of a data set
             on the Hugging Face hub, as "name" or "name:config".
-        split: of a data set or folder; a file has but one.
-        field: the dotted path that the source was configured by, for errors.
-    Raises: ConfigError naming the source, or the place in it, and the remedy.
+        split: of a data set or folder; a file has only one.
+        field: the dotted path of the setting that named the source, for errors.
+    Raises: ConfigError naming the source or the place in it, and the remedy.
     """
     path = Path(source)
     if path.is_file():
@@ -40,11 +40,29 @@ def read_records(source: str | Path, split: str = "train", *, field: str = "data
 
 
 def require_columns(record: Record, columns: Sequence[str], place: str) -> None:
-    """Raises ConfigError, listing the columns that are there, if the row lacks one of `columns`."""
+    """Raises ConfigError, listing the row's columns, if one of `columns` is missing."""
     for column in columns:
         if column not in record:
             there = ", ".join(f'"{each}"' for each in sorted(record)) or "none"
             raise ConfigError(f'{place}: no column "{column}"; it has {there}: rename yours, or give other data')
+
+
+def require_ids(name: str, value: Any, vocab_size: int) -> list[int]:
+    """Returns the value of a column of token ids. Raises: ValueError if it is not a list of ids of the vocabulary."""
+    if not isinstance(value, list) or not all(type(each) is int for each in value):
+        raise ValueError(f'"{name}" is {value!r:.60}; it must be a list of token ids')
+    unknown = next((each for each in value if not 0 <= each < vocab_size), None)
+    if unknown is not None:
+        raise ValueError(f'"{name}" has {unknown}; the tokenizer\'s ids go from 0 to {vocab_size - 1}')
+    return value
+
+
+def require_prompt_ids(record: Record, vocab_size: int) -> list[int]:
+    """Returns the column "prompt_ids". Raises: ValueError as require_ids, or if it is empty."""
+    ids = require_ids("prompt_ids", record.get("prompt_ids"), vocab_size)
+    if not ids:
+        raise ValueError('"prompt_ids" is empty; a completion needs a prompt that it answers')
+    return ids
 
 
 def _read_file(path: Path, field: str) -> Iterator[tuple[str, Record]]:
@@ -58,7 +76,7 @@ def _read_file(path: Path, field: str) -> Iterator[tuple[str, Record]]:
 
 
 def _read_json_lines(path: Path, field: str) -> Iterator[tuple[str, Record]]:
-    """Blank lines are passed over."""
+    """Yields the objects of a file's lines; skips blank lines."""
     try:
         # Lines end at "\n" alone: str.splitlines would also cut at U+2028 inside a text.
         with path.open(encoding="utf-8", newline="\n") as file:
@@ -116,7 +134,7 @@ def _load_data_set(source: str, split: str, field: str) -> Any:
         name, _, config = (source, "", "") if Path(source).is_dir() else source.partition(":")
         return datasets.load_dataset(name, config or None, split=split)
     except (OSError, ValueError) as error:
-        # Both include what the library itself raises: no such data set, no connection, no such config or split.
+        # The library's own errors are among them: no such data set, no connection, no such config or split.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
             f"{field} is '{source}' (split '{split}'), which is no file here and cannot be loaded as a data set: "
@@ -125,7 +143,7 @@ def _load_data_set(source: str, split: str, field: str) -> Any:
 
 
 def _split_of(loaded: Any, split: str, source: str, field: str) -> Any:
-    """Returns a split of a folder that save_to_disk wrote; a folder of one data set has but one."""
+    """Returns a split of a folder that save_to_disk wrote; a folder with one data set has only one split."""
     if not hasattr(loaded, "keys"):
         return loaded
     if split not in loaded:
@@ -142,9 +160,14 @@ def _missing_library(field: str, source: str) -> ConfigError:
 def no_row_left(
     source: str | Path, rows: str, skipped: Mapping[str, int], max_tokens: int, *, more: str, field: str = "data.path"
 ) -> ConfigError:
-    """Returns the error of a source of which nothing can be used.
+    """Returns the error for a source without a usable row.
 
-    Args: rows: what one row is ("pair"). skipped: rows left out, by reason. more: what to give more of ("preferences").
+    Args:
+        source, field: as in read_records.
+        rows: what a row is called, such as "pair".
+        skipped: number of rows left out, by reason.
+        max_tokens: the limit that applied.
+        more: what to give more of, such as "preferences".
     """
     reasons = ", ".join(f"{count} left out for {reason}" for reason, count in sorted(skipped.items()))
     return ConfigError(
