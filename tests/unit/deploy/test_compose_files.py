@@ -4,22 +4,15 @@ import pytest
 import yaml
 
 from rlhf.config import Section, load_toml
-from services.policy.config import PolicyServerConfig
-from services.reference.config import ReferenceServerConfig
-from services.reward.config import HttpConfig, RewardConfig, RewardServerConfig
+from rlhf.serving.directory import REWARD
+from rlhf.serving.directory import SERVICES as DIRECTORY
+from services.reward.config import RewardConfig
 from services.trainer.config.online import PpoRunConfig
-from services.trainer.config.sections import TrainerServerConfig
 from tests.support.paths import ROOT
 
 FOLDER = ROOT / "deploy" / "compose"
 SERVICES = yaml.safe_load((FOLDER / "compose.yaml").read_text())["services"]
-SERVERS = {
-    "policy": PolicyServerConfig(),
-    "reward": RewardServerConfig(),
-    "reward-gold": RewardServerConfig(),
-    "reference": ReferenceServerConfig(),
-    "trainer": TrainerServerConfig(),
-}
+SERVERS = {**DIRECTORY, "reward-gold": REWARD}
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -48,11 +41,11 @@ def test_published_ports_are_those_of_the_services() -> None:
     assert published["reward-gold"] == []
     for name, server in SERVERS.items():
         inside = {int(port.rpartition(":")[2]) for port in published[name]}
-        assert inside <= {server.port, *([HttpConfig().port] if name == "reward" else [])}
+        assert inside <= {server.port, server.http_port}
 
 
 def test_every_gpu_service_answers_to_the_name_of_the_cpu_one() -> None:
-    for name in ("policy", "reward", "reference", "trainer"):
+    for name in DIRECTORY:
         assert SERVICES[f"{name}-gpu"]["networks"]["services"]["aliases"] == [name]
         assert SERVICES[f"{name}-gpu"]["image"].endswith("-gpu")
 

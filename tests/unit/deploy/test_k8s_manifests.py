@@ -5,23 +5,15 @@ import tomllib
 
 import pytest
 
-from services.policy.config import PolicyServerConfig
-from services.reference.config import ReferenceServerConfig
-from services.reward.config import HttpConfig, RewardServerConfig
-from services.trainer.config.sections import TrainerServerConfig
+from rlhf.serving.directory import REWARD
+from rlhf.serving.directory import SERVICES as SERVERS
 from services.trainer.fleet import kubernetes as endpoints
 from services.trainer.fleet.discovery import check_entry
 from tests.support.manifests import K8S, Document, Pod, allowed_calls, base_documents, named, parse, pods, references
 
 BASE = base_documents()
 PODS = {pod.labels["app.kubernetes.io/component"]: pod for pod in pods(BASE)}
-SERVICES = ("policy", "reward", "reference")
-SERVERS = {
-    "policy": PolicyServerConfig(),
-    "reward": RewardServerConfig(),
-    "reference": ReferenceServerConfig(),
-    "trainer": TrainerServerConfig(),
-}
+SERVICES = [name for name, each in SERVERS.items() if not each.is_run]
 
 
 def _stranger(owner: str, namespace: str, labels: dict[str, str] | None = None) -> Pod:
@@ -30,13 +22,13 @@ def _stranger(owner: str, namespace: str, labels: dict[str, str] | None = None) 
 
 
 def test_there_is_a_pod_for_every_service() -> None:
-    assert set(PODS) == {*SERVICES, "trainer"}
+    assert set(PODS) == set(SERVERS)
 
 
 @pytest.mark.parametrize("name", SERVERS)
 def test_ports_are_those_that_the_service_listens_on(name: str) -> None:
     ports = {port["name"]: port["containerPort"] for port in PODS[name].spec["containers"][0]["ports"]}
-    assert ports.pop("http", HttpConfig().port) == HttpConfig().port
+    assert ports.pop("http", None) == SERVERS[name].http_port
     assert ports == {"grpc": SERVERS[name].port, "metrics": SERVERS[name].metrics_port}
     if name != "trainer":
         service = named(BASE, "Service")[name]["spec"]
@@ -46,7 +38,7 @@ def test_ports_are_those_that_the_service_listens_on(name: str) -> None:
 
 def test_http_clients_of_the_reward_service_have_an_address() -> None:
     service = named(BASE, "Service")["reward-http"]["spec"]
-    assert [port["port"] for port in service["ports"]] == [HttpConfig().port]
+    assert [port["port"] for port in service["ports"]] == [REWARD.http_port]
     assert "http" in {port["name"] for port in PODS["reward"].spec["containers"][0]["ports"]}
     assert service["selector"].items() <= PODS["reward"].labels.items()
 
