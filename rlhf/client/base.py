@@ -9,7 +9,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from rlhf.client.channel import open_channel
-from rlhf.errors import DeadlineExceededError, NotReadyError, OverloadedError, ServiceError, from_rpc_error
+from rlhf.client.rpc_errors import from_rpc_error
+from rlhf.errors import DeadlineExceededError, NotReadyError, OverloadedError, ServiceError
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ import grpc
 from rlhf.client import codec
 from rlhf.client.base import ServiceClient
 from rlhf.client.push import push_messages, send_push
-from rlhf.errors import from_rpc_error
+from rlhf.client.rpc_errors import from_rpc_error
 from rlhf.rollout import Prompt, Rollout, Sampling
 from rlhf.v1 import policy_pb2, policy_pb2_grpc
 from rlhf.weights import PushHeader, PushResult

@@ -7,7 +7,7 @@ from datetime import datetime
 import grpc
 
 from rlhf.client.base import ServiceClient
-from rlhf.errors import from_rpc_error
+from rlhf.client.rpc_errors import from_rpc_error
 from rlhf.v1 import trainer_pb2, trainer_pb2_grpc
 
 

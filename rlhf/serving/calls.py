@@ -143,7 +143,7 @@ class CallGuard:
                 self._admit(call, credentials)
                 yield call
             except ServiceError as error:
-                code = error.status
+                code = grpc.StatusCode[error.status]
                 log.warning("call refused", code=code.name, error=str(error))
                 raise
             except (asyncio.CancelledError, GeneratorExit):

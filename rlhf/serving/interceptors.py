@@ -9,8 +9,9 @@ import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
+from rlhf.client.rpc_errors import RETRY_AFTER_KEY
 from rlhf.client.tracing import continued
-from rlhf.errors import RETRY_AFTER_KEY, OverloadedError, ServiceError
+from rlhf.errors import OverloadedError, ServiceError
 from rlhf.serving.calls import CALLER_KEY, CallCredentials, CallGuard
 
 # In quotes: only the type stubs know these classes as generic.
@@ -107,7 +108,7 @@ def _described(request: Any) -> tuple[str, int | None]:
 
 
 async def _abort(context: Context, error: ServiceError) -> None:
-    await context.abort(error.status, clipped(str(error)), _retry_metadata(error))
+    await context.abort(grpc.StatusCode[error.status], clipped(str(error)), _retry_metadata(error))
 
 
 def clipped(message: str) -> str:
@@ -128,5 +129,5 @@ def _retry_metadata(error: ServiceError) -> tuple[tuple[str, str | bytes], ...]:
     delay.FromMilliseconds(milliseconds)
     info = any_pb2.Any()
     info.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
-    status = status_pb2.Status(code=error.status.value[0], message=str(error), details=[info])
+    status = status_pb2.Status(code=grpc.StatusCode[error.status].value[0], message=str(error), details=[info])
     return (RETRY_AFTER_KEY, str(milliseconds)), (STATUS_DETAILS_KEY, status.SerializeToString())

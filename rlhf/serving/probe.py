@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import grpc
 
+from rlhf.client.rpc_errors import tls_hint
 from rlhf.client.tls import open_blocking_channel
-from rlhf.errors import ConfigError, tls_hint
+from rlhf.errors import ConfigError
 
 TARGET_VARIABLE = "RLHF_PROBE_TARGET"
 DEADLINE_SECONDS = 3.0

@@ -139,7 +139,7 @@ class WeightUpdater:
                 self._current = None
                 incoming.ended.set()
         except ServiceError as error:
-            self._metrics.push_failures.labels(error.status.name.lower()).inc()
+            self._metrics.push_failures.labels(error.status.lower()).inc()
             raise
         except asyncio.CancelledError:
             self._metrics.push_failures.labels("cancelled").inc()

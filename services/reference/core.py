@@ -141,7 +141,7 @@ class ReferenceCore:
             rows = await self._running().submit_all(jobs, caller)
             results = [_require_finite(index, row) for index, row in enumerate(rows)]
         except ServiceError as error:
-            self._metrics.errors.labels(error.status.name.lower()).inc()
+            self._metrics.errors.labels(error.status.lower()).inc()
             raise
         self._metrics.items.inc(len(results))
         return results

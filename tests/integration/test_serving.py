@@ -17,15 +17,8 @@ from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
 from rlhf.client.reward import Reward, RewardClient, RewardError, ScoreItem
-from rlhf.errors import (
-    ConfigError,
-    FatalError,
-    InternalError,
-    InvalidRequestError,
-    NotReadyError,
-    OverloadedError,
-    from_rpc_error,
-)
+from rlhf.client.rpc_errors import from_rpc_error
+from rlhf.errors import ConfigError, FatalError, InternalError, InvalidRequestError, NotReadyError, OverloadedError
 from rlhf.serving.config import ServerConfig
 from rlhf.serving.directory import REWARD
 from rlhf.serving.server import ServiceServer

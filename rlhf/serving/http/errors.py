@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import ClassVar
 
-import grpc
 from fastapi.responses import JSONResponse
 
 from rlhf.errors import InvalidRequestError, NotReadyError, OverloadedError, ServiceError
@@ -14,17 +13,17 @@ from services.reward.dialects.native_models import Message
 RETRY_AFTER_SECONDS = 1.0
 """What a caller is told where nothing better is known."""
 
-_HTTP_STATUS: Mapping[grpc.StatusCode, int] = MappingProxyType(
+_HTTP_STATUS: Mapping[str, int] = MappingProxyType(
     {
-        grpc.StatusCode.INVALID_ARGUMENT: 400,
-        grpc.StatusCode.OUT_OF_RANGE: 400,
-        grpc.StatusCode.UNAUTHENTICATED: 401,
-        grpc.StatusCode.PERMISSION_DENIED: 403,
-        grpc.StatusCode.NOT_FOUND: 404,
-        grpc.StatusCode.FAILED_PRECONDITION: 409,
-        grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
-        grpc.StatusCode.UNAVAILABLE: 503,
-        grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+        "INVALID_ARGUMENT": 400,
+        "OUT_OF_RANGE": 400,
+        "UNAUTHENTICATED": 401,
+        "PERMISSION_DENIED": 403,
+        "NOT_FOUND": 404,
+        "FAILED_PRECONDITION": 409,
+        "RESOURCE_EXHAUSTED": 429,
+        "UNAVAILABLE": 503,
+        "DEADLINE_EXCEEDED": 504,
     }
 )
 
@@ -92,7 +91,7 @@ def error_response(error: ServiceError) -> JSONResponse:
         headers["retry-after"] = str(max(1, math.ceil(_retry_after_seconds(error))))
     if status == 401:
         headers["www-authenticate"] = "Bearer"
-    return error_body(status, getattr(error, "code", error.status.name.lower()), str(error), headers)
+    return error_body(status, getattr(error, "code", error.status.lower()), str(error), headers)
 
 
 def error_body(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:

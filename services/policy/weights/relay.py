@@ -12,7 +12,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rlhf.client import codec
 from rlhf.client.channel import open_channel
 from rlhf.client.push import chunk_message, send_push
-from rlhf.errors import DeadlineExceededError, NotReadyError, OverloadedError, ServiceError, from_rpc_error
+from rlhf.client.rpc_errors import from_rpc_error
+from rlhf.errors import DeadlineExceededError, NotReadyError, OverloadedError, ServiceError
 from rlhf.logs import get_logger
 from rlhf.serving.probe import LIVE
 from rlhf.v1 import policy_pb2, policy_pb2_grpc

@@ -13,7 +13,8 @@ import grpc
 
 from rlhf.client import codec
 from rlhf.client.channel import open_channel
-from rlhf.errors import ConfigError, InvalidRequestError, from_rpc_error
+from rlhf.client.rpc_errors import from_rpc_error
+from rlhf.errors import ConfigError, InvalidRequestError
 from rlhf.models.loading import load_tokenizer, tokenizer_digest
 from rlhf.rollout import Prompt, Rollout, Sampling
 from rlhf.v1 import policy_pb2, policy_pb2_grpc

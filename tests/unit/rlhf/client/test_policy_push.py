@@ -10,7 +10,8 @@ import pytest
 from rlhf.client import codec
 from rlhf.client.policy import PolicyClient
 from rlhf.client.push import CHUNK_BYTES
-from rlhf.errors import RETRY_AFTER_KEY, InvalidRequestError, OverloadedError, PreconditionError
+from rlhf.client.rpc_errors import RETRY_AFTER_KEY
+from rlhf.errors import InvalidRequestError, OverloadedError, PreconditionError
 from rlhf.v1 import policy_pb2, policy_pb2_grpc
 from rlhf.weights import ForwardedPush, PatchPart, PushHeader, PushResult, TensorInfo, WeightsManifest
 
