@@ -27,3 +27,16 @@ class ServerConfig(Section):
     """A call that takes longer is logged with its method, caller and number of items; 0 logs none."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severity that is logged."""
+
+
+class HttpConfig(Section):
+    """Where a service is found over HTTP beside gRPC."""
+
+    enabled: bool = True
+    """Whether HTTP is served beside gRPC."""
+    host: str = ""
+    """Address to bind; empty is server.host."""
+    port: Port = 8050
+    """HTTP port; 0 takes a free one."""
+    max_body_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
+    """Largest body of a request."""

@@ -4,20 +4,10 @@ from pydantic import Field, field_validator
 
 from rlhf.config import Port, Section
 from rlhf.serving.batching.limits import BatchLimitsConfig
-from rlhf.serving.config import ServerConfig
+from rlhf.serving.config import HttpConfig, ServerConfig
 from rlhf.serving.directory import REWARD
 from services.reward.scorers.config import ScorerConfig
 from services.reward.watch.config import WatchConfig
-
-__all__ = [
-    "HttpConfig",
-    "LimitsConfig",
-    "ModelsConfig",
-    "RewardConfig",
-    "RewardServerConfig",
-    "ScorerConfig",
-    "WatchConfig",
-]
 
 
 class RewardServerConfig(ServerConfig):
@@ -36,17 +26,11 @@ class LimitsConfig(BatchLimitsConfig):
     """Longest prompt and completion together that is accepted as text."""
 
 
-class HttpConfig(Section):
+class RewardHttpConfig(HttpConfig):
     """Where the same service is found over HTTP and JSON (docs/reward_http.md)."""
 
-    enabled: bool = True
-    """Whether HTTP is served beside gRPC."""
-    host: str = ""
-    """Address to bind; empty is server.host."""
     port: Port = REWARD.http_port or 0
     """HTTP port; 0 takes a free one."""
-    max_body_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
-    """Largest body of a request."""
 
 
 class ModelsConfig(Section):
@@ -70,6 +54,6 @@ class RewardConfig(Section):
     server: RewardServerConfig = RewardServerConfig()
     scorer: ScorerConfig
     limits: LimitsConfig = LimitsConfig()
-    http: HttpConfig = HttpConfig()
+    http: RewardHttpConfig = RewardHttpConfig()
     models: ModelsConfig = ModelsConfig()
     watch: WatchConfig = WatchConfig()

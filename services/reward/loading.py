@@ -12,7 +12,8 @@ from typing import Any
 
 from rlhf.errors import ConfigError, InvalidRequestError, PreconditionError, ServiceError
 from rlhf.logs import get_logger
-from services.reward.config import ModelsConfig, ScorerConfig
+from services.reward.config import ModelsConfig
+from services.reward.scorers.config import ScorerConfig
 from services.reward.scorers.isolation import checked_outcome
 from services.reward.scorers.scorer import ScoreError, Scorer, ScorerError, ScorerInfo, TextPair, reward_of
 

@@ -1,4 +1,4 @@
-"""The reward service's rpcs: decode, ask the core, encode."""
+"""The reward service's rpcs: decode, ask the core, encode. HTTP's native routes answer by the same functions."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -23,68 +23,95 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         self._core = core
 
     async def Score(self, request: reward_pb2.ScoreRequest, context: Context) -> reward_pb2.ScoreResponse:
-        """Scores a batch; results come back in request order."""
+        """As `score`."""
         async with _until_deadline(context):
-            answer = await self._core.score(
-                [wire.decode_item(item) for item in request.items],
-                tokenizer_digest=request.tokenizer_digest,
-                caller=current_caller().name,
-                request_id=request.request_id,
-            )
-        return reward_pb2.ScoreResponse(
-            results=[
-                wire.encode_outcome(item.item_id, outcome)
-                for item, outcome in zip(request.items, answer.outcomes, strict=True)
-            ],
-            model_version=answer.model_version,
-        )
+            return await score(self._core, request)
 
     async def Compare(self, request: reward_pb2.CompareRequest, context: Context) -> reward_pb2.CompareResponse:
-        """Compares pairs; results come back in request order."""
+        """As `compare`."""
         async with _until_deadline(context):
-            answer = await self._core.compare(
-                [wire.decode_pair(item) for item in request.items],
-                tokenizer_digest=request.tokenizer_digest,
-                caller=current_caller().name,
-                request_id=request.request_id,
-            )
-        return reward_pb2.CompareResponse(
-            results=[
-                wire.encode_comparison(item.item_id, outcome)
-                for item, outcome in zip(request.items, answer.outcomes, strict=True)
-            ],
-            model_version=answer.model_version,
-        )
+            return await compare(self._core, request)
 
     async def GetModel(
         self, request: reward_pb2.RewardServiceGetModelRequest, context: Context
     ) -> reward_pb2.RewardServiceGetModelResponse:
-        """Says what is being served."""
-        info = self._core.info
-        return reward_pb2.RewardServiceGetModelResponse(
-            model_name=info.name,
-            model_version=info.version,
-            tokenizer_digest=info.tokenizer_digest,
-            max_sequence_tokens=info.max_sequence_tokens,
-            max_items=self._core.limits.max_items,
-            max_text_characters=self._core.limits.max_text_characters,
-            logit_scale=info.logit_scale,
-        )
+        """As `get_model`."""
+        return await get_model(self._core, request)
 
     async def LoadModel(self, request: reward_pb2.LoadModelRequest, context: Context) -> reward_pb2.LoadModelResponse:
-        """Serves other weights."""
-        loaded = await self._core.load_model(list(request.model_paths), request.component)
-        return reward_pb2.LoadModelResponse(
-            model_version=loaded.model_version,
-            previous_model_version=loaded.previous_model_version,
-            load_seconds=loaded.load_seconds,
-        )
+        """As `load_model`."""
+        return await load_model(self._core, request)
 
     async def GetReport(self, request: reward_pb2.GetReportRequest, context: Context) -> reward_pb2.GetReportResponse:
-        """Says how rewards have developed."""
-        # In a thread: it works through the windows of every caller.
-        reports = await asyncio.to_thread(self._core.report)
-        return reward_pb2.GetReportResponse(reports=[wire.encode_report(report) for report in reports])
+        """As `get_report`."""
+        return await get_report(self._core, request)
+
+
+async def score(core: RewardCore, request: reward_pb2.ScoreRequest) -> reward_pb2.ScoreResponse:
+    """Gives every item a reward or an error of its own. The call fails only for what concerns all items."""
+    answer = await core.score(
+        [wire.decode_item(item) for item in request.items],
+        tokenizer_digest=request.tokenizer_digest,
+        caller=current_caller().name,
+        request_id=request.request_id,
+    )
+    return reward_pb2.ScoreResponse(
+        results=[
+            wire.encode_outcome(item.item_id, outcome)
+            for item, outcome in zip(request.items, answer.outcomes, strict=True)
+        ],
+        model_version=answer.model_version,
+    )
+
+
+async def compare(core: RewardCore, request: reward_pb2.CompareRequest) -> reward_pb2.CompareResponse:
+    """Says for each pair how probable it is that people prefer the first (Bradley and Terry)."""
+    answer = await core.compare(
+        [wire.decode_pair(item) for item in request.items],
+        tokenizer_digest=request.tokenizer_digest,
+        caller=current_caller().name,
+        request_id=request.request_id,
+    )
+    return reward_pb2.CompareResponse(
+        results=[
+            wire.encode_comparison(item.item_id, outcome)
+            for item, outcome in zip(request.items, answer.outcomes, strict=True)
+        ],
+        model_version=answer.model_version,
+    )
+
+
+async def get_model(
+    core: RewardCore, request: reward_pb2.RewardServiceGetModelRequest
+) -> reward_pb2.RewardServiceGetModelResponse:
+    """Says which model gives the rewards, and how much one call may send."""
+    info = core.info
+    return reward_pb2.RewardServiceGetModelResponse(
+        model_name=info.name,
+        model_version=info.version,
+        tokenizer_digest=info.tokenizer_digest,
+        max_sequence_tokens=info.max_sequence_tokens,
+        max_items=core.limits.max_items,
+        max_text_characters=core.limits.max_text_characters,
+        logit_scale=info.logit_scale,
+    )
+
+
+async def load_model(core: RewardCore, request: reward_pb2.LoadModelRequest) -> reward_pb2.LoadModelResponse:
+    """Loads a model beside the present one, tries it, and swaps the two; whatever fails, the present one stays."""
+    loaded = await core.load_model(list(request.model_paths), request.component)
+    return reward_pb2.LoadModelResponse(
+        model_version=loaded.model_version,
+        previous_model_version=loaded.previous_model_version,
+        load_seconds=loaded.load_seconds,
+    )
+
+
+async def get_report(core: RewardCore, request: reward_pb2.GetReportRequest) -> reward_pb2.GetReportResponse:
+    """Says how rewards have developed, by model version and caller: signs of reward hacking."""
+    # In a thread: it works through the windows of every caller.
+    reports = await asyncio.to_thread(core.report)
+    return reward_pb2.GetReportResponse(reports=[wire.encode_report(report) for report in reports])
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ with atheris.instrument_imports(include=["services.reward", "rlhf.serving"]):
     from services.reward.scorers.factory import build_scorer
     from services.reward.servicer import RewardServicer
     from tests.fuzz.fuzzing import fuzz
-    from tests.support.gateway_app import GatewayApp, gateway_app
+    from tests.support.reward_app import RewardApp, reward_app
 
 
 class Context:
@@ -26,7 +26,7 @@ class Context:
         return None
 
 
-def test_one_input(app: GatewayApp, servicer: RewardServicer, data: bytes) -> None:
+def test_one_input(app: RewardApp, servicer: RewardServicer, data: bytes) -> None:
     """Reads the bytes behind the first as a request to score, or to compare, and asks for it."""
     compares = bool(data) and data[0] % 2 == 1
     kind = reward_pb2.CompareRequest if compares else reward_pb2.ScoreRequest
@@ -75,6 +75,6 @@ def seeds() -> list[bytes]:
 
 
 if __name__ == "__main__":
-    with gateway_app(build_scorer(ScorerConfig(kind="length")), max_items=64) as app:
+    with reward_app(build_scorer(ScorerConfig(kind="length")), max_items=64) as app:
         servicer = RewardServicer(app.core)
         fuzz(lambda data: test_one_input(app, servicer, data), seeds())

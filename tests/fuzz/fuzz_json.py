@@ -14,12 +14,12 @@ with atheris.instrument_imports(include=["services.reward", "rlhf.serving"]):
     from services.reward.config import ScorerConfig
     from services.reward.scorers.factory import build_scorer
     from tests.fuzz.fuzzing import fuzz
-    from tests.support.gateway_app import JSON, POST_ROUTES, VALID_BODIES, GatewayApp, gateway_app, places
+    from tests.support.reward_app import JSON, POST_ROUTES, VALID_BODIES, RewardApp, places, reward_app
 
 VALUES = (None, True, 0, -1, 2**31, 2**64, 1e308, math.nan, math.inf, "", "\ud800", "1" * 300, [], {}, [[]])
 
 
-def test_one_input(app: GatewayApp, data: bytes) -> None:
+def test_one_input(app: RewardApp, data: bytes) -> None:
     """Sends the bytes behind the first to the route that the first names."""
     if not data:
         return
@@ -70,5 +70,5 @@ def mutated(data: bytes, max_size: int, seed: int) -> bytes:
 
 
 if __name__ == "__main__":
-    with gateway_app(build_scorer(ScorerConfig(kind="length")), max_body_bytes=100_000, max_items=64) as app:
+    with reward_app(build_scorer(ScorerConfig(kind="length")), max_body_bytes=100_000, max_items=64) as app:
         fuzz(lambda data: test_one_input(app, data), seeds(), mutated)

@@ -6,9 +6,11 @@ from typing import Any
 
 import aiohttp
 import pytest
+from google.protobuf.json_format import MessageToJson, ParseDict
 
 from rlhf.client.reward import ComparisonItem, Reward, ScoreItem
 from rlhf.models.loading import load_tokenizer
+from rlhf.v1 import reward_pb2
 from tests.support.http_service import length_rule, served, tiny_model
 from tests.support.tiny_model import ASSISTANT_ID, EOS_ID, USER_ID
 
@@ -52,10 +54,10 @@ async def test_an_item_without_a_reward_says_why_and_its_neighbours_keep_theirs(
         repeated = await service.post("/v1/score", body)
     assert status == 200
     # The target is 200: 1 - |150 - 200| / 200.
-    assert answer["results"][0] == {"item_id": "", "reward": 0.75, "spread": None, "components": []}
+    assert answer["results"][0] == {"item_id": "", "reward": 0.75, "components": []}
     assert [(each["item_id"], each["error"]["code"]) for each in answer["results"][1:]] == [
-        ("none", "invalid_item"),
-        ("empty", "invalid_item"),
+        ("none", "SCORE_ERROR_CODE_INVALID_ITEM"),
+        ("empty", "SCORE_ERROR_CODE_INVALID_ITEM"),
     ]
     assert "raw.completion is empty" in answer["results"][2]["error"]["message"]
     assert repeated == (200, answer)
@@ -68,16 +70,14 @@ async def test_pairs_are_compared_as_over_grpc(tiny_reward_path: Path):
         status, answer = await service.post(
             "/v1/compare", {"items": [{"first": {"text": first}, "second": {"text": second}, "margin": 0.5}, {}]}
         )
-        assert status == 400
-        assert "items[1].first: Field required" in answer["error"]["message"]
-        _, answer = await service.post(
-            "/v1/compare", {"items": [{"first": {"text": first}, "second": {"text": second}, "margin": 0.5}]}
-        )
         pair = ComparisonItem(ScoreItem.text(**first), ScoreItem.text(**second), margin=0.5)
         (expected,) = (await service.client.compare([pair])).results
-    (result,) = answer["results"]
+    assert status == 200
+    result, missing = answer["results"]
+    assert missing["error"]["code"] == "SCORE_ERROR_CODE_INVALID_ITEM"
+    assert missing["error"]["message"].startswith("first: the item has no input; set one of text, tokens, ")
     for field in ("probability", "first_reward", "second_reward"):
-        assert result[field] == pytest.approx(getattr(expected, field), abs=1e-5)
+        assert result["comparison"][field] == pytest.approx(getattr(expected, field), abs=1e-5)
 
 
 async def test_model_and_limits_are_named_and_loading_another_is_refused_where_it_is_not_set_up():
@@ -104,6 +104,9 @@ async def test_model_and_limits_are_named_and_loading_another_is_refused_where_i
         ({"items": [{"raw": {"completion": "a"}, "sequence": {"ids": [1]}}]}, 400, "items[0]: has raw and sequence"),
         ({"items": [{"sequence": {"ids": [1, 2**40]}}]}, 400, "items[0].sequence.ids[1] is 1099511627776: Input"),
         ({"items": [{"sequence": {"ids": ["1"] * 500}}]}, 400, "items[0].sequence.ids[0] is '1': Input should be a"),
+        ({"items": {"text": {}}}, 400, "items is {'text': {}}: Input should be a valid array"),
+        ({"items": [[]]}, 400, "items[0] is []: Input should be an object"),
+        ({"items": None}, 400, "items is None: Input should be a valid array"),
         ({"items": [{}], "tokenizer_digest": "other"}, 400, "tokenizer_digest is 'other'"),
         (b'{"items": "' + b"x" * 5000 + b'"}', 413, "larger than 4096 bytes (http.max_body_bytes)"),
     ],
@@ -128,7 +131,7 @@ async def test_a_margin_that_is_no_number_is_refused_by_name():
 
 async def test_a_large_body_is_refused_before_it_is_read():
     async with served(length_rule, max_body_bytes=1024) as service:
-        reader, writer = await asyncio.open_connection("127.0.0.1", service.gateway.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.http_server.port)
         head = "POST /v1/score HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\n"
         writer.write(f"{head}content-length: 100000000000\r\n\r\n{{".encode())
         assert b"413" in await reader.readline()
@@ -162,5 +165,29 @@ async def test_other_kinds_of_bodies_and_unknown_routes_have_answers_of_the_same
         assert (status, answer["error"]["code"]) == (405, "method_not_allowed")
         status, document = await service.get("/openapi.json")
     assert status == 200
-    assert document["components"]["schemas"]["ScoreBody"]["examples"]
+    operation = document["paths"]["/v1/score"]["post"]
+    assert operation["description"].startswith("Gives every item a reward or an error of its own.")
+    body = operation["requestBody"]["content"]["application/json"]
+    assert body["schema"]["$ref"].endswith("/ScoreRequest")
+    assert body["example"]["items"]
+    schemas = document["components"]["schemas"]
+    assert set(schemas["ScoreRequest"]["properties"]) == {"request_id", "items", "tokenizer_digest"}
+    assert "SCORE_ERROR_CODE_TOO_LONG" in schemas["ScoreError"]["properties"]["code"]["enum"]
+    assert schemas["RewardReport"]["properties"]["item_count"]["type"] == "string"
     assert "/get_reward" in document["paths"]
+
+
+async def test_what_a_protobuf_library_writes_is_read_and_what_is_answered_it_reads():
+    item = reward_pb2.ScoreItem(item_id="a", raw=reward_pb2.RawText(completion="x" * 150))
+    request = reward_pb2.CompareRequest(
+        request_id="r", items=[reward_pb2.ComparisonItem(item_id="p", first=item, second=item, margin=0.5)]
+    )
+    async with served(length_rule) as service:
+        for snake_case in (False, True):
+            body = MessageToJson(request, preserving_proto_field_name=snake_case).encode()
+            status, answer = await service.post("/v1/compare", body, content_type="application/json")
+            assert status == 200
+            (result,) = ParseDict(answer, reward_pb2.CompareResponse()).results
+            assert (result.item_id, result.comparison.first_reward) == ("p", 0.75)
+        status, answer = await service.get("/v1/model")
+    assert ParseDict(answer, reward_pb2.RewardServiceGetModelResponse()).model_name == "length"

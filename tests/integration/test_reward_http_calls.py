@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from rlhf.errors import ConfigError
-from rlhf.serving.http.side import HttpGateway
-from services.reward.config import HttpConfig
+from services.reward.config import RewardHttpConfig
+from services.reward.server import make_http_server
 from tests.support.http_service import Served, length_rule, served
 from tests.support.number_scorer import NumberScorer, until
 
@@ -107,7 +107,7 @@ async def test_ids_of_requests_come_back_and_a_fault_of_the_scorer_is_the_items_
             assert answer.headers["x-request-id"] == "r-1"
             results = (await answer.json())["results"]
         assert results[0]["reward"] == 7.0
-        assert results[1]["error"]["code"] == "scorer_failed"
+        assert results[1]["error"]["code"] == "SCORE_ERROR_CODE_SCORER_FAILED"
 
 
 async def test_a_thousand_connections_are_answered_each_with_its_own():
@@ -118,6 +118,8 @@ async def test_a_thousand_connections_are_answered_each_with_its_own():
 
 async def test_a_port_that_is_taken_is_named():
     async with served(length_rule) as service:
-        other = HttpGateway(service.gateway._core, HttpConfig(port=service.gateway.port), "127.0.0.1")
-        with pytest.raises(ConfigError, match=rf"http.port is {service.gateway.port} on 127.0.0.1: .*--http.port 0"):
+        other = make_http_server(service.core, RewardHttpConfig(port=service.http_server.port), "127.0.0.1")
+        with pytest.raises(
+            ConfigError, match=rf"http.port is {service.http_server.port} on 127.0.0.1: .*--http.port 0"
+        ):
             await other.start(None)

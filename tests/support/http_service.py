@@ -13,14 +13,15 @@ from prometheus_client import CollectorRegistry
 from rlhf.client.reward import Reward, RewardClient, ScoreItem
 from rlhf.models.loading import load_tokenizer
 from rlhf.serving.directory import REWARD
-from rlhf.serving.http.side import HttpGateway
+from rlhf.serving.http.app import HttpServer
 from rlhf.serving.server import ServiceServer
 from rlhf.v1 import reward_pb2_grpc
-from services.reward.config import HttpConfig, LimitsConfig, RewardServerConfig, ScorerConfig
+from services.reward.config import LimitsConfig, RewardHttpConfig, RewardServerConfig, ScorerConfig
 from services.reward.core import RewardCore
 from services.reward.metrics import RewardMetrics
 from services.reward.scorers.factory import build_scorer
 from services.reward.scorers.scorer import Scorer
+from services.reward.server import make_http_server
 from services.reward.servicer import RewardServicer
 from tests.support.tiny_model import ASSISTANT_ID, EOS_ID, USER_ID
 
@@ -35,7 +36,8 @@ class Served:
     """The service, and a client of each kind."""
 
     server: ServiceServer
-    gateway: HttpGateway
+    core: RewardCore
+    http_server: HttpServer
     registry: CollectorRegistry
     client: RewardClient
     http: aiohttp.ClientSession
@@ -60,14 +62,14 @@ async def served(
     """Gives the service. Args: ready: whether to wait until it is."""
     registry = CollectorRegistry()
     core = RewardCore(build, LimitsConfig(**limits), RewardMetrics(registry))
-    gateway = HttpGateway(core, HttpConfig(port=0, max_body_bytes=max_body_bytes), "127.0.0.1")
+    http_server = make_http_server(core, RewardHttpConfig(port=0, max_body_bytes=max_body_bytes), "127.0.0.1")
     server = ServiceServer(
         REWARD,
         RewardServerConfig(host="127.0.0.1", port=0, metrics_port=0, drain_seconds=1.0),
         partial(reward_pb2_grpc.add_RewardServiceServicer_to_server, RewardServicer(core)),
         core,
         registry=registry,
-        sides=[gateway],
+        sides=[http_server],
     )
     await server.start()
     try:
@@ -75,10 +77,10 @@ async def served(
             await server.wait_ready()
         connector = aiohttp.TCPConnector(limit=0)
         async with (
-            aiohttp.ClientSession(f"http://127.0.0.1:{gateway.port}", connector=connector) as http,
+            aiohttp.ClientSession(f"http://127.0.0.1:{http_server.port}", connector=connector) as http,
             RewardClient(f"127.0.0.1:{server.port}", wait_when_overloaded=False) as client,
         ):
-            yield Served(server, gateway, registry, client, http)
+            yield Served(server, core, http_server, registry, client, http)
     finally:
         await server.stop()
 

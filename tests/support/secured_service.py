@@ -12,13 +12,13 @@ import aiohttp
 from prometheus_client import CollectorRegistry
 
 from rlhf.serving.directory import REWARD
-from rlhf.serving.http.side import HttpGateway
 from rlhf.serving.server import ServiceServer
 from rlhf.v1 import reward_pb2_grpc
-from services.reward.config import HttpConfig, LimitsConfig, RewardServerConfig, ScorerConfig
+from services.reward.config import LimitsConfig, RewardHttpConfig, RewardServerConfig, ScorerConfig
 from services.reward.core import RewardCore
 from services.reward.metrics import RewardMetrics
 from services.reward.scorers.factory import build_scorer
+from services.reward.server import make_http_server
 from services.reward.servicer import RewardServicer
 
 BODY = {"items": [{"text": {"prompt": "a prompt", "completion": "a completion"}}]}
@@ -57,19 +57,19 @@ async def secured_service(**server: Any) -> AsyncIterator[Secured]:
     """Gives the service, ready. Args: server: fields of RewardServerConfig."""
     registry = CollectorRegistry()
     core = RewardCore(partial(build_scorer, ScorerConfig(kind="length")), LimitsConfig(), RewardMetrics(registry))
-    gateway = HttpGateway(core, HttpConfig(port=0), "127.0.0.1")
+    http_server = make_http_server(core, RewardHttpConfig(port=0), "127.0.0.1")
     service = ServiceServer(
         REWARD,
         RewardServerConfig(**{"host": "127.0.0.1", "port": 0, "metrics_port": 0, "drain_seconds": 1.0, **server}),
         partial(reward_pb2_grpc.add_RewardServiceServicer_to_server, RewardServicer(core)),
         core,
         registry=registry,
-        sides=[gateway],
+        sides=[http_server],
     )
     await service.start()
     try:
         await service.wait_ready()
-        yield Secured(f"localhost:{service.port}", f"localhost:{gateway.port}", service)
+        yield Secured(f"localhost:{service.port}", f"localhost:{http_server.port}", service)
     finally:
         await service.stop()
 

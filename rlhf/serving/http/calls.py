@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 from fastapi.routing import APIRoute
+from google.protobuf.message import Message
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,14 +19,16 @@ from starlette.responses import Response
 from rlhf.client.tracing import continued
 from rlhf.errors import DeadlineExceededError, InvalidRequestError, ServiceError
 from rlhf.serving.calls import CALLER_KEY, Call, CallCredentials
-from rlhf.serving.http.bodies import BodyReader, BodyRoom, CallerLeftError, decoded, parse_json, require_json
+from rlhf.serving.http.bodies import BodyRoom, CallerLeftError, decoded, parse_json, require_json
 from rlhf.serving.http.errors import error_response
+from rlhf.serving.http.proto_json import json_of
 
 REQUEST_ID_KEY = "x-request-id"
 TIMEOUT_KEY = "x-request-timeout-seconds"
 CERTIFICATE_NAMES_KEY = "rlhf.certificate_names"
 """In an ASGI scope: the names in the client's certificate."""
-GATEWAY_KEY = "gateway"
+ANSWERER_KEY = "answerer"
+"""In an application's state: its Answerer."""
 CLIENT_CLOSED_REQUEST = 499
 """What is noted where nobody is left to be answered; nginx's number for it."""
 
@@ -33,7 +36,7 @@ T = TypeVar("T")
 
 
 class Guard(Protocol):
-    """What the gateway needs of common.calls.CallGuard."""
+    """What is needed of rlhf.serving.calls.CallGuard."""
 
     def why_not_ready(self) -> str | None:
         """Returns why no call can be served now; None if calls are served."""
@@ -42,7 +45,7 @@ class Guard(Protocol):
         """Gives the call, as an asynchronous context; what its body raises comes out as a ServiceError."""
 
 
-class Gateway:
+class Answerer:
     """Answers calls over HTTP."""
 
     def __init__(self, guard: Guard, max_body_bytes: int) -> None:
@@ -86,34 +89,33 @@ class Gateway:
 class GuardedRoute(APIRoute):
     """A route whose name is the rpc it stands for; its function takes a `body`, a model, and the parts of its path.
 
+    A model with a class method `decode` gets the body's bytes there, and what that returns is given to the function.
+
     FastAPI documents the function's types; what it would do at run time (read the whole body, decode it in the event
-    loop, answer 422 in a shape of its own) is done by Gateway instead.
+    loop, answer 422 in a shape of its own) is done by Answerer instead.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Returns what answers a request to this route."""
         parameters = inspect.signature(self.endpoint).parameters
-        model = parameters["body"].annotation if "body" in parameters else None
+        model: Any = parameters["body"].annotation if "body" in parameters else None
+        decode = getattr(model, "decode", None) or partial(parse_json, model)
 
         async def handle(request: Request) -> Response:
-            gateway: Gateway = getattr(request.app.state, GATEWAY_KEY)
+            answerer: Answerer = getattr(request.app.state, ANSWERER_KEY)
 
             async def work(call: Call) -> Response:
                 arguments = {name: part for name, part in request.path_params.items() if name in parameters}
-                with gateway.room.reader() as reader:
+                with answerer.room.reader() as reader:
                     if model is not None:
-                        arguments["body"] = await self.body_of(request, model, reader)
+                        require_json(request)
+                        arguments["body"] = await decoded(decode, await reader.read(request))
                         _name(call, arguments["body"])
                     return _response_of(await while_connected(request, self.endpoint(**arguments)))
 
-            return await gateway.answer(request, self.name, work)
+            return await answerer.answer(request, self.name, work)
 
         return handle
-
-    async def body_of(self, request: Request, model: type[BaseModel], reader: BodyReader) -> BaseModel:
-        """Returns the body as the model. Raises: InvalidRequestError; OverloadedError; CallerLeftError."""
-        require_json(request)
-        return await decoded(partial(parse_json, model), await reader.read(request))
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -140,7 +142,7 @@ async def _wait_until_left(request: Request) -> None:
         pass
 
 
-def _name(call: Call, body: BaseModel) -> None:
+def _name(call: Call, body: object) -> None:
     """Puts into the logs what only the body says: the caller's own id for the call, and how many items it has."""
     request_id, items = getattr(body, "request_id", ""), getattr(body, "items", None)
     if request_id:
@@ -151,8 +153,9 @@ def _name(call: Call, body: BaseModel) -> None:
 def _response_of(answer: object) -> Response:
     if isinstance(answer, Response):
         return answer
-    assert isinstance(answer, BaseModel), type(answer)
-    return Response(answer.model_dump_json(by_alias=True), media_type="application/json")
+    assert isinstance(answer, BaseModel | Message), type(answer)
+    text = answer.model_dump_json(by_alias=True) if isinstance(answer, BaseModel) else json_of(answer)
+    return Response(text, media_type="application/json")
 
 
 def _credentials_of(request: Request) -> CallCredentials:

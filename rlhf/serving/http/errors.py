@@ -3,12 +3,12 @@
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
 
-from rlhf.errors import InvalidRequestError, NotReadyError, OverloadedError, ServiceError
-from services.reward.dialects.native_models import Message
+from rlhf.errors import InvalidRequestError, OverloadedError, ServiceError
 
 RETRY_AFTER_SECONDS = 1.0
 """What a caller is told where nothing better is known."""
@@ -28,8 +28,10 @@ _HTTP_STATUS: Mapping[str, int] = MappingProxyType(
 )
 
 
-class Problem(Message):
+class Problem(BaseModel):
     """What went wrong."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     code: str
     """invalid_argument, unauthenticated, permission_denied, resource_exhausted, unavailable, and so on."""
@@ -37,10 +39,26 @@ class Problem(Message):
     """Names the field, the value and the remedy."""
 
 
-class ErrorAnswer(Message):
+class ErrorAnswer(BaseModel):
     """The body of every response that is no success."""
 
     error: Problem
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorAnswer, "description": "The request is wrong as a whole; the message says what to mend."},
+    401: {"model": ErrorAnswer, "description": "No known token or certificate."},
+    403: {"model": ErrorAnswer, "description": "The caller lacks the scope."},
+    413: {"model": ErrorAnswer, "description": "The body is larger than http.max_body_bytes."},
+    422: {
+        "model": ErrorAnswer,
+        "description": "A part has no answer, where only the whole call can say so.",
+    },
+    429: {"model": ErrorAnswer, "description": "The queue is full; Retry-After says when there should be room."},
+    503: {"model": ErrorAnswer, "description": "Loading, or ending; repeat the call."},
+    504: {"model": ErrorAnswer, "description": "Not done within the caller's x-request-timeout-seconds."},
+}
+"""How FastAPI documents what a GuardedRoute answers beside a success."""
 
 
 class BodyTooLargeError(InvalidRequestError):
@@ -62,24 +80,6 @@ class SlowBodyError(InvalidRequestError):
 
     http_status: ClassVar[int] = 408
     code: ClassVar[str] = "request_timeout"
-
-
-class ItemRefusedError(InvalidRequestError):
-    """An item has no reward, on a route that can say so only for the whole call. Do not repeat it."""
-
-    http_status: ClassVar[int] = 422
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class ItemUnavailableError(NotReadyError):
-    """As ItemRefusedError, where repeating the call may help."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 def error_response(error: ServiceError) -> JSONResponse:

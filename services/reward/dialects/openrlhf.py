@@ -7,8 +7,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast
 
 from rlhf.errors import InvalidRequestError
 from rlhf.serving.http.calls import GuardedRoute
+from rlhf.serving.http.errors import ERRORS
 from services.reward.core import RewardCore
-from services.reward.dialects.native import ERRORS
 from services.reward.dialects.rewards import rewards_of
 from services.reward.scorers.scorer import RawPair, Score
 

@@ -1,12 +1,12 @@
-"""Messages of a conversation, as the wire formats of others have them."""
+"""What the wire formats of others share: messages of a conversation, and a reward for every item or one error."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, FailFast, RootModel
 
+from rlhf.errors import InvalidRequestError, NotReadyError
 from rlhf.serving.calls import current_caller
-from rlhf.serving.http.errors import ItemRefusedError, ItemUnavailableError
 from services.reward.core import RewardCore
 from services.reward.scorers.scorer import ChatMessage, ErrorCode, Item, Outcome, Score, ScoreError
 
@@ -26,6 +26,24 @@ class WireMessages(RootModel[Annotated[list[WireMessage], FailFast()]]):
     def chat_messages(self) -> tuple[ChatMessage, ...]:
         """Returns them as scorers have them."""
         return tuple(ChatMessage(message.role, message.content) for message in self.root)
+
+
+class ItemRefusedError(InvalidRequestError):
+    """An item has no reward, on a route that can say so only for the whole call. Do not repeat it."""
+
+    http_status: ClassVar[int] = 422
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ItemUnavailableError(NotReadyError):
+    """As ItemRefusedError, where repeating the call may help."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 RETRYABLE = frozenset({ErrorCode.TIMEOUT, ErrorCode.UNAVAILABLE})

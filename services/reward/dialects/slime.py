@@ -7,8 +7,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
 from rlhf.serving.http.calls import GuardedRoute
+from rlhf.serving.http.errors import ERRORS
 from services.reward.core import RewardCore
-from services.reward.dialects.native import ERRORS
 from services.reward.dialects.rewards import WireMessages, rewards_of
 from services.reward.scorers.scorer import ChatMessage, Conversation, Item, RawPair, TextPair
 

@@ -10,9 +10,9 @@ from fastapi import APIRouter
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from rlhf.serving.http.calls import GuardedRoute
+from rlhf.serving.http.errors import ERRORS
+from rlhf.serving.http.proto_json import INT32_MAX
 from services.reward.core import RewardCore
-from services.reward.dialects.native import ERRORS
-from services.reward.dialects.native_models import INT32_MAX
 from services.reward.dialects.rewards import WireMessages, rewards_of
 from services.reward.scorers.scorer import Conversation, Item, RawPair, TokenSequence
 

@@ -1,4 +1,4 @@
-"""Whatever is sent to the gateway, it answers: never a fault of its own, and never another caller's reward."""
+"""Whatever is sent over HTTP, it is answered: never a fault of its own, and never another caller's reward."""
 
 import asyncio
 import copy
@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.gateway_app import (
+from tests.support.reward_app import (
     JSON,
     POST_ROUTES,
     VALID_BODIES,
     Answer,
     EchoScorer,
-    GatewayApp,
-    gateway_app,
+    RewardApp,
     places,
+    reward_app,
 )
 
 NAMES = sorted({name for _, body in VALID_BODIES for name in body} | {"text", "raw", "ids"})
@@ -56,8 +56,8 @@ HEADERS = st.lists(
 
 
 @pytest.fixture(scope="module")
-def app() -> Iterator[GatewayApp]:
-    with gateway_app(EchoScorer(), max_body_bytes=100_000, max_items=64, max_queue_items=4096) as app:
+def app() -> Iterator[RewardApp]:
+    with reward_app(EchoScorer(), max_body_bytes=100_000, max_items=64, max_queue_items=4096) as app:
         yield app
 
 
@@ -72,19 +72,19 @@ def require_answered(answer: Answer) -> None:
 
 @settings(deadline=None)  # the machine may be busy
 @given(st.sampled_from(POST_ROUTES), st.binary(max_size=200), HEADERS)
-def test_any_bytes_under_any_headers_are_answered(app: GatewayApp, path: str, body: bytes, headers: Any):
+def test_any_bytes_under_any_headers_are_answered(app: RewardApp, path: str, body: bytes, headers: Any):
     require_answered(app.post(path, body, headers))
 
 
 @settings(deadline=None)
 @given(st.sampled_from(POST_ROUTES), VALUES)
-def test_any_json_is_answered(app: GatewayApp, path: str, value: Any):
+def test_any_json_is_answered(app: RewardApp, path: str, value: Any):
     require_answered(app.post(path, json.dumps(value).encode()))
 
 
 @settings(deadline=None)
 @given(st.data())
-def test_a_valid_body_with_any_part_replaced_is_answered(app: GatewayApp, data: st.DataObject):
+def test_a_valid_body_with_any_part_replaced_is_answered(app: RewardApp, data: st.DataObject):
     path, valid = data.draw(st.sampled_from(VALID_BODIES))
     body = {"body": copy.deepcopy(valid)}
     holder, place = data.draw(st.sampled_from(list(places(body))))
@@ -93,7 +93,7 @@ def test_a_valid_body_with_any_part_replaced_is_answered(app: GatewayApp, data: 
 
 
 @pytest.mark.parametrize(("path", "body"), VALID_BODIES)
-def test_the_bodies_that_are_changed_are_valid_ones(app: GatewayApp, path: str, body: Any):
+def test_the_bodies_that_are_changed_are_valid_ones(app: RewardApp, path: str, body: Any):
     # Loading is not set up here.
     assert app.post(path, json.dumps(body).encode()).status == (409 if path == "/v1/load_model" else 200)
 
@@ -136,7 +136,7 @@ CALLS = st.lists(
 
 @settings(deadline=None)
 @given(CALLS)
-def test_callers_at_the_same_time_get_their_own_rewards_in_their_own_order(app: GatewayApp, calls: Any):
+def test_callers_at_the_same_time_get_their_own_rewards_in_their_own_order(app: RewardApp, calls: Any):
     async def all_at_once() -> list[Answer]:
         return await asyncio.gather(
             *(

@@ -1,4 +1,4 @@
-"""The HTTP gateway without sockets: its ASGI application, called in an event loop of its own."""
+"""The reward service over HTTP without sockets: its ASGI application, called in an event loop of its own."""
 
 import asyncio
 import json
@@ -11,10 +11,11 @@ from prometheus_client import CollectorRegistry
 
 from rlhf.serving.auth import make_authorizer
 from rlhf.serving.calls import CallGuard
+from rlhf.serving.http.app import make_app
 from rlhf.serving.metrics import RpcMetrics
 from services.reward.config import LimitsConfig, WatchConfig
 from services.reward.core import RewardCore
-from services.reward.http import make_app
+from services.reward.http import DESCRIPTION, TITLE, reward_routes
 from services.reward.metrics import RewardMetrics
 from services.reward.scorers.scorer import Conversation, Item, ScorerInfo, completion_of
 from services.reward.watch.watch import RewardWatch
@@ -86,14 +87,14 @@ class Answer:
         return json.loads(self.body)
 
 
-class GatewayApp:
+class RewardApp:
     """The application around a core; its calls are made one by one, or together."""
 
     def __init__(self, core: RewardCore, loop: asyncio.AbstractEventLoop, max_body_bytes: int) -> None:
         guard = CallGuard("rlhf.v1.RewardService", RpcMetrics(CollectorRegistry()), lambda: None, NOBODY, {})
         self.core = core
         self._loop = loop
-        self._app = make_app(core, guard, max_body_bytes)
+        self._app = make_app(TITLE, DESCRIPTION, reward_routes(core), guard, max_body_bytes)
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Returns what the work returns."""
@@ -140,7 +141,7 @@ NOBODY = make_authorizer()
 
 
 @contextmanager
-def gateway_app(scorer: Any, *, max_body_bytes: int = 1 << 20, **limits: Any) -> Iterator[GatewayApp]:
+def reward_app(scorer: Any, *, max_body_bytes: int = 1 << 20, **limits: Any) -> Iterator[RewardApp]:
     """Gives the application around a scorer."""
     loop = asyncio.new_event_loop()
     metrics = RewardMetrics(CollectorRegistry())
@@ -148,7 +149,7 @@ def gateway_app(scorer: Any, *, max_body_bytes: int = 1 << 20, **limits: Any) ->
     core = RewardCore(lambda: scorer, LimitsConfig(**limits), metrics, watch)
     try:
         loop.run_until_complete(core.load())
-        yield GatewayApp(core, loop, max_body_bytes)
+        yield RewardApp(core, loop, max_body_bytes)
         loop.run_until_complete(core.close())
         loop.run_until_complete(loop.shutdown_default_executor())
     finally:

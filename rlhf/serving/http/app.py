@@ -1,14 +1,22 @@
-"""The gateway's server: uvicorn in the event loop of the gRPC server, and with its end."""
+"""A service's HTTP beside its gRPC: its routes as one application, served in the event loop of the gRPC server.
+
+A service gives its routes and its section `http`; health, errors, limits, TLS, tokens and the end are seen to here.
+"""
 
 import asyncio
 import contextlib
 import math
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import uvicorn
+from fastapi import APIRouter, FastAPI
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -16,10 +24,9 @@ from rlhf.client.tls import ssl_context_for_http
 from rlhf.errors import ConfigError
 from rlhf.logs import get_logger
 from rlhf.serving.calls import CallGuard
-from rlhf.serving.http.calls import CERTIFICATE_NAMES_KEY
-from services.reward.config import HttpConfig
-from services.reward.core import RewardCore
-from services.reward.http import make_app
+from rlhf.serving.config import HttpConfig
+from rlhf.serving.http.calls import ANSWERER_KEY, CERTIFICATE_NAMES_KEY, Answerer, Guard
+from rlhf.serving.http.errors import error_body
 
 log = get_logger(__name__)
 
@@ -27,14 +34,33 @@ KEEP_ALIVE_SECONDS = 75
 """Longer than clients keep an idle connection, so that they do not send on one that is just being closed."""
 BACKLOG = 2048
 
+HEADERS = """
+An error is `{"error": {"code", "message"}}`.
 
-class HttpGateway:
-    """Serves a core over HTTP; a Side of common.serving."""
+Headers that every call may have: `authorization: Bearer TOKEN`; `x-rlhf-caller`, a name for metrics where there is no
+token; `x-request-id`, for the service's logs, and echoed; `x-request-timeout-seconds`, after which the work is dropped.
+A call whose connection is closed is dropped too.
+"""
 
-    def __init__(self, core: RewardCore, config: HttpConfig, default_host: str) -> None:
-        """Listens nowhere yet. Args: default_host: where the configuration names none."""
+
+class HttpServer:
+    """Serves a service's routes over HTTP; a Side of rlhf.serving.server."""
+
+    def __init__(
+        self, title: str, description: str, routers: Sequence[APIRouter], config: HttpConfig, default_host: str
+    ) -> None:
+        """Listens nowhere yet.
+
+        Args:
+            title: the service's name, for the page of documentation.
+            description: what the routes are for, in Markdown; what holds for every service is added to it.
+            routers: the routes, each of a GuardedRoute.
+            config: the service's section `http`.
+            default_host: where to listen if the configuration names no address.
+        """
         self.port = config.port
-        self._core = core
+        self._about = (title, description)
+        self._routers = routers
         self._config = config
         self._host = config.host or default_host
         self._server: _Server | None = None
@@ -46,7 +72,7 @@ class HttpGateway:
         listener = _listen(self._host, self._config.port)
         self.port = listener.getsockname()[1]
         config = uvicorn.Config(
-            make_app(self._core, guard, self._config.max_body_bytes),
+            make_app(*self._about, self._routers, guard, self._config.max_body_bytes),
             http=_Connection,
             ws="none",
             lifespan="off",
@@ -74,6 +100,54 @@ class HttpGateway:
         self._server.config.timeout_graceful_shutdown = math.ceil(drain_seconds)
         self._server.should_exit = True
         await self._serving
+
+
+def make_app(title: str, description: str, routers: Sequence[APIRouter], guard: Guard, max_body_bytes: int) -> FastAPI:
+    """Returns the application: the routes, those of health, and the documentation.
+
+    Args:
+        title: the service's name.
+        description: what the routes are for.
+        routers: the routes, each of a GuardedRoute.
+        guard: what surrounds every call.
+        max_body_bytes: the largest body that is read.
+    """
+    app = FastAPI(title=title, version="v1", description=description + HEADERS, redoc_url=None)
+    setattr(app.state, ANSWERER_KEY, Answerer(guard, max_body_bytes))
+    for router in (*routers, _health_routes(guard)):
+        app.include_router(router)
+    app.add_exception_handler(HTTPException, _no_route)
+    return app
+
+
+def _health_routes(guard: Guard) -> APIRouter:
+    """Returns the routes of health: no token, no metrics, no model's thread."""
+    router = APIRouter()
+
+    @router.get("/health", tags=["health"], summary="Whether the process serves")
+    async def health() -> dict[str, str]:
+        """Answers 200 as long as it answers; see /ready for whether calls are served."""
+        return {"status": "live"}
+
+    @router.get("/ready", tags=["health"], summary="Whether calls are served")
+    async def ready() -> Response:
+        """Answers 200, or 503 and why: loading, stuck, or ending."""
+        reason = guard.why_not_ready()
+        if reason is None:
+            return JSONResponse({"status": "ready"})
+        return error_body(503, "unavailable", reason, {"retry-after": "1"})
+
+    return router
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    """Answers what has no route, in the shape of every other error."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    if error.status_code == 405:
+        message = f"{path} is not for {request.method}; see /docs"
+        return error_body(405, "method_not_allowed", message, error.headers)
+    return error_body(error.status_code, "not_found", f"no route {path[:128]}; see /docs")
 
 
 class _Server(uvicorn.Server):
