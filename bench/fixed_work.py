@@ -14,7 +14,7 @@ from typing import Self
 from rlhf.data.prompts import load_prompts
 from rlhf.models.loading import load_tokenizer
 from rlhf.models.scalar_model import ScalarModel, padding_token
-from rlhf_cli.demo.small_model import fetch_small_model
+from rlhf_cli.models.fetch import fetch_small_model
 
 NEW_TOKENS = 48
 MAX_PROMPT_TOKENS = 64

@@ -25,9 +25,9 @@ from rlhf.learning.snapshot import WeightsSnapshot
 from rlhf.models.loading import load_policy
 from rlhf.models.weights import checkpoint_tensors, tensor_info
 from rlhf.weights import WeightsManifest
-from rlhf_cli.demo.tiny_model import make_tiny_model
 from rlhf_cli.local.services import ENVIRONMENT, LocalServices
 from rlhf_cli.local.supervisor import Supervisor
+from rlhf_cli.models.tiny_model import make_tiny_model
 from services.trainer.fleet.push import push_chain
 
 REPLICAS = (1, 2, 4, 8)

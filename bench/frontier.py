@@ -16,14 +16,13 @@ from pathlib import Path
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
-from bench.frontier_services import FrontierOptions, frontier_services
-from bench.frontier_stages import FrontierStages
+from bench.frontier_stages import FrontierOptions, frontier_stages
 from bench.measurements import machine_facts, positive, say
 from rlhf.errors import ConfigError, RunError, ServiceError
-from rlhf_cli.demo.small_model import fetch_small_model
 from rlhf_cli.local.processes import LocalServiceError, interrupt_on_signals
+from rlhf_cli.models.fetch import fetch_small_model
 from rlhf_cli.pipeline.labelling import NOISE_RATE, SHORT_AND_FINISHED
-from rlhf_cli.pipeline.phases import DemoError, Phases
+from rlhf_cli.pipeline.phases import Phases
 from services.trainer.evaluation.frontier import FrontierPoint, markdown_table, plot_frontier, read_points
 
 NUM_SHARED_STAGES = 3  # the pairs, the reward model, the evaluation of the start
@@ -35,7 +34,7 @@ def main() -> int:
     try:
         with interrupt_on_signals():
             points = _measure(arguments)
-    except (ConfigError, ServiceError, RunError, DemoError, LocalServiceError) as error:
+    except (ConfigError, ServiceError, RunError, LocalServiceError) as error:
         say(f"frontier: {error}")
         return 1
     except KeyboardInterrupt:
@@ -69,8 +68,7 @@ def _measure(arguments: argparse.Namespace) -> list[FrontierPoint]:
         dpo_epochs=arguments.dpo_epochs,
         dpo_learning_rate=arguments.dpo_learning_rate,
     )
-    with frontier_services(options, phases) as services:
-        stages = FrontierStages(options, services, phases)
+    with frontier_stages(options, phases) as stages:
         stages.make_pairs()
         stages.train_reward_model()
         summaries = [stages.evaluate("start", options.model)]

@@ -2,73 +2,101 @@
 
 import asyncio
 import shlex
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from bench.frontier_services import FrontierOptions, FrontierServices
-from rlhf.config import Section
+from rlhf.config import Section, load_values
 from rlhf.data.prompts import PromptItem, load_prompts
 from rlhf.errors import ConfigError
 from rlhf.models.loading import load_tokenizer
 from rlhf.rollout import Sampling
 from rlhf.toml_files import write_config
-from rlhf_cli.demo.options import DemoOptions
-from rlhf_cli.demo.run_configs import HELDOUT_PROMPTS, MAX_PROMPT_TOKENS, TRAIN_PROMPTS, ppo_config, reward_model_config
-from rlhf_cli.local.services_file import ServiceEntry
-from rlhf_cli.pipeline.labelling import (
-    COMPLETIONS_PER_PROMPT,
-    pattern_score,
-    sample_completions,
-    with_texts,
-    write_labelled_pairs,
-)
+from rlhf_cli.demo.demo import SEEDS, demo_values
+from rlhf_cli.local.supervisor import Supervisor
+from rlhf_cli.pipeline.config import PipelineConfig
+from rlhf_cli.pipeline.labelling import pattern_score, sample_completions, with_texts, write_labelled_pairs
 from rlhf_cli.pipeline.lineage import Lineage
 from rlhf_cli.pipeline.phases import Phases
+from rlhf_cli.pipeline.services import PipelineServices
 from rlhf_cli.pipeline.stages import Stage, StageError, StageRunner
-from rlhf_cli.pipeline.trainings import files_of, settings_of
-from services.trainer.config.offline import (
-    DpoConfig,
-    DpoDataConfig,
-    DpoOptimizerConfig,
-    DpoReferenceConfig,
-    DpoRunConfig,
-    FitConfig,
-    OfflineModelConfig,
-)
-from services.trainer.config.online_sections import CriticConfig
+from rlhf_cli.pipeline.trainings import TRAININGS, build_config, files_of, settings_of
 from services.trainer.evaluation.evaluate import EvaluationSettings, Judges, evaluate_served
 from services.trainer.evaluation.push import push_checkpoint
 from services.trainer.evaluation.report import SUMMARY_FILE, write_evaluations
 
-NOWHERE = ServiceEntry(name="none", kind="policy", target="localhost:1")
-"""Stands for a service where a configuration is only compared."""
+NOWHERE = "localhost:1"
+"""Stands for the address of a service where a configuration is only compared."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontierOptions:
+    """How the frontier is made."""
+
+    folder: Path
+    model: Path
+    demo_run: Path | None
+    """A finished demo whose pairs and reward model are taken."""
+    engine: Literal["vllm", "transformers"]
+    pattern: str
+    """What the labeller likes."""
+    seed: int
+    max_new_tokens: int
+    pair_prompts: int
+    heldout_prompts: int
+    eval_samples: int
+    ppo_steps: int
+    prompts_per_step: int
+    dpo_epochs: int
+    dpo_learning_rate: float
+
+    def pipeline(self) -> PipelineConfig:
+        """Returns the demo's pipeline with what is different here, so that what is measured is what the demo shows."""
+        changes = {
+            "run_dir": str(self.folder),
+            "model": str(self.model),
+            "services.engine": self.engine,
+            "sampling.max_new_tokens": self.max_new_tokens,
+            "sample.max_prompts": self.pair_prompts,
+            "label.pattern": self.pattern,
+            "ppo.training.steps": self.ppo_steps,
+            "ppo.training.prompts_per_step": self.prompts_per_step,
+            "dpo.training": {"epochs": self.dpo_epochs, "examples_per_step": 16, "seed": self.seed},
+            "dpo.optimizer": {"learning_rate": self.dpo_learning_rate, "warmup_steps": 3},
+            "evaluate.max_prompts": self.heldout_prompts,
+            "evaluate.samples_per_prompt": self.eval_samples,
+            **dict.fromkeys(SEEDS, self.seed),
+        }
+        return load_values(PipelineConfig, demo_values(changes), "the frontier")
+
+
+@contextmanager
+def frontier_stages(options: FrontierOptions, phases: Phases) -> Iterator["FrontierStages"]:
+    """Gives the parts and the services that they share; none of those is left, whatever ends the block."""
+    options.folder.mkdir(parents=True, exist_ok=True)
+    config = options.pipeline()
+    with Supervisor(options.folder / "logs", phases.say) as supervisor:
+        yield FrontierStages(options, config, PipelineServices(config, supervisor, phases), phases)
 
 
 class FrontierStages:
     """Does the parts in turn."""
 
-    def __init__(self, options: FrontierOptions, services: FrontierServices, phases: Phases) -> None:
+    def __init__(
+        self, options: FrontierOptions, config: PipelineConfig, services: PipelineServices, phases: Phases
+    ) -> None:
         """Args: the services of this frontier. Raises: ConfigError if the demo's run lacks what is taken from it."""
         self._options = options
+        self._config = config
         self._services = services
         self._phases = phases
         self._runner = StageRunner(Lineage(options.folder), phases.say)
-        # The demo's numbers, so that what is measured here is what the demo shows.
-        self._demo = DemoOptions(
-            run_dir=options.folder,
-            engine=options.engine,
-            seed=options.seed,
-            max_new_tokens=options.max_new_tokens,
-            steps=options.ppo_steps,
-            prompts_per_step=options.prompts_per_step,
-        )
         given = options.demo_run
-        self.pairs = options.folder / "pairs" / "pairs.jsonl" if given is None else given / "pairs.jsonl"
-        own = options.folder / "reward_model" / "run" / "model"
-        self.reward_model = own if given is None else given / "reward_model" / "model"
+        self.pairs = options.folder / "pairs" / "pairs.jsonl" if given is None else given / "label" / "pairs.jsonl"
+        self.reward_model = (given or options.folder) / "reward_model" / "run" / "model"
         for path in (self.pairs, self.reward_model):
             if given is not None and not path.exists():
                 raise ConfigError(f"--from is '{given}': it has no {path.name}; give the directory of a finished demo")
@@ -79,7 +107,7 @@ class FrontierStages:
         self._do(
             "pairs",
             output=self.pairs,
-            inputs={"model": options.model, "prompts": TRAIN_PROMPTS},
+            inputs={"model": options.model, "prompts": self._config.prompts.path},
             settings={
                 "num_prompts": options.pair_prompts,
                 "pattern": options.pattern,
@@ -93,51 +121,19 @@ class FrontierStages:
 
     def train_reward_model(self) -> None:
         """Trains the reward model on the choices."""
-        config = reward_model_config(self._demo, self._options.model)
-        data = config.data.model_copy(update={"path": self.pairs})
-        config = config.model_copy(update={"run_dir": self._run_dir("reward_model"), "data": data})
         given = self._options.demo_run is not None
-        self._train("reward_model", ("train", "reward-model"), lambda: config, config, self.reward_model, given=given)
+        self._train("reward_model", "reward_model", {}, self.reward_model, given=given)
 
     def train_dpo(self, name: str, beta: float) -> Path:
         """Returns the policy that DPO makes of the pairs."""
-        options = self._options
-
-        def config(reference: ServiceEntry) -> DpoRunConfig:
-            return DpoRunConfig(
-                run_dir=self._run_dir(name),
-                model=OfflineModelConfig(path=options.model),
-                data=DpoDataConfig(path=str(self.pairs)),
-                training=FitConfig(epochs=options.dpo_epochs, examples_per_step=16, seed=options.seed),
-                dpo=DpoConfig(beta=beta),
-                optimizer=DpoOptimizerConfig(learning_rate=options.dpo_learning_rate, warmup_steps=3),
-                reference=DpoReferenceConfig(target=reference.target),
-            )
-
-        output = self._run_dir(name) / "final"
-        self._train(name, ("train", "dpo"), lambda: config(self._services.reference), config(NOWHERE), output)
+        output = self._folder(name) / "run" / "final"
+        self._train(name, "dpo", {"dpo.beta": beta}, output)
         return output
 
     def train_ppo(self, name: str, kl_coef: float) -> Path:
         """Returns the policy that PPO makes against the reward model."""
-
-        def config(policy: ServiceEntry, reward: ServiceEntry, reference: ServiceEntry) -> Section:
-            made = ppo_config(self._demo, self._options.model, policy=policy, reward=reward, reference=reference)
-            return made.model_copy(
-                update={
-                    "run_dir": self._run_dir(name),
-                    "kl": made.kl.model_copy(update={"coef": kl_coef}),
-                    "critic": CriticConfig(path=self.reward_model),
-                }
-            )
-
-        def with_services() -> Section:
-            services = self._services
-            return config(services.policy, services.reward(self.reward_model), services.reference)
-
-        output = self._run_dir(name) / "final"
-        checked = config(NOWHERE, NOWHERE, NOWHERE)
-        self._train(name, ("train", "ppo"), with_services, checked, output, has_server=True)
+        output = self._folder(name) / "run" / "final"
+        self._train(name, "ppo", {"kl.coef": kl_coef}, output)
         return output
 
     def evaluate(self, name: str, checkpoint: Path) -> Path:
@@ -146,7 +142,7 @@ class FrontierStages:
         settings = EvaluationSettings(
             samples_per_prompt=options.eval_samples,
             max_new_tokens=options.max_new_tokens,
-            temperature=self._demo.temperature,
+            temperature=self._config.sampling.temperature,
             seed=options.seed,
         )
         stage = f"evaluate-{name}"
@@ -154,7 +150,7 @@ class FrontierStages:
         self._do(
             stage,
             output=output,
-            inputs={"policy": checkpoint, "prompts": HELDOUT_PROMPTS, "reward model": self.reward_model},
+            inputs={"policy": checkpoint, "prompts": self._heldout, "reward model": self.reward_model},
             settings={
                 **asdict(settings),
                 "num_prompts": options.heldout_prompts,
@@ -167,15 +163,16 @@ class FrontierStages:
 
     def _make_pairs(self, resume: bool) -> None:
         options = self._options
-        items = self._prompts(TRAIN_PROMPTS, options.pair_prompts)
+        items = self._prompts(self._config.prompts.path, options.pair_prompts)
         sampling = Sampling(
             max_new_tokens=options.max_new_tokens,
-            temperature=self._demo.temperature,
-            completions_per_prompt=COMPLETIONS_PER_PROMPT,
+            temperature=self._config.sampling.temperature,
+            completions_per_prompt=self._config.sample.completions_per_prompt,
         )
-        target = self._services.policy.target
+        target = self._services.policy("policy", options.model)
+        self._services.wait_ready()
         asyncio.run(push_checkpoint(target, options.model))
-        with self._phases.counting("sampling", COMPLETIONS_PER_PROMPT * len(items)) as advance:
+        with self._phases.counting("sampling", sampling.completions_per_prompt * len(items)) as advance:
             rollouts = asyncio.run(
                 sample_completions(target, items, sampling=sampling, seed=options.seed, on_rollout=advance)
             )
@@ -186,11 +183,9 @@ class FrontierStages:
         self._phases.say(f"{len(data.pairs)} pairs; the labeller saw no difference in {data.num_skipped}")
 
     def _evaluate(self, name: str, checkpoint: Path, output: Path, settings: EvaluationSettings, resume: bool) -> None:
-        items = self._prompts(HELDOUT_PROMPTS, self._options.heldout_prompts)
-        services = self._services
-        rewards = {"true": services.truth.target, "reward": services.reward(self.reward_model).target}
-        judges = Judges(reference_target=services.reference.target, rewards=rewards)
-        target = self._services.policy.target
+        items = self._prompts(self._heldout, self._options.heldout_prompts)
+        target, reference, rewards = self._judges()
+        judges = Judges(reference_target=reference, rewards=rewards)
         with self._phases.working(f"{len(items)} held-out prompts, {settings.samples_per_prompt} completions each"):
             asyncio.run(push_checkpoint(target, checkpoint))
             evaluation = asyncio.run(evaluate_served([target], judges, items, self._tokenizer, settings))
@@ -198,25 +193,55 @@ class FrontierStages:
         score, kl = evaluation.summary["reward/true"], evaluation.summary["kl"]
         self._phases.say(f"{name}: score {score.format()}, KL {kl.format('{:.2f}')} nats per completion")
 
+    def _judges(self) -> tuple[str, str, dict[str, str]]:
+        """Returns where policy, reference and rewards are; those that do not run yet are started."""
+        services, start = self._services, self._options.model
+        policy, reference = services.policy("policy", start), services.reference(start)
+        reward = services.reward(self.reward_model)
+        assert reward is not None  # there is a reward model by now
+        rewards = {"true": services.rule(self._options.pattern, start), "reward": reward}
+        services.wait_ready()
+        return policy, reference, rewards
+
     def _train(
-        self,
-        name: str,
-        command: tuple[str, ...],
-        config: Callable[[], Section],
-        checked: Section,
-        output: Path,
-        *,
-        has_server: bool = False,
-        given: bool = False,
+        self, name: str, training_name: str, changes: Mapping[str, object], output: Path, *, given: bool = False
     ) -> None:
-        """Runs a training as its command; `checked` is its configuration without the addresses of services."""
+        """Runs a training of the demo's pipeline, with changes by dotted path, as its command."""
+        training = next(each for each in TRAININGS if each.name == training_name)
+        is_online = training_name == "ppo"
+        table = self._config.table(training_name) or {}
+
+        def build(policy: str, reward: str, reference: str) -> Section:
+            fills: dict[str, object] = {
+                **changes,
+                "models.policy_path": str(self._options.model),
+                "model.path": str(self._options.model),
+                "data.path": str(self.pairs),
+                "critic.path": str(self.reward_model),
+                "prompts.path": str(self._config.prompts.path),
+                "prompts.max_prompt_tokens": self._config.prompts.max_prompt_tokens,
+                "sampling.max_new_tokens": self._config.sampling.max_new_tokens,
+                "sampling.temperature": self._config.sampling.temperature,
+                "services.policy_targets": [policy],
+                "services.reward_target": reward,
+                "services.reference_target": reference,
+                "reference.target": reference,
+            }
+            table_left = {key: value for key, value in table.items() if key != "kl"}  # changes say it
+            return build_config(training, table_left, fills, run_dir=self._folder(name) / "run", source=name)
+
+        checked = build(NOWHERE, NOWHERE, NOWHERE)
         files = files_of(checked, [self.pairs, self.reward_model])
         config_file = self._folder(name) / "config.toml"
-        arguments = [*command, "--config", str(config_file)]
+        arguments = [*training.command, "--config", str(config_file)]
 
         def work(resume: bool) -> None:
-            write_config(config_file, config())
-            self._services.run_rlhf([*arguments, *(["--resume"] if resume else [])], has_server=has_server)
+            targets = (NOWHERE, NOWHERE, NOWHERE)
+            if training_name != "reward_model":
+                policy, reference, rewards = self._judges()
+                targets = (policy, rewards["reward"], reference)
+            write_config(config_file, build(*targets))
+            self._services.run_rlhf([*arguments, *(["--resume"] if resume else [])], has_server=is_online)
 
         settings = settings_of(checked, files)
         self._do(
@@ -231,16 +256,20 @@ class FrontierStages:
 
     def _do(self, name: str, **stage: Any) -> None:
         with self._phases.phase(name):
-            self._runner.bring_up_to_date(Stage(name=name, folder=self._folder(name), **stage))
+            self._runner.bring_up_to_date(Stage(name=name, title=name, folder=self._folder(name), **stage))
 
     def _folder(self, name: str) -> Path:
         return self._options.folder / name.replace(":", "-")
 
-    def _run_dir(self, name: str) -> Path:
-        return self._folder(name) / "run"
+    @property
+    def _heldout(self) -> Path:
+        assert self._config.prompts.heldout_path is not None  # the demo has held-out prompts
+        return self._config.prompts.heldout_path
 
     def _prompts(self, path: Path, limit: int) -> list[PromptItem]:
-        return list(load_prompts(path, self._tokenizer, max_prompt_tokens=MAX_PROMPT_TOKENS).items[:limit])
+        return list(
+            load_prompts(path, self._tokenizer, max_prompt_tokens=self._config.prompts.max_prompt_tokens).items[:limit]
+        )
 
     @cached_property
     def _tokenizer(self) -> Any:

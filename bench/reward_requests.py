@@ -12,8 +12,8 @@ from bench.fixed_work import QUESTIONS
 from bench.reward_work import Request, RewardWork
 from rlhf.models.loading import load_tokenizer
 from rlhf.models.scalar_model import ScalarModel
-from rlhf_cli.demo.small_model import fetch_small_model
-from rlhf_cli.demo.tiny_model import make_tiny_model
+from rlhf_cli.models.fetch import fetch_small_model
+from rlhf_cli.models.tiny_model import make_tiny_model
 from services.reward.scorers.scorer import ScoreError, TextPair
 from services.reward.scorers.text import PairTokenizer
 

@@ -14,7 +14,7 @@ from typing import Self
 
 from rlhf.models.loading import load_tokenizer
 from rlhf.models.scalar_model import ScalarModel, padding_token
-from rlhf_cli.demo.small_model import fetch_small_model
+from rlhf_cli.models.fetch import fetch_small_model
 
 TASKS = ("sft", "reward", "dpo", "ppo")
 SEED = 20260

@@ -6,7 +6,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from rlhf_cli.demo.small_model import default_cache_dir
+from rlhf_cli.models.fetch import default_cache_dir
 
 TRL_VERSION = "1.12.0"
 """The last that has a PPO trainer (trl.experimental.ppo)."""

@@ -16,7 +16,6 @@ from rlhf_cli.commands.pipeline import demo
 from rlhf_cli.commands.runs import submit
 from rlhf_cli.commands.status import status
 from rlhf_cli.local.processes import LocalServiceError
-from rlhf_cli.pipeline.phases import DemoError
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -62,7 +61,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except (ConfigError, UsageError) as error:
         print_error(str(error))
         return EXIT_USAGE
-    except (CommandError, ServiceError, RunError, DemoError, LocalServiceError, ClusterError) as error:
+    except (CommandError, ServiceError, RunError, LocalServiceError, ClusterError) as error:
         print_error(str(error))
         return EXIT_FAILURE
     return result if isinstance(result, int) else 0

@@ -47,6 +47,6 @@ def node_example(tmp_path_factory: pytest.TempPathFactory) -> "NodeExample":
 @pytest.fixture(scope="session")
 def smollm_path() -> Path:
     """Folder of the small real model, SmolLM2-135M-Instruct; fetched once and kept in the user's cache."""
-    from rlhf_cli.demo.small_model import fetch_small_model
+    from rlhf_cli.models.fetch import fetch_small_model
 
     return fetch_small_model()

@@ -28,7 +28,7 @@ def fetch(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the checkpoint goes.")],
 ) -> None:
     """Fetch a model into a folder, unless it is there. Safe when several do it at once; it appears whole."""
-    from rlhf_cli.demo.small_model import fetch_model
+    from rlhf_cli.models.fetch import fetch_model
 
     say = stderr.print
     fetched = fetch_model(source, folder, say)

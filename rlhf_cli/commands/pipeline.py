@@ -1,9 +1,9 @@
-"""`rlhf demo`: the whole of RLHF on this machine."""
+"""`rlhf demo` and `rlhf pipeline`: the whole of RLHF on this machine, and a whole training from one file."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -35,23 +35,21 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
 ) -> None:
     """Run all of RLHF here: services, simulated preferences, a reward model, PPO, before and after."""
-    from rlhf_cli.demo.demo import run_demo
-    from rlhf_cli.demo.options import DemoOptions
+    from rlhf_cli.demo.demo import QUICK, SEEDS, run_demo
+    from rlhf_cli.demo.results import RESULTS_FILE
 
-    folder = run_dir or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
-    options = DemoOptions(run_dir=folder.resolve(), model=model, engine=engine)
-    given: dict[str, Any] = {
-        "steps": steps,
-        "max_new_tokens": max_new_tokens,
-        "seed": seed,
-        "wait_for_services_seconds": wait_for_services,
+    folder = (run_dir or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}").resolve()
+    given: dict[str, object] = {
+        "services.engine": engine,
+        "services.wait_for_services_seconds": wait_for_services,
+        "sampling.max_new_tokens": max_new_tokens,
+        "ppo.training.steps": steps,
+        **dict.fromkeys(SEEDS, seed),
     }
-    options = replace(
-        options.quick() if quick else options, **{name: value for name, value in given.items() if value is not None}
-    )
-    run_demo(options, stderr if as_json else stdout)
+    changes = {path: value for path, value in given.items() if value is not None}
+    run_demo(folder, model, {**QUICK, **changes} if quick else changes, stderr if as_json else stdout)
     if as_json:
-        stdout.out(options.results_file.read_text(encoding="utf-8"), end="", highlight=False)
+        stdout.out((folder / RESULTS_FILE).read_text(encoding="utf-8"), end="", highlight=False)
 
 
 app = typer.Typer(no_args_is_help=True, help="Run a whole training, stage by stage, from one file.")

@@ -7,7 +7,7 @@ import torch
 
 from rlhf.client.policy import PolicyClient
 from rlhf.data.prompts import PromptItem
-from rlhf.models.loading import load_policy
+from rlhf.models.loading import DtypeName, load_policy
 from rlhf.models.weights import checkpoint_manifest
 from rlhf.rollout import Prompt, Sampling
 from rlhf_cli.demo.results import CheckpointCheck
@@ -17,7 +17,8 @@ async def check_checkpoint(
     checkpoint: Path,
     prompts: Sequence[PromptItem],
     *,
-    trained_target: str,
+    trained_digest: str,
+    trained_dtype: DtypeName,
     fresh_target: str,
     max_new_tokens: int,
 ) -> CheckpointCheck:
@@ -26,17 +27,15 @@ async def check_checkpoint(
     Args:
         checkpoint: the folder.
         prompts: whose greedy completions are compared.
-        trained_target: the policy service that took the pushed weights, in bfloat16.
+        trained_digest: of the weights that the policy service was pushed last, in trained_dtype.
         fresh_target: a policy service that loaded the checkpoint in float32: in bfloat16 two correct programs may part
             where two tokens are nearly as probable.
         max_new_tokens: most tokens of a completion.
     """
-    async with PolicyClient(trained_target) as trained:
-        served_digest = (await trained.get_model()).weights_digest
     engine = await _greedy_from_service(fresh_target, prompts, max_new_tokens)
     transformers = _greedy_from_transformers(checkpoint, prompts, max_new_tokens, await _stop_ids(fresh_target))
     return CheckpointCheck(
-        digests_equal=served_digest == checkpoint_manifest(checkpoint, "bfloat16").digest,
+        digests_equal=trained_digest == checkpoint_manifest(checkpoint, trained_dtype).digest,
         num_prompts=len(prompts),
         num_equal=sum(one == other for one, other in zip(engine, transformers, strict=True)),
     )

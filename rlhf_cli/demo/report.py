@@ -10,9 +10,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from rlhf_cli.demo.options import DemoOptions
-from rlhf_cli.demo.results import TRUE_SCORE, DemoResults, verdict
+from rlhf_cli.demo.results import DemoResults, verdict
+from rlhf_cli.pipeline.actions import TRUE_SCORE
+from rlhf_cli.pipeline.config import PipelineConfig
 
+REPORT_FILE = "report.html"
 NUM_SAMPLES = 12
 INK, GRID = "#64748b", "#94a3b840"
 BLUE, ORANGE, GREEN, PURPLE = "#3b82f6", "#f97316", "#10b981", "#a855f7"
@@ -20,15 +22,15 @@ BLUE, ORANGE, GREEN, PURPLE = "#3b82f6", "#f97316", "#10b981", "#a855f7"
 Rows = Sequence[dict[str, float]]
 
 
-def write_report(options: DemoOptions, results: DemoResults) -> None:
+def write_report(config: PipelineConfig, results: DemoResults) -> None:
     """Writes the report of a finished demo to its run's directory."""
-    ppo = read_metrics(options.ppo_run_dir / "metrics.jsonl")
-    reward_model = read_metrics(options.reward_run_dir / "metrics.jsonl")
+    ppo, reward_model = (read_metrics(config.run_dir / name / "run/metrics.jsonl") for name in ("ppo", "reward_model"))
     template = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string(files("rlhf_cli.demo").joinpath("report.html.j2").read_text(encoding="utf-8"))
     html = template.render(
-        options=options,
+        config=config,
+        num_steps=len(ppo),
         results=results,
         verdict=verdict(results),
         measures=results.measures(),
@@ -38,7 +40,7 @@ def write_report(options: DemoOptions, results: DemoResults) -> None:
         reward_model_charts=reward_model_charts(reward_model),
         total_seconds=sum(results.phase_seconds.values()),
     )
-    options.report_file.write_text(html, encoding="utf-8")
+    (config.run_dir / REPORT_FILE).write_text(html, encoding="utf-8")
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

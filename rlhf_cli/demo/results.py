@@ -1,20 +1,21 @@
 """What the demo found: before and after, side by side, for the terminal, the report and results.json."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 from rich.console import Console
 from rich.table import Table
 
 from rlhf.statistics import MeanWithInterval
+from rlhf_cli.pipeline.actions import TRAINING_REWARD, TRUE_SCORE
 from services.trainer.evaluation.evaluate import Evaluation, EvaluationRow
-from services.trainer.fleet.peers import TRAINING_REWARD
-from services.trainer.offline.reward_model.report import RewardModelReport
+from services.trainer.evaluation.report import read_evaluations
+from services.trainer.offline.reward_model.report import RewardModelReport, read_report
 
-TRUE_SCORE = "true"
-"""The name of the reward service that applies the labeller's rule, which training never asks."""
+RESULTS_FILE = "results.json"
 
 MEASURES = (
     (f"reward/{TRUE_SCORE}", "true score", "{:+.3f}"),
@@ -69,6 +70,24 @@ class DemoResults:
     check: CheckpointCheck
     phase_seconds: dict[str, float]
     checkpoint: Path
+
+    @classmethod
+    def read(cls, run_dir: Path, check: CheckpointCheck, phase_seconds: Mapping[str, float]) -> Self:
+        """Returns what the stages of a finished demo have written, with what it has found out and measured besides."""
+        evaluations = read_evaluations(run_dir / "evaluate" / "results")
+        return cls(
+            before=evaluations["start"],
+            after=evaluations["ppo"],
+            reward_model=read_report(run_dir / "reward_model" / "run"),
+            check=check,
+            phase_seconds=dict(phase_seconds),
+            checkpoint=run_dir / "export" / "model",
+        )
+
+    @property
+    def num_prompts(self) -> int:
+        """Held-out prompts."""
+        return len({row.prompt_index for row in self.after.rows})
 
     @property
     def improved(self) -> bool:

@@ -78,10 +78,11 @@ class LocalServices:
         self._supervisor.start(spec)
         return entry
 
-    def end(self, entry: ServiceEntry) -> None:
-        """Stops one service and takes it out of the services file."""
-        self._supervisor.end(entry.name)
-        self.withdraw(entry)
+    def end(self, *entries: ServiceEntry) -> None:
+        """Stops services and takes them out of the services file."""
+        self._supervisor.end(*(entry.name for entry in entries))
+        for entry in entries:
+            self.withdraw(entry)
 
     def announce(self, name: str, kind: Kind) -> ServiceEntry:
         """Chooses free ports for a service and writes it into the services file."""

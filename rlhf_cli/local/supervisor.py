@@ -94,12 +94,15 @@ class Supervisor:
         with self._lock:
             self._services[spec.name] = self._spawn(spec)
 
-    def end(self, name: str) -> None:
-        """Stop one service, and start it no more; returns when it and its descendants are gone."""
+    def end(self, *names: str) -> None:
+        """Stop services, and start them no more; returns when they and their descendants are gone."""
         with self._lock:
-            running = self._services.pop(name)
-        terminate([running.process], self._stop_grace_seconds)
-        kill_group(running.process)
+            processes = [self._services.pop(name).process for name in names]
+        try:
+            terminate(processes, self._stop_grace_seconds)
+        finally:
+            for process in processes:
+                kill_group(process)
 
     def wait_ready(
         self, names: Sequence[str], timeout_seconds: float, on_wait: Callable[[Mapping[str, float | None]], None]

@@ -43,6 +43,9 @@ class PipelineServicesConfig(Section):
     """How the members of an ensemble of reward models (reward_model.ensemble.members) make one reward."""
     reward_std_coef: float = Field(default=1.0, ge=0)
     """mean_minus_std: what a standard deviation of the members' disagreement costs."""
+    keep: bool = False
+    """Keep what was started here for the next stages, to the end of the pipeline. Saves the seconds of loading, and
+    needs the memory of all of them at once."""
     start_timeout_seconds: float = Field(default=600.0, gt=0)
     """How long a service may take to load."""
     wait_for_services_seconds: float = Field(default=300.0, ge=0)

@@ -81,9 +81,6 @@ def pattern_score(pattern: str) -> Callable[[str], float]:
     return lambda text: 1.0 if compiled.search(text) else 0.0
 
 
-COMPLETIONS_PER_PROMPT = 4
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledCompletion:
     """A completion."""

@@ -1,4 +1,4 @@
-"""Errors of the demo; the command line prints their message and exits 1."""
+"""What a long command shows on the terminal: phases with their seconds, spinners, bars and sentences."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,18 +10,14 @@ from rich.status import Status
 from rich.table import Table
 
 
-class DemoError(RuntimeError):
-    """The demo cannot go on. The message says why and what to do."""
-
-
 class Phases:
     """Shows what is going on, and keeps the time."""
 
-    def __init__(self, console: Console, total: int) -> None:
+    def __init__(self, console: Console, total: int = 0) -> None:
         self.seconds: dict[str, float] = {}
         """How long each finished phase took."""
         self.total = total
-        """How many phases there will be."""
+        """How many phases there will be; it may be set later, before the first of them."""
         self._console = console
         self._count = 0
 

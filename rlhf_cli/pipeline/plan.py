@@ -14,8 +14,8 @@ from typing import Any
 
 from rlhf.config import Section
 from rlhf.errors import ConfigError
+from rlhf_cli.pipeline.actions import ENSEMBLE, FIRST_MEMBER, Actions
 from rlhf_cli.pipeline.config import PipelineConfig, TrainingTable
-from rlhf_cli.pipeline.stage_work import ENSEMBLE, FIRST_MEMBER, PipelineWork
 from rlhf_cli.pipeline.stages import Stage
 from rlhf_cli.pipeline.trainings import (
     POLICY_TRAININGS,
@@ -45,23 +45,23 @@ class Plan:
     """What was trained from it, by the name of the stage."""
 
 
-def make_plan(config: PipelineConfig, work: PipelineWork, *, source: str) -> Plan:
+def make_plan(config: PipelineConfig, actions: Actions, *, source: str) -> Plan:
     """Returns the stages of a pipeline, all of whose configurations have been checked.
 
     Args:
-        work: does what the stages say.
+        actions: do what the stages say.
         source: where the configuration stands, for errors.
     Raises: ConfigError for a table that its training refuses, or for stages that do not fit together.
     """
-    return _Planner(config, work, source).plan()
+    return _Planner(config, actions, source).plan()
 
 
 class _Planner:
     """Builds the plan of one pipeline."""
 
-    def __init__(self, config: PipelineConfig, work: PipelineWork, source: str) -> None:
+    def __init__(self, config: PipelineConfig, actions: Actions, source: str) -> None:
         self._config = config
-        self._work = work
+        self._actions = actions
         self._source = source
         self._stages: list[Stage] = []
 
@@ -100,11 +100,12 @@ class _Planner:
         output = self._folder("label") / "pairs.jsonl"
         stage = Stage(
             name="label",
+            title="the simulated labeller chooses",
             inputs={"completions": completions},
             settings={"pattern": label.pattern, "noise_rate": label.noise_rate, "seed": label.seed},
             folder=self._folder("label"),
             output=output,
-            work=partial(self._work.label, completions, output),
+            work=partial(self._actions.label, completions, output),
         )
         self._stages.append(stage)
         return output
@@ -123,11 +124,12 @@ class _Planner:
         output = self._folder("sample") / "completions.jsonl"
         stage = Stage(
             name="sample",
+            title=f"{sample.completions_per_prompt} completions of each prompt",
             inputs={"model": start, "prompts": self._config.prompts.path},
             settings={**sample.model_dump(mode="json", exclude={"enabled", "artifact"}), **self._sampling_settings()},
             folder=self._folder("sample"),
             output=output,
-            work=partial(self._work.sample, start, output),
+            work=partial(self._actions.sample, start, output),
         )
         self._stages.append(stage)
         return output
@@ -169,11 +171,12 @@ class _Planner:
         command = ["rlhf", *training.command, "--config", str(config_file)]
         stage = Stage(
             name=training.name,
+            title=_title(training, checked),
             inputs=files,
             settings=settings,
             folder=folder,
             output=self._output(training, checked, folder),
-            work=partial(self._work.train, training, build, fills, config_file, start, reward_model),
+            work=partial(self._actions.train, training, build, fills, config_file, start, reward_model),
             command=shlex.join(command),
         )
         self._stages.append(stage)
@@ -201,7 +204,7 @@ class _Planner:
                 f"{self._source} [{training.name}]: there is nothing to train against; add a table [reward_model], or "
                 "name a reward service as services.reward_target"
             )
-        return self._work.addresses([NOT_YET], NOT_YET, NOT_YET)
+        return self._actions.addresses([NOT_YET], NOT_YET, NOT_YET)
 
     def _critic(self, training: Training, reward_model: Path | None) -> dict[str, object]:
         """Returns where a separate critic starts, if the training has one and the table does not say."""
@@ -252,11 +255,12 @@ class _Planner:
         }
         return Stage(
             name="evaluate",
+            title=f"{' and '.join(models)} on held-out prompts",
             inputs=inputs,
             settings=settings,
             folder=self._folder("evaluate"),
             output=output,
-            work=partial(self._work.evaluate, models, heldout, reward_model, rule, output),
+            work=partial(self._actions.evaluate, models, heldout, reward_model, rule, output),
         )
 
     def _rule(self) -> str | None:
@@ -273,16 +277,18 @@ class _Planner:
         output = self._folder("export") / "model"
         return Stage(
             name="export",
+            title=f"the policy of {name}",
             inputs={f"policy {name}": policies[name]},
             settings={},
             folder=self._folder("export"),
             output=output,
-            work=partial(self._work.export, policies[name], output, [stage.name for stage in self._stages]),
+            work=partial(self._actions.export, policies[name], output, [stage.name for stage in self._stages]),
         )
 
     def _add_given(self, name: str, artifact: Path) -> None:
         stage = Stage(
             name=name,
+            title="given",
             inputs={},
             settings={},
             folder=self._folder(name),
@@ -291,3 +297,10 @@ class _Planner:
             is_given=True,
         )
         self._stages.append(stage)
+
+
+def _title(training: Training, config: Section) -> str:
+    """Returns what a training does, in a few words."""
+    if has_field(type(config), "services.reward_target"):
+        return f"{config.model_dump()['training']['steps']} steps against the reward"
+    return "training on the preferences" if training.learns_from_pairs else "training on demonstrations"

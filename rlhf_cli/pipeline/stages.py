@@ -11,7 +11,6 @@ from typing import Any
 from rlhf.errors import ConfigError, RunError, ServiceError
 from rlhf_cli.local.processes import LocalServiceError
 from rlhf_cli.pipeline.lineage import Artifact, Digests, Lineage, StageRecord, State, installed_versions
-from rlhf_cli.pipeline.phases import DemoError
 
 
 class StageError(RunError):
@@ -23,6 +22,8 @@ class Stage:
     """Something to be done once for each state of its inputs and settings."""
 
     name: str
+    title: str
+    """What it does, in a few words."""
     inputs: Mapping[str, Path]
     """Files and folders that decide the outcome."""
     settings: Mapping[str, Any]
@@ -87,7 +88,7 @@ class StageRunner:
             stage.work(resume)
             output = self._made(stage)
             state = "done"
-        except (ConfigError, ServiceError, RunError, DemoError, LocalServiceError, OSError, ValueError) as error:
+        except (ConfigError, ServiceError, RunError, LocalServiceError, OSError, ValueError) as error:
             state, error_text = "failed", str(error)
             raise
         finally:

@@ -115,7 +115,7 @@ def build_config(
     values["run_dir"] = run_dir
     for path, value in fills.items():
         if has_field(cls, path) and not is_set(values, path):
-            _set(values, path, value)
+            set_value(values, path, value)
     return load_values(cls, values, source)
 
 
@@ -155,7 +155,8 @@ def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}
 
 
-def _set(values: dict[str, Any], path: str, value: object) -> None:
+def set_value(values: dict[str, Any], path: str, value: object) -> None:
+    """Puts a value at a dotted path of nested values."""
     *sections, name = path.split(".")
     for section in sections:
         values = values.setdefault(section, {})

@@ -1,6 +1,6 @@
 """The product's tiny random models, under the name that tests import them by."""
 
-from rlhf_cli.demo.tiny_model import (
+from rlhf_cli.models.tiny_model import (
     ASSISTANT_ID,
     EOS_ID,
     MAX_SEQUENCE_TOKENS,

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rlhf.statistics import MeanWithInterval, clustered_mean
-from services.trainer.evaluation.evaluate import Evaluation, EvaluationRow
+from services.trainer.evaluation.evaluate import Evaluation, EvaluationRow, summarise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +111,20 @@ def write_evaluations(
         console.print(table)
     (folder / TABLE_FILE).write_text(text.getvalue(), encoding="utf-8")
     return summary
+
+
+def read_evaluations(folder: Path) -> dict[str, Evaluation]:
+    """Returns what write_evaluations wrote, by the name of the policy."""
+    rows: defaultdict[str, list[EvaluationRow]] = defaultdict(list)
+    with (folder / ROWS_FILE).open(encoding="utf-8") as lines:
+        for line in lines:
+            values = json.loads(line)
+            rows[values.pop("policy")].append(EvaluationRow(**values))
+    summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+    return {
+        name: Evaluation(rows=rows[name], summary=summarise(rows[name]), dropped=each["dropped"])
+        for name, each in summary["evaluations"].items()
+    }
 
 
 def summary_of(

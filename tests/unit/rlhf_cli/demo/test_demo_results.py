@@ -1,29 +1,28 @@
 """What the demo concludes and writes: the verdict by hand, the files it makes, and the report."""
 
 import json
+import tomllib
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from rlhf.config import load_toml
-from rlhf.data.preferences import load_preferences
-from rlhf.data.prompts import PromptItem
-from rlhf.rollout import Rollout
-from rlhf.toml_files import to_toml, write_config
-from rlhf_cli.demo.options import DemoOptions
-from rlhf_cli.demo.report import write_report
+from rlhf.config import load_values
+from rlhf_cli.demo.demo import NUM_PHASES, QUICK, SEEDS, demo_values
+from rlhf_cli.demo.report import REPORT_FILE, write_report
 from rlhf_cli.demo.results import CheckpointCheck, DemoResults, show, verdict
-from rlhf_cli.demo.run_configs import ppo_config, reward_model_config
-from rlhf_cli.local.services_file import ServiceEntry
-from rlhf_cli.pipeline.labelling import with_texts, write_labelled_pairs
-from services.trainer.config.offline import RewardModelRunConfig
-from services.trainer.config.online import PpoRunConfig
+from rlhf_cli.pipeline.config import PipelineConfig
+from rlhf_cli.pipeline.labelling import SHORT_AND_FINISHED
+from rlhf_cli.pipeline.phases import Phases
+from rlhf_cli.pipeline.pipeline import Pipeline, Selection
+from rlhf_cli.pipeline.stages import Stage
 from services.trainer.evaluation.evaluate import Evaluation, EvaluationRow, summarise
+from services.trainer.evaluation.report import read_evaluations, write_evaluations
 from services.trainer.offline.reward_model.report import RewardModelReport
 from services.trainer.telemetry.step_metrics import STEP_METRICS
-from tests.support.tiny_model import make_tiny_tokenizer
+from tests.support.paths import ROOT
 
 REPORT = RewardModelReport(
     num_train_prompts=30,
@@ -110,6 +109,12 @@ def test_the_numbers_are_written_as_json(tmp_path: Path) -> None:
     assert numbers["checkpoint_check"]["num_equal"] == 8
 
 
+def test_evaluations_that_were_written_are_read_back(tmp_path: Path) -> None:
+    evaluations = {"start": make_evaluation([0.0, 0.1]), "ppo": make_evaluation([0.3, 0.5])}
+    write_evaluations(tmp_path, evaluations, {})
+    assert read_evaluations(tmp_path) == evaluations
+
+
 class TagCounter(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
@@ -131,16 +136,16 @@ class TagCounter(HTMLParser):
 
 
 def test_the_report_is_one_file_with_curves_and_escaped_samples(tmp_path: Path) -> None:
-    options = DemoOptions(run_dir=tmp_path)
+    config = load_values(PipelineConfig, demo_values({"run_dir": str(tmp_path)}), "demo.toml")
     for folder, row in (
-        (options.ppo_run_dir, dict.fromkeys(STEP_METRICS, 1.0)),
-        (options.reward_run_dir, {"loss": 0.5, "accuracy": 0.7}),
+        (tmp_path / "ppo/run", dict.fromkeys(STEP_METRICS, 1.0)),
+        (tmp_path / "reward_model/run", {"loss": 0.5, "accuracy": 0.7}),
     ):
-        folder.mkdir()
+        folder.mkdir(parents=True)
         lines = [json.dumps({"step": step, **row}) for step in (1, 2, 3)]
         (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    write_report(options, make_results([-0.1, 0.1], [0.3, 0.5]))
-    html = options.report_file.read_text()
+    write_report(config, make_results([-0.1, 0.1], [0.3, 0.5]))
+    html = (tmp_path / REPORT_FILE).read_text()
     assert "a &lt;completion&gt; of 0" in html
     assert "a <completion>" not in html
     assert "rose by +0.400" in html
@@ -150,53 +155,38 @@ def test_the_report_is_one_file_with_curves_and_escaped_samples(tmp_path: Path) 
     assert page.links == []  # nothing is loaded from elsewhere
 
 
-SERVICES = {kind: ServiceEntry(name=kind, kind=kind, target=f"127.0.0.1:{port}") for port, kind in enumerate(
-    ("policy", "reward", "reference"), start=1
-)}  # fmt: skip
+def plan_of(changes: dict[str, object], tmp_path: Path) -> dict[str, Stage]:
+    """Returns the demo's stages by name; a folder stands for the model, and nothing is started."""
+    (tmp_path / "model").mkdir(exist_ok=True)
+    values = demo_values({**changes, "run_dir": str(tmp_path / "run"), "model": str(tmp_path / "model")})
+    config = load_values(PipelineConfig, values, "demo.toml")
+    pipeline = Pipeline(config, Selection(), Phases(Console(quiet=True)), source="demo.toml")
+    return {stage.name: stage for stage in pipeline.stages}
 
 
-def test_the_configurations_that_are_written_read_back_equal(tmp_path: Path) -> None:
-    options = DemoOptions(run_dir=tmp_path, steps=21, kl_coef=0.01)
-    ppo = ppo_config(options, tmp_path / 'mo"del', **SERVICES)
-    reward_model = reward_model_config(options, tmp_path)
-    write_config(tmp_path / "ppo.toml", ppo)
-    write_config(tmp_path / "reward_model.toml", reward_model)
-    assert load_toml(PpoRunConfig, tmp_path / "ppo.toml") == ppo
-    assert load_toml(RewardModelRunConfig, tmp_path / "reward_model.toml") == reward_model
-    assert ppo.training.steps == 21
+def test_the_example_is_what_the_demo_runs() -> None:
+    shipped = files("rlhf_cli.demo").joinpath("demo.toml").read_text(encoding="utf-8")
+    assert (ROOT / "examples/demo.toml").read_text(encoding="utf-8") == shipped
+    for name in ("path", "heldout_path"):  # what lies beside the code is what the example names
+        assert Path(demo_values()["prompts"][name]) == ROOT / tomllib.loads(shipped)["prompts"][name]
 
 
-def test_toml_has_plain_values_before_sections_and_names_nested_ones_in_full() -> None:
-    assert to_toml({"a": {"x": 1, "b": {"y++": 2}}}) == '[a]\nx = 1\n\n[a.b]\n"y++" = 2\n'
-    assert (
-        to_toml({"a": {"x": [1, 2]}, "b": 'it\'s "b"', "c": True})
-        == 'b = "it\'s \\"b\\""\nc = true\n\n[a]\nx = [1, 2]\n'
-    )
+def test_the_demo_is_a_pipeline_with_as_many_phases_as_it_says(tmp_path: Path) -> None:
+    stages = plan_of({}, tmp_path)
+    assert list(stages) == ["sample", "label", "reward_model", "ppo", "evaluate", "export"]
+    assert len(stages) + 3 == NUM_PHASES
+    assert stages["ppo"].title == "28 steps against the reward"
+    assert stages["evaluate"].settings["rule"] == SHORT_AND_FINISHED
 
 
-def make_rollout(prompt: str, index: int, ids: list[int]) -> Rollout:
-    return Rollout(
-        rollout_id=f"{prompt}/{index}",
-        group_id=prompt,
-        prompt_ids=[5],
-        completion_ids=ids,
-        logprobs=[-1.0] * len(ids),
-        policy_versions=[0] * len(ids),
-        finish_reason="length",
-    )
-
-
-def test_labelled_pairs_keep_the_sampled_ids_and_can_be_trained_on(tmp_path: Path) -> None:
-    tokenizer = make_tiny_tokenizer()
-    good, bad = (tokenizer(text)["input_ids"] for text in ("good.", "bad"))
-    items = [PromptItem("first", [5, 6]), PromptItem("second", [7])]
-    rollouts = [
-        [make_rollout("0", 0, bad), make_rollout("0", 1, good)],
-        [make_rollout("1", 0, good), make_rollout("1", 1, good)],  # no difference: skipped
-    ]
-    data = write_labelled_pairs(tmp_path / "pairs.jsonl", with_texts(items, rollouts, tokenizer), seed=0)
-    assert (len(data.pairs), data.num_skipped) == (1, 1)
-    (pair,) = load_preferences(tmp_path / "pairs.jsonl", tokenizer, max_tokens=20).pairs
-    chosen, rejected = (bad, good) if data.pairs[0].is_flipped else (good, bad)
-    assert pair.prompt_ids == (5, 6)
-    assert (list(pair.chosen_ids), list(pair.rejected_ids)) == (chosen, rejected)
+def test_a_quick_demo_and_another_seed_change_only_what_they_say(tmp_path: Path) -> None:
+    usual, quick = plan_of({}, tmp_path), plan_of({**QUICK}, tmp_path)
+    assert quick["reward_model"].settings == usual["reward_model"].settings
+    changed = {
+        name: (usual["ppo"].settings[name], value)
+        for name, value in quick["ppo"].settings.items()
+        if usual["ppo"].settings[name] != value
+    }
+    assert changed == {"training.steps": (28, 3), "training.prompts_per_step": (24, 16)}
+    seeded = plan_of(dict.fromkeys(SEEDS, 7), tmp_path)
+    assert all(stage.settings != usual[name].settings for name, stage in seeded.items() if name != "export")

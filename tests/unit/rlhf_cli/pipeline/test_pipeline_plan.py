@@ -12,11 +12,9 @@ from rlhf.config import load_toml, load_values
 from rlhf.errors import ConfigError
 from rlhf.toml_files import to_toml
 from rlhf_cli.pipeline.config import PipelineConfig
-from rlhf_cli.pipeline.lineage import Lineage
 from rlhf_cli.pipeline.phases import Phases
-from rlhf_cli.pipeline.pipeline import Selection, run_pipeline
-from rlhf_cli.pipeline.plan import Plan, make_plan
-from rlhf_cli.pipeline.stage_work import PipelineWork
+from rlhf_cli.pipeline.pipeline import Pipeline, Selection, run_pipeline
+from rlhf_cli.pipeline.plan import Plan
 from rlhf_cli.pipeline.stages import Stage
 from tests.support.paths import ROOT
 
@@ -40,8 +38,7 @@ def plan(values: dict[str, Any], **tables: Any) -> Plan:
 
 
 def plan_of(config: PipelineConfig) -> Plan:
-    work = PipelineWork(config, Phases(QUIET, 0), Lineage(config.run_dir))
-    return make_plan(config, work, source="p.toml")
+    return Pipeline(config, Selection(resume=True), Phases(QUIET), source="p.toml").plan
 
 
 def names(plan: Plan) -> list[str]:

