@@ -69,7 +69,8 @@ class StageRunner:
             self._report(f"{stage.name} is up to date: {stage.output}")
             return False
         goes_on = not force and record is not None and record.state != "done" and not _change(stage, record, inputs)
-        self._report(f"{stage.name}: {'goes on where it stopped' if goes_on else reason}")
+        if record is not None:
+            self._report(f"{stage.name}: {'goes on where it stopped' if goes_on else reason}")
         if not goes_on:
             _supersede(stage.folder)
             record = None
