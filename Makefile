@@ -3,6 +3,9 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 FUZZ_SECONDS ?= 60
+# Test processes side by side: as many as cores and memory allow (tests/conftest.py), and the longest files first.
+WORKERS ?= auto
+PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 20
 # A folder of scripts that bring an engine, tools and a base image to a machine that lacks them (scripts/with-engine).
 PLATFORM ?= $(wildcard ../shared/platform)
 
@@ -19,14 +22,14 @@ setup: $(VENV)/.installed ## Create the virtual environment and install everythi
 demo: setup ## Train a small real model from simulated preferences: all services, real vLLM (about 15 minutes on 2 cores).
 	$(BIN)/rlhf demo $(ARGS)
 
-test: setup ## Run all tests but those that take minutes.
-	$(BIN)/pytest $(ARGS)
+test: setup ## Run all tests but those that take minutes (about 8 minutes on 2 cores).
+	$(BIN)/pytest $(PARALLEL) $(ARGS)
 
-test-unit: setup ## Run the unit tests alone (about 4 minutes on 2 cores).
-	$(BIN)/pytest tests/unit $(ARGS)
+test-unit: setup ## Run the unit tests alone (about 90 seconds on 2 cores).
+	$(BIN)/pytest tests/unit $(PARALLEL) $(ARGS)
 
 test-all: lint test ## Run the linters and all tests, those that take minutes included.
-	$(BIN)/pytest -m exhaustive $(ARGS)
+	$(BIN)/pytest -m exhaustive --durations 20 $(ARGS)
 
 fuzz: setup ## Look for inputs that break the reward service's decoding (FUZZ_SECONDS=60 for each of two targets).
 	@mkdir -p build/fuzz/grpc build/fuzz/json

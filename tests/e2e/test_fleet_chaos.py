@@ -20,8 +20,8 @@ import torch
 from rlhf.models.loading import load_policy
 from services.reward.config import ScorerConfig
 from tests.support.policy_processes import PolicyProcess, policy_processes, start_policy
+from tests.support.ports import free_port
 from tests.support.real_services import serving
-from tests.support.trainer_world import free_port
 
 PROMPTS_PER_STEP, GROUP_SIZE = 8, 2
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from rlhf.errors import ConfigError
 from tests.support.fake_services import FakeReward
-from tests.support.trainer_world import World, free_port, make_world, until
+from tests.support.ports import free_port
+from tests.support.trainer_world import World, make_world, until
 
 
 @pytest_asyncio.fixture

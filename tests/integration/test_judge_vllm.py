@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from rlhf.models.loading import load_policy, load_tokenizer
-from rlhf_cli.local.supervisor import free_ports
 from services.reward.scorers.config import JudgeConfig
 from services.reward.scorers.judge.prompts import Question, pairwise_question, pointwise_question
 from services.reward.scorers.judge.scorer import JudgeScorer, build_judge_scorer
 from services.reward.scorers.scorer import ErrorCode, ScoreError, TextPair
+from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.exhaustive, pytest.mark.vllm]
 
@@ -34,7 +34,7 @@ PAIRS = [
 @pytest.fixture(scope="module")
 def endpoint(smollm_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a vLLM server with the small real model."""
-    (port,) = free_ports(1)
+    port = free_port()
     log = tmp_path_factory.mktemp("vllm") / "vllm.log"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(smollm_path)]
     command += ["--served-model-name", "judge", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]

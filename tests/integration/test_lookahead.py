@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest_asyncio
 
 from rlhf.client.trainer import TrainerClient
-from tests.support.trainer_world import World, free_port, make_world, until
+from tests.support.ports import free_port
+from tests.support.trainer_world import World, make_world, until
 
 
 @pytest_asyncio.fixture

@@ -29,8 +29,8 @@ from services.trainer.config.offline import (
 )
 from services.trainer.config.sections import CheckpointConfig
 from services.trainer.offline.dpo.train import run_dpo
+from tests.support.ports import free_port
 from tests.support.real_services import serving
-from tests.support.trainer_world import free_port
 
 QUIET = Console(quiet=True)
 RULE = ScorerConfig(kind="length")

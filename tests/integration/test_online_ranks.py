@@ -16,7 +16,8 @@ import torch
 
 from rlhf.models.loading import load_policy, load_tokenizer, tokenizer_digest
 from tests.support.fake_services import FakePolicy, FakeReference, FakeReward
-from tests.support.trainer_world import free_port, until
+from tests.support.ports import free_port
+from tests.support.trainer_world import until
 
 NUM_STEPS = 3
 

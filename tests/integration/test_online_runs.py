@@ -9,7 +9,8 @@ import pytest
 import pytest_asyncio
 
 from services.trainer.telemetry.step_metrics import step_metrics
-from tests.support.trainer_world import World, free_port, make_world, until
+from tests.support.ports import free_port
+from tests.support.trainer_world import World, make_world, until
 
 
 @pytest_asyncio.fixture

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,20 +15,19 @@ from rlhf.learning.ranks import Ranks
 from services.trainer.state.checkpoint import read_state
 from tests.support import ranks_worker
 from tests.support.paths import ROOT
+from tests.support.ports import free_port
 
 TESTS = ROOT / "tests"
 
 
 def start_ranks(count: int, *arguments: str) -> None:
     """Runs a worker on several ranks to its end; fails with what it wrote if one fails."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = str(free_port())
     shared = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
     processes = [
         subprocess.Popen(
             [sys.executable, *arguments],
-            env={**shared, "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**shared, "MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             cwd=TESTS / "support",
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -19,11 +19,12 @@ import pytest
 from rich.console import Console
 
 from rlhf.client.reward import Reward, RewardClient, ScoreItem
-from rlhf_cli.local.supervisor import free_ports, is_serving
+from rlhf_cli.local.supervisor import is_serving
 from services.reward.config import ScorerConfig
 from services.trainer.config.online import PpoRunConfig
 from services.trainer.rollouts.journal_file import read_lines
 from services.trainer.server import run_online
+from tests.support.ports import free_port
 from tests.support.real_services import serving
 
 pytestmark = pytest.mark.exhaustive
@@ -79,7 +80,7 @@ class RewardProcess:
     """`rlhf-reward` on a port that it gets again when it is started again."""
 
     def __init__(self, folder: Path, model: Path) -> None:
-        self.port, self.metrics_port = free_ports(2)
+        self.port, self.metrics_port = free_port(), free_port()
         self.target = f"127.0.0.1:{self.port}"
         self.folder = folder
         (folder / "slow_scorer.py").write_text(SLOW_SCORER)

@@ -9,7 +9,6 @@ import copy
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -37,6 +36,7 @@ from rlhf.rollout import Prompt, Rollout, Sampling
 from rlhf.v1 import policy_pb2, policy_pb2_grpc
 from rlhf.weights import Encoding, PushHeader
 from services.trainer.config.sections import OptimizerConfig
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.vllm
 
@@ -53,12 +53,6 @@ QUESTIONS = (
     "Give me a recipe for bread.",
     "Why is the sky blue?",
 )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Server:

@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from rlhf_cli.local.supervisor import free_ports
 from rlhf_cli.main import main
 from tests.support.fake_kubernetes import FakeKubernetes, fake_kubernetes
+from tests.support.ports import free_port
 
 CONFIG = '[models]\npolicy_path = "/models/policy"\n[prompts]\npath = "prompts.jsonl"\n[critic]\nkind = "head"\n'
 TEMPLATE: dict[str, Any] = {
@@ -66,7 +66,7 @@ class World:
 def unreachable(world: World) -> Path:
     """A kubeconfig that leads nowhere."""
     text = yaml.safe_load(world.kubeconfig.read_text())
-    text["clusters"][0]["cluster"]["server"] = f"http://127.0.0.1:{free_ports(1)[0]}"
+    text["clusters"][0]["cluster"]["server"] = f"http://127.0.0.1:{free_port()}"
     path = world.folder / "unreachable"
     path.write_text(yaml.safe_dump(text))
     return path

@@ -23,7 +23,7 @@ from rlhf.serving.server import run_service
 from services.policy.config import ModelConfig, PolicyConfig, PolicyServerConfig, TransformersConfig
 from services.policy.engine import Completion, Engine, EngineInfo, SampleParams
 from services.policy.server import PolicyBackend, make_engine
-from tests.support.trainer_world import free_port
+from tests.support.ports import free_port
 
 
 class SlowEngine:

@@ -4,7 +4,6 @@ import asyncio
 import io
 import json
 import math
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from rlhf.models.loading import load_tokenizer, tokenizer_digest
 from services.trainer.config.online import RUN_CONFIGS, OnlineRunConfig
 from services.trainer.server import run_online
 from tests.support.fake_services import FakePolicy, FakeReference, FakeReward
+from tests.support.ports import free_port
 
 
 class PickyPolicy(FakePolicy):
@@ -80,13 +80,6 @@ class World:
 
     def checkpoints(self) -> list[str]:
         return sorted(path.name for path in (self.config.run_dir / "checkpoints").glob("step-*"))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 60.0) -> None:

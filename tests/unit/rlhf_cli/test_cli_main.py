@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_cli.local.supervisor import free_ports
 from rlhf_cli.main import main
+from tests.support.ports import free_port
 
 Capture = pytest.CaptureFixture[str]
 
 
 def nobody() -> str:
     """A local target at which nothing listens."""
-    return f"127.0.0.1:{free_ports(1)[0]}"
+    return f"127.0.0.1:{free_port()}"
 
 
 def test_help_of_every_command_exits_0(capsys: Capture) -> None:

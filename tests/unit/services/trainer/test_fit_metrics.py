@@ -8,7 +8,7 @@ import pytest
 
 from rlhf.errors import ConfigError
 from services.trainer.telemetry.gauges import FitMetrics, served
-from tests.support.trainer_world import free_port
+from tests.support.ports import free_port
 
 
 def read(port: int) -> list[str]:
