@@ -1,47 +1,79 @@
-"""`rlhf`: the command line. Parsing and --help load no torch; each command imports what it needs when it runs."""
+"""`rlhf`: the command line. To list and describe commands it loads no model, no network and no configuration."""
 
 import sys
-from collections.abc import Sequence
-
-import typer
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from rlhf.errors import ConfigError, RunError, ServiceError
 from rlhf.process import end_rank, sleep_at_barriers
-from rlhf_cli.cluster.errors import ClusterError
-from rlhf_cli.commands import model, pipeline, reward, runs, tokens, train
-from rlhf_cli.commands.ask import generate, logprobs, score
-from rlhf_cli.commands.evaluate import evaluate, frontier
-from rlhf_cli.commands.output import CommandError, UsageError, print_error
-from rlhf_cli.commands.pipeline import demo
-from rlhf_cli.commands.runs import submit
-from rlhf_cli.commands.status import status
-from rlhf_cli.local.processes import LocalServiceError
+from rlhf_cli.errors import CommandError, UsageError, print_error
+from rlhf_cli.lazy import Lazy, LazyGroup
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
-app = typer.Typer(
-    name="rlhf",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Train a language model from preferences, with every part as a service.",
+HELP = "Train a language model from preferences, with every part as a service."
+COMMANDS: Mapping[str, Lazy] = MappingProxyType(
+    {
+        "demo": Lazy(
+            "rlhf_cli.commands.pipeline:demo",
+            "Run all of RLHF here: services, simulated preferences, a reward model, PPO, before and after.",
+        ),
+        "train": Lazy(
+            "rlhf_cli.commands.train:app",
+            "Train a policy or a reward model.",
+        ),
+        "pipeline": Lazy(
+            "rlhf_cli.commands.pipeline:app",
+            "Run a whole training, stage by stage, from one file.",
+        ),
+        "model": Lazy(
+            "rlhf_cli.commands.model:app",
+            "Put a model where services load it from.",
+        ),
+        "generate": Lazy(
+            "rlhf_cli.commands.ask:generate",
+            "Sample completions from the policy service.",
+        ),
+        "score": Lazy(
+            "rlhf_cli.commands.ask:score",
+            "Score completions with the reward service.",
+        ),
+        "reward": Lazy(
+            "rlhf_cli.commands.reward:app",
+            "Watch rewards for signs of hacking, swap the model, compare completions.",
+        ),
+        "logprobs": Lazy(
+            "rlhf_cli.commands.ask:logprobs",
+            "Show the log-probability of each token of completions under the reference.",
+        ),
+        "status": Lazy(
+            "rlhf_cli.commands.status:status",
+            "Show health, model and version of every service. Exits 1 unless all are serving.",
+        ),
+        "eval": Lazy(
+            "rlhf_cli.commands.evaluate:evaluate",
+            "Sample completions of prompts from one or more policies, score them, and show means with 95 % intervals.",
+        ),
+        "frontier": Lazy(
+            "rlhf_cli.commands.evaluate:frontier",
+            "Show what policies earn against their KL to the reference: the reward-KL frontier.",
+        ),
+        "submit": Lazy(
+            "rlhf_cli.commands.runs:submit",
+            "Train on a Kubernetes cluster: check the configuration, create the run, and follow it if asked to.",
+        ),
+        "runs": Lazy(
+            "rlhf_cli.commands.runs:app",
+            "List, watch, stop and resume runs on a Kubernetes cluster.",
+        ),
+        "token": Lazy(
+            "rlhf_cli.commands.tokens:app",
+            "Make tokens by which services know their clients.",
+        ),
+    }
 )
-app.command()(demo)
-app.add_typer(train.app, name="train")
-app.add_typer(pipeline.app, name="pipeline")
-app.add_typer(model.app, name="model")
-app.command()(generate)
-app.command()(score)
-app.add_typer(reward.app, name="reward")
-app.command()(logprobs)
-app.command()(status)
-app.command("eval")(evaluate)
-app.command()(frontier)
-app.command()(submit)
-app.add_typer(runs.app, name="runs")
-app.add_typer(tokens.app, name="token")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,8 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    group = LazyGroup("rlhf", HELP, COMMANDS)
     try:
-        result = app(args=None if argv is None else list(argv), prog_name="rlhf", standalone_mode=True)
+        result = group.main(args=None if argv is None else list(argv), prog_name="rlhf")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else EXIT_FAILURE if end.code else 0
     except KeyboardInterrupt:
@@ -61,7 +94,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except (ConfigError, UsageError) as error:
         print_error(str(error))
         return EXIT_USAGE
-    except (CommandError, ServiceError, RunError, LocalServiceError, ClusterError) as error:
+    except (CommandError, ServiceError, RunError) as error:
         print_error(str(error))
         return EXIT_FAILURE
     return result if isinstance(result, int) else 0

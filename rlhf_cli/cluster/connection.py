@@ -9,8 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from rlhf_cli.cluster.errors import AbsentError, ClusterError, ExistsError, UnreachableError, missing_extra
+from rlhf_cli.cluster.errors import AbsentError, ExistsError, UnreachableError, missing_extra
 from rlhf_cli.cluster.manifests import Manifest
+from rlhf_cli.errors import ClusterError
 
 try:
     import urllib3

@@ -1,8 +1,6 @@
 """Errors of work with a Kubernetes cluster."""
 
-
-class ClusterError(RuntimeError):
-    """The cluster cannot be reached, refuses, or does not have what is needed; the message says what to do."""
+from rlhf_cli.errors import ClusterError
 
 
 class UnreachableError(ClusterError):

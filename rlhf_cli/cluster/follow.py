@@ -7,9 +7,10 @@ from typing import TypeVar
 
 from rlhf_cli.cluster.connection import Cluster
 from rlhf_cli.cluster.diagnosis import RunState, index_of, phase_of, trainer_started
-from rlhf_cli.cluster.errors import ClusterError, UnreachableError
+from rlhf_cli.cluster.errors import UnreachableError
 from rlhf_cli.cluster.manifests import TRAINER, Manifest
 from rlhf_cli.cluster.runs import RunLook, last_lines, look_at, pods_of
+from rlhf_cli.errors import ClusterError
 
 T = TypeVar("T")
 

@@ -18,9 +18,10 @@ from rlhf_cli.cluster.diagnosis import (
     state_of,
     trainer_started,
 )
-from rlhf_cli.cluster.errors import AbsentError, ClusterError, ExistsError
+from rlhf_cli.cluster.errors import AbsentError, ExistsError
 from rlhf_cli.cluster.manifests import ALGORITHM_NOTE, NODES_NOTE, RUN_LABEL, TRAINER, Manifest, run_manifests, spec_of
 from rlhf_cli.cluster.run_spec import RunSpec
+from rlhf_cli.errors import ClusterError
 
 LOG_TAIL_LINES = 20
 POLL_SECONDS = 1.0

@@ -1,16 +1,21 @@
-"""`rlhf generate`: samples completions from a policy service."""
+"""`rlhf generate`, `rlhf score` and `rlhf logprobs`: ask the policy, the reward service, the reference."""
 
 from collections.abc import Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import Progress
 
-from rlhf.client.policy import PolicyClient
-from rlhf.rollout import Prompt, Rollout, Sampling
-from rlhf_cli.commands.inputs import Record, encode_prompts, load_text_tokenizer, read_records
-from rlhf_cli.commands.output import UsageError, print_json, stderr, stdout
+from rlhf_cli.commands.inputs import (
+    Record,
+    encode_completion,
+    encode_prompts,
+    load_text_tokenizer,
+    pair_records,
+    read_records,
+)
+from rlhf_cli.commands.output import print_json, print_table, stderr, stdout
 from rlhf_cli.commands.targets import (
     JsonOption,
     ServicesOption,
@@ -19,15 +24,17 @@ from rlhf_cli.commands.targets import (
     resolve_target,
     run_against,
 )
+from rlhf_cli.errors import CommandError, UsageError, print_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-from contextlib import aclosing
 
-from rlhf.client.reference import LogprobsItem, ReferenceClient
-from rlhf.client.reward import Reward, RewardClient, RewardError, ScoreItem
-from rlhf_cli.commands.inputs import encode_completion, pair_records
-from rlhf_cli.commands.output import CommandError, print_error, print_table
+    from rlhf.client.reference import LogprobsItem
+    from rlhf.client.reward import Reward, RewardError, ScoreItem
+    from rlhf.rollout import Rollout, Sampling
+
+BATCH_ITEMS = 64
+"""Items in one call: few, so that the progress moves."""
 
 
 def generate(
@@ -47,6 +54,8 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Sample completions from the policy service."""
+    from rlhf.rollout import Sampling
+
     records = _records(prompt or [], file)
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, completions_per_prompt=samples)
     address = resolve_target("policy", target, services)
@@ -64,11 +73,16 @@ def _records(prompts: Sequence[str], file: Path | None) -> list[Record]:
 async def _generate(
     address: str,
     records: Sequence[Record],
-    sampling: Sampling,
+    sampling: "Sampling",
     seed: int | None,
     tokenizer_path: Path | None,
     as_json: bool,
 ) -> None:
+    from rich.progress import Progress
+
+    from rlhf.client.policy import PolicyClient
+    from rlhf.rollout import Prompt
+
     async with PolicyClient(address) as policy:
         model = await policy.get_model()
         tokenizer = load_text_tokenizer(tokenizer_path, model.model_name)
@@ -87,7 +101,7 @@ async def _generate(
                     _print_rollout(rollout, records[int(rollout.group_id)], tokenizer, as_json)
 
 
-def _print_rollout(rollout: Rollout, record: Record, tokenizer: "PreTrainedTokenizerBase", as_json: bool) -> None:
+def _print_rollout(rollout: "Rollout", record: Record, tokenizer: "PreTrainedTokenizerBase", as_json: bool) -> None:
     text = str(tokenizer.decode(rollout.completion_ids, skip_special_tokens=True))
     if not as_json:
         stdout.print(f"{record.value.get('prompt', record.place)}  ({rollout.rollout_id})", style="bold", markup=False)
@@ -129,6 +143,10 @@ def logprobs(
 async def _logprobs(
     address: str, records: Sequence[Record], temperature: float, tokenizer_path: Path | None, as_json: bool
 ) -> None:
+    from rich.progress import Progress
+
+    from rlhf.client.reference import LogprobsItem, ReferenceClient
+
     async with ReferenceClient(address) as reference:
         model = await reference.get_model()
         tokenizer = load_text_tokenizer(tokenizer_path, model.model_name)
@@ -139,7 +157,7 @@ async def _logprobs(
             LogprobsItem(prompt_ids, encode_completion(record.text("completion"), tokenizer), record.place)
             for record, prompt_ids in zip(records, encode_prompts(records, tokenizer), strict=True)
         ]
-        max_items = min(model.max_items, 64)  # small calls, so that the progress moves
+        max_items = min(model.max_items, BATCH_ITEMS)
         with Progress(console=stderr, transient=True, disable=len(items) <= max_items) as progress:
             bar = progress.add_task("log-probabilities", total=len(items))
             for first in range(0, len(items), max_items):
@@ -151,7 +169,7 @@ async def _logprobs(
 
 
 def _print_logprobs(
-    item: LogprobsItem, record: Record, values: list[float], tokenizer: "PreTrainedTokenizerBase", as_json: bool
+    item: "LogprobsItem", record: Record, values: list[float], tokenizer: "PreTrainedTokenizerBase", as_json: bool
 ) -> None:
     if as_json:
         ids = list(item.completion_ids)
@@ -160,10 +178,6 @@ def _print_logprobs(
     tokens = [repr(str(tokenizer.decode([each]))) for each in item.completion_ids]
     print_table(["token", "nats"], [[token, f"{value:8.3f}"] for token, value in zip(tokens, values, strict=True)])
     stdout.print(f"sum {sum(values):.3f} nats over {len(values)} tokens", style="bold")
-
-
-BATCH_ITEMS = 64
-"""Items in one call: few, so that the progress moves."""
 
 
 def score(
@@ -177,6 +191,8 @@ def score(
     as_json: JsonOption = False,
 ) -> None:
     """Score completions with the reward service."""
+    from rlhf.client.reward import ScoreItem
+
     records = pair_records(prompt, completion, file)
     items = [ScoreItem.text(record.text("prompt"), record.text("completion"), record.place) for record in records]
     address = resolve_target("reward", target, services)
@@ -185,8 +201,12 @@ def score(
         raise CommandError(f"{num_errors} of {len(items)} items have no score")
 
 
-async def _score(address: str, items: Sequence[ScoreItem], records: Sequence[Record], as_json: bool) -> int:
+async def _score(address: str, items: Sequence["ScoreItem"], records: Sequence[Record], as_json: bool) -> int:
     """Prints each item's score; returns how many have none."""
+    from rich.progress import Progress
+
+    from rlhf.client.reward import RewardClient, RewardError
+
     num_done = num_errors = 0
     async with RewardClient(address) as reward:
         with Progress(console=stderr, transient=True, disable=len(items) <= BATCH_ITEMS) as progress:
@@ -201,7 +221,9 @@ async def _score(address: str, items: Sequence[ScoreItem], records: Sequence[Rec
     return num_errors
 
 
-def _print_result(result: Reward | RewardError, record: Record, model_version: str, as_json: bool) -> None:
+def _print_result(result: "Reward | RewardError", record: Record, model_version: str, as_json: bool) -> None:
+    from rlhf.client.reward import Reward, RewardError
+
     if isinstance(result, RewardError):
         print_error(f"{result.item_id}: {result.code}: {result.message}")
     if as_json:
@@ -211,8 +233,10 @@ def _print_result(result: Reward | RewardError, record: Record, model_version: s
         stdout.print(f"{result.reward:+.4f}{spread}  {record.text('completion')}", markup=False)
 
 
-def _outcome(result: Reward | RewardError) -> dict[str, object]:
+def _outcome(result: "Reward | RewardError") -> dict[str, object]:
     """Returns the fields of a result as JSON."""
+    from rlhf.client.reward import RewardError
+
     if isinstance(result, RewardError):
         return {"error": {"code": result.code, "message": result.message}}
     outcome: dict[str, object] = {"reward": result.reward}

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from rlhf.client.policy import PolicyClient, PolicyModel
 from rlhf_cli.commands.inputs import load_text_tokenizer
-from rlhf_cli.commands.local import ServedFolders, served_folders
-from rlhf_cli.commands.output import UsageError, print_json, print_table, stderr, stdout
+from rlhf_cli.commands.output import print_json, print_table, stderr, stdout
 from rlhf_cli.commands.targets import (
     JsonOption,
     PolicySource,
@@ -22,9 +20,12 @@ from rlhf_cli.commands.targets import (
     resolve_target,
     run_against,
 )
-from rlhf_cli.local.services import Dtype, policy_arguments, reference_arguments, reward_arguments
+from rlhf_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from rlhf.client.policy import PolicyModel
+    from rlhf_cli.commands.local import ServedFolders
+    from rlhf_cli.local.services import Dtype
     from services.trainer.evaluation.evaluate import Evaluation, EvaluationSettings, Judges
 
 Names = Annotated[list[str] | None, typer.Option(metavar="[NAME=]HOST:PORT", help="A policy service; may be repeated.")]
@@ -84,6 +85,8 @@ def evaluate(
             samples_per_prompt=samples, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
         )
 
+    from rlhf_cli.commands.local import served_folders
+
     evaluations: dict[str, Evaluation] = {}
     with served_folders() as folders:
         judges = _Judged(folders, rewards, reference_target, dtype)
@@ -130,7 +133,7 @@ def frontier(
 class _Judged:
     """The reference and the reward services; those given as folders are started when they are first needed."""
 
-    def __init__(self, folders: ServedFolders, rewards: Mapping[str, str], reference: str, dtype: Dtype) -> None:
+    def __init__(self, folders: "ServedFolders", rewards: Mapping[str, str], reference: str, dtype: "Dtype") -> None:
         self._folders = folders
         self._given = (rewards, reference)
         self._dtype = dtype
@@ -151,11 +154,15 @@ class _Judged:
     def _reference(self, target: str) -> str:
         if not Path(target).is_dir():
             return target
+        from rlhf_cli.local.services import reference_arguments
+
         return self._folders.start("reference", "reference", reference_arguments(Path(target), dtype=self._dtype))
 
     def _reward(self, name: str, target: str) -> str:
         if not Path(target).is_dir():
             return target
+        from rlhf_cli.local.services import reward_arguments
+
         return self._folders.start(f"reward-{name}", "reward", reward_arguments(Path(target), dtype=self._dtype))
 
 
@@ -168,17 +175,18 @@ class _Subject:
         self._max_new_tokens = max_new_tokens
         self._read = False
 
-    def look_at(self, target: str) -> PolicyModel:
+    def look_at(self, target: str) -> "PolicyModel":
         """Returns what a policy service serves: one that is not there is told of before torch takes its seconds."""
+        from rlhf.client.policy import PolicyClient
 
-        async def ask() -> PolicyModel:
+        async def ask() -> "PolicyModel":
             async with PolicyClient(target) as policy:
                 return await policy.get_model()
 
         return run_against(target, ask())
 
     async def evaluate(
-        self, target: str, model: PolicyModel, judges: "Judges", settings: "EvaluationSettings"
+        self, target: str, model: "PolicyModel", judges: "Judges", settings: "EvaluationSettings"
     ) -> "Evaluation":
         """Returns how a policy does."""
         from rlhf.data.prompts import load_prompts
@@ -197,12 +205,14 @@ class _Subject:
 
 @contextmanager
 def _policy_target(
-    folders: ServedFolders, name: str, source: PolicySource, engine: Literal["vllm", "transformers"], dtype: Dtype
+    folders: "ServedFolders", name: str, source: PolicySource, engine: Literal["vllm", "transformers"], dtype: "Dtype"
 ) -> Iterator[str]:
     """Gives where a policy is served; a checkpoint is served inside the block alone."""
     if isinstance(source, str):
         yield source
         return
+    from rlhf_cli.local.services import policy_arguments
+
     arguments = policy_arguments(source, engine=engine, dtype=dtype)
     with folders.serving(f"policy-{name}", "policy", arguments) as target:
         yield target

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf.errors import ConfigError
-from rlhf_cli.commands.output import CommandError, UsageError
+from rlhf_cli.errors import CommandError, UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,7 +1,6 @@
-"""What commands print: results on stdout, as text or as JSON lines; progress and errors on stderr."""
+"""What commands print: results on stdout, as text or as JSON lines; progress on stderr."""
 
 import json
-import sys
 from collections.abc import Collection, Mapping, Sequence
 
 from rich.console import Console
@@ -9,20 +8,6 @@ from rich.table import Table
 
 stdout = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
-
-
-class CommandError(Exception):
-    """A command that failed; the message is printed after "rlhf: " and the exit code is 1."""
-
-
-class UsageError(CommandError):
-    """Arguments that do not fit together; the exit code is 2."""
-
-
-def print_error(message: str) -> None:
-    """Prints each line of a message to stderr after the program's name, as it is (no markup, no wrapping)."""
-    for line in message.splitlines():
-        print(f"rlhf: {line}", file=sys.stderr)
 
 
 def print_json(value: object) -> None:

@@ -10,6 +10,10 @@ import typer
 from rlhf_cli.commands.output import print_json, print_table, stderr, stdout
 from rlhf_cli.commands.targets import JsonOption
 
+app = typer.Typer(no_args_is_help=True, help="Run a whole training, stage by stage, from one file.")
+SHOWN_DIGITS = 8
+"""Of a digest; --json has all of them."""
+STYLES = {"done": "green", "given": "green", "running": "yellow", "interrupted": "yellow", "failed": "red"}
 RunDirOption = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Where to write everything. Default: runs/demo-DATE-TIME.")
 ]
@@ -50,12 +54,6 @@ def demo(
     run_demo(folder, model, {**QUICK, **changes} if quick else changes, stderr if as_json else stdout)
     if as_json:
         stdout.out((folder / RESULTS_FILE).read_text(encoding="utf-8"), end="", highlight=False)
-
-
-app = typer.Typer(no_args_is_help=True, help="Run a whole training, stage by stage, from one file.")
-SHOWN_DIGITS = 8
-"""Of a digest; --json has all of them."""
-STYLES = {"done": "green", "given": "green", "running": "yellow", "interrupted": "yellow", "failed": "red"}
 
 
 @app.command()

@@ -4,13 +4,16 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf.client.reward import ComparisonItem, RewardClient, RewardError, RewardReport, ScoreItem
-from rlhf_cli.commands.output import CommandError, print_json, print_table, stdout
+from rlhf_cli.commands.output import print_json, print_table, stdout
 from rlhf_cli.commands.targets import JsonOption, ServicesOption, TargetOption, resolve_target, run_against
+from rlhf_cli.errors import CommandError
+
+if TYPE_CHECKING:
+    from rlhf.client.reward import RewardReport
 
 app = typer.Typer(no_args_is_help=True, help="Watch rewards for signs of hacking, swap the model, compare completions.")
 
@@ -74,6 +77,8 @@ def compare(
 
 async def _report(address: str, as_json: bool, interval: float | None) -> None:
     """Prints the reports once, or again and again with a pause of `interval` seconds."""
+    from rlhf.client.reward import RewardClient
+
     async with RewardClient(address) as client:
         while True:
             reports = await client.get_report()
@@ -86,6 +91,8 @@ async def _report(address: str, as_json: bool, interval: float | None) -> None:
 
 
 async def _load(address: str, paths: Sequence[str], component: str, timeout: float, as_json: bool) -> None:
+    from rlhf.client.reward import RewardClient
+
     async with RewardClient(address) as client:
         loaded = await client.load_model(paths, component=component, deadline_seconds=timeout)
     if as_json:
@@ -100,6 +107,8 @@ async def _load(address: str, paths: Sequence[str], component: str, timeout: flo
 
 
 async def _compare(address: str, prompt: str, completions: tuple[str, str], as_json: bool) -> None:
+    from rlhf.client.reward import ComparisonItem, RewardClient, RewardError, ScoreItem
+
     first, second = (ScoreItem.text(prompt, completion) for completion in completions)
     async with RewardClient(address) as client:
         batch = await client.compare([ComparisonItem(first, second)])
@@ -115,7 +124,7 @@ async def _compare(address: str, prompt: str, completions: tuple[str, str], as_j
             stdout.print(f"{name:6} {value:+.4f}", markup=False)
 
 
-def _print_reports(reports: Sequence[RewardReport], as_json: bool) -> None:
+def _print_reports(reports: Sequence["RewardReport"], as_json: bool) -> None:
     if as_json:
         for each in reports:
             print_json(asdict(each))
@@ -132,7 +141,7 @@ def _print_reports(reports: Sequence[RewardReport], as_json: bool) -> None:
                 stdout.print(f"{each.caller}: {warning}", style="yellow", markup=False, soft_wrap=True)
 
 
-def _row(report: RewardReport) -> list[str]:
+def _row(report: "RewardReport") -> list[str]:
     held_out = "-"
     if report.heldout_gap is not None:
         held_out = f"{report.heldout_gap:+.2f}, {_number(report.heldout_correlation, '+.2f')}"

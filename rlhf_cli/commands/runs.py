@@ -1,27 +1,20 @@
-"""Options of the commands that talk to a Kubernetes cluster."""
+"""`rlhf submit` and `rlhf runs`: trainings on a Kubernetes cluster."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
-
-from rlhf_cli.commands.output import CommandError, print_error, stdout
-
-if TYPE_CHECKING:
-    from rlhf_cli.cluster.connection import Cluster
-from rlhf_cli.commands.output import UsageError, stderr
-
-if TYPE_CHECKING:
-    from rlhf_cli.cluster.run_spec import RunSpec
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rlhf_cli.commands.output import print_json, print_table
+import typer
+
+from rlhf_cli.commands.output import print_json, print_table, stderr, stdout
 from rlhf_cli.commands.targets import JsonOption
+from rlhf_cli.errors import CommandError, UsageError, print_error
 
 if TYPE_CHECKING:
+    from rlhf_cli.cluster.connection import Cluster
+    from rlhf_cli.cluster.run_spec import RunSpec
     from rlhf_cli.cluster.runs import PodLook, RunLook
 
 KubeconfigOption = Annotated[
@@ -31,6 +24,16 @@ ContextOption = Annotated[str | None, typer.Option(metavar="NAME", help="Which c
 NamespaceOption = Annotated[
     str | None, typer.Option("--namespace", "-n", metavar="NAME", help="Default: the context's or the pod's, or rlhf.")
 ]
+app = typer.Typer(no_args_is_help=True, help="List, watch, stop and resume runs on a Kubernetes cluster.")
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The run's name.")]
+WaitOption = Annotated[
+    float, typer.Option("--wait", min=0, metavar="SECONDS", help="How long it may take to save and end.")
+]
+STYLES = {"running": "green", "finished": "green", "pending": "yellow", "stopping": "yellow", "failed": "red"}
+STARTING = ("ContainerCreating", "PodInitializing")
+STOP_SECONDS = 960.0
+"""More than the PodTemplate of deploy/k8s gives a run to save itself."""
 
 
 def open_cluster(kubeconfig: Path | None, context: str | None, namespace: str | None) -> "Cluster":
@@ -126,18 +129,6 @@ def _manifests_from_file(spec: "RunSpec", template: Path) -> str:
     except OSError as error:
         raise UsageError(f"--template is '{template}': {error.strerror}") from None
     return to_yaml(run_manifests(spec, template_in(text, str(template))))
-
-
-app = typer.Typer(no_args_is_help=True, help="List, watch, stop and resume runs on a Kubernetes cluster.")
-
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The run's name.")]
-WaitOption = Annotated[
-    float, typer.Option("--wait", min=0, metavar="SECONDS", help="How long it may take to save and end.")
-]
-STYLES = {"running": "green", "finished": "green", "pending": "yellow", "stopping": "yellow", "failed": "red"}
-STARTING = ("ContainerCreating", "PodInitializing")
-STOP_SECONDS = 960.0
-"""More than the PodTemplate of deploy/k8s gives a run to save itself."""
 
 
 @app.command("list")

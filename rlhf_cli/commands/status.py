@@ -1,22 +1,21 @@
 """`rlhf status`: health, model and version of every service."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlhf.client.base import ServiceClient
-from rlhf.client.policy import PolicyClient
-from rlhf.client.reference import ReferenceClient
-from rlhf.client.reward import RewardClient
-from rlhf.client.trainer import TrainerClient
 from rlhf.errors import NotReadyError, ServiceError
-from rlhf_cli.commands.output import CommandError, print_json, print_table
+from rlhf_cli.commands.output import print_json, print_table
 from rlhf_cli.commands.targets import JsonOption, ServicesOption, explain_absence, resolve_all
-from rlhf_cli.local.services_file import ServiceEntry
+from rlhf_cli.errors import CommandError
+
+if TYPE_CHECKING:
+    from rlhf.client.base import ServiceClient
+    from rlhf_cli.local.services_file import ServiceEntry
 
 HEALTH_STYLES = {"serving": "green", "not ready": "yellow", "away": "red"}
 
@@ -62,17 +61,16 @@ def status(
         raise CommandError(f"not serving: {', '.join(away)}")
 
 
-async def _look_at_all(entries: Sequence[ServiceEntry], timeout: float) -> list[ServiceStatus]:
+async def _look_at_all(entries: Sequence["ServiceEntry"], timeout: float) -> list[ServiceStatus]:
     return list(await asyncio.gather(*(_look_at(entry, timeout) for entry in entries)))
 
 
-async def _look_at(entry: ServiceEntry, timeout: float) -> ServiceStatus:
+async def _look_at(entry: "ServiceEntry", timeout: float) -> ServiceStatus:
     """Returns what a service says of itself, or why it does not."""
     base = {"name": entry.name, "kind": entry.kind, "target": entry.target, "metrics_url": entry.metrics_url}
-    client = _CLIENTS[entry.kind](entry.target)
-    async with client:
+    async with _open_client(entry) as client:
         try:
-            model, version, detail = await _describe(client, timeout)
+            model, version, detail = await _describe(entry.kind, client, timeout)
         except NotReadyError as error:
             reason = explain_absence(error)
             return ServiceStatus(**base, health="not ready" if reason is None else "away", detail=reason or str(error))
@@ -82,32 +80,37 @@ async def _look_at(entry: ServiceEntry, timeout: float) -> ServiceStatus:
     return ServiceStatus(**base, health=health, model=model, version=version, detail=detail)
 
 
-async def _describe(client: ServiceClient, timeout: float) -> tuple[str, str, str]:
+def _open_client(entry: "ServiceEntry") -> "ServiceClient":
+    from rlhf.client.policy import PolicyClient
+    from rlhf.client.reference import ReferenceClient
+    from rlhf.client.reward import RewardClient
+    from rlhf.client.trainer import TrainerClient
+
+    clients: dict[str, Callable[[str], ServiceClient]] = {
+        "policy": PolicyClient,
+        "reward": RewardClient,
+        "reference": ReferenceClient,
+        "trainer": TrainerClient,
+    }
+    return clients[entry.kind](entry.target)
+
+
+async def _describe(kind: str, client: Any, timeout: float) -> tuple[str, str, str]:
     """Returns (model, version, detail) of a service."""
-    match client:
-        case PolicyClient():
-            policy = await client.get_model(timeout)
-            return policy.model_name, str(policy.policy_version), f"{policy.engine}, {policy.dtype}"
-        case RewardClient():
-            reward = await client.get_model(timeout)
-            return reward.model_name, reward.model_version, ""
-        case ReferenceClient():
-            reference = await client.get_model(timeout)
-            return reference.model_name, reference.reference_version[:16], ""
-        case TrainerClient():
-            run = await client.get_run(timeout)
-            progress = f"{run.state}, step {run.step} of {run.step_count}"
-            return run.run_name, str(run.policy_version), f"{progress}; {run.message}" if run.message else progress
+    if kind == "trainer":
+        run = await client.get_run(timeout)
+        progress = f"{run.state}, step {run.step} of {run.step_count}"
+        return run.run_name, str(run.policy_version), f"{progress}; {run.message}" if run.message else progress
+    model = await client.get_model(timeout)
+    match kind:
+        case "policy":
+            return model.model_name, str(model.policy_version), f"{model.engine}, {model.dtype}"
+        case "reward":
+            return model.model_name, model.model_version, ""
+        case "reference":
+            return model.model_name, model.reference_version[:16], ""
         case _:
-            raise TypeError(f"no description of a {type(client).__name__}")
-
-
-_CLIENTS: dict[str, type[PolicyClient] | type[RewardClient] | type[ReferenceClient] | type[TrainerClient]] = {
-    "policy": PolicyClient,
-    "reward": RewardClient,
-    "reference": ReferenceClient,
-    "trainer": TrainerClient,
-}
+            raise TypeError(f"no description of a {kind} service")
 
 
 def _shortened(model: str) -> str:

@@ -4,14 +4,16 @@ import asyncio
 import os
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 import typer
 
 from rlhf.errors import ConfigError, NotReadyError
 from rlhf.serving.directory import SERVICES
-from rlhf_cli.commands.output import CommandError, UsageError
-from rlhf_cli.local.services_file import Kind, ServiceEntry, read_services
+from rlhf_cli.errors import CommandError, UsageError
+
+if TYPE_CHECKING:
+    from rlhf_cli.local.services_file import ServiceEntry
 
 T = TypeVar("T")
 
@@ -34,29 +36,37 @@ TokenizerOption = Annotated[
 ]
 
 
-def resolve_target(kind: Kind, target: str | None, services_file: Path | None) -> str:
-    """Returns where the service of a kind is.
+def resolve_target(kind: str, target: str | None, services_file: Path | None) -> str:
+    """Returns where the service of a kind is, which is a name in the directory of services.
 
     Raises: ConfigError if the services file has none of that kind.
     """
     if target is not None:
         return target
     if services_file is not None:
-        for entry in read_services(services_file):
+        for entry in _entries(services_file):
             if entry.kind == kind:
                 return entry.target
         raise ConfigError(f"--services is '{services_file}': it names no {kind} service; name one with --target")
     return os.environ.get(f"{SERVICES[kind].env_prefix}_TARGET", SERVICES[kind].local_target)
 
 
-def resolve_all(targets: dict[Kind, str | None], services_file: Path | None) -> list[ServiceEntry]:
+def resolve_all(targets: dict[str, str | None], services_file: Path | None) -> list["ServiceEntry"]:
     """Returns the services to look at: the file's, or one of each kind; a given target replaces those of its kind."""
+    from rlhf_cli.local.services_file import ServiceEntry
+
     if services_file is None:
         return [
             ServiceEntry(name=kind, kind=kind, target=resolve_target(kind, targets[kind], None)) for kind in targets
         ]
-    kept = [entry for entry in read_services(services_file) if targets[entry.kind] is None]
+    kept = [entry for entry in _entries(services_file) if targets[entry.kind] is None]
     return kept + [ServiceEntry(name=kind, kind=kind, target=target) for kind, target in targets.items() if target]
+
+
+def _entries(services_file: Path) -> list["ServiceEntry"]:
+    from rlhf_cli.local.services_file import read_services
+
+    return read_services(services_file)
 
 
 def run_against(target: str, work: Coroutine[Any, Any, T]) -> T:
@@ -126,7 +136,7 @@ def named_rewards(flags: Sequence[str] | None, services_file: Path | None) -> di
     Raises: UsageError for two of one name.
     """
     if not flags and services_file is not None:
-        found = {entry.name: entry.target for entry in read_services(services_file) if entry.kind == "reward"}
+        found = {entry.name: entry.target for entry in _entries(services_file) if entry.kind == "reward"}
         if found:
             return found
     rewards: dict[str, str] = {}

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from rlhf.serving.calls import clean_name
 from rlhf.serving.directory import SCOPES
-from rlhf_cli.commands.output import CommandError, UsageError, stdout
+from rlhf_cli.commands.output import stdout
+from rlhf_cli.errors import CommandError, UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Make tokens by which services know their clients.")
 
@@ -29,6 +29,8 @@ def new(
     scope: Annotated[list[str], typer.Option(help="What the client may do; can be given several times.")],
 ) -> None:
     """Write a new token to a file of one's own, and print the client for the service's RLHF_AUTH_FILE."""
+    from rlhf.serving.calls import clean_name
+
     if not name or clean_name(name) != name:
         raise UsageError(f"--name is '{name}'; give 1 to 64 letters, digits, dots, hyphens or underscores")
     if wrong := sorted(set(scope) - SCOPES):

@@ -1,4 +1,4 @@
-"""What all `rlhf train` commands have in common."""
+"""`rlhf train`: one command for each algorithm."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,9 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rlhf.config import load_config
-from rlhf_cli.commands import train as train_online
-from rlhf_cli.commands.output import UsageError, stderr
+from rlhf_cli.commands.output import stderr
+from rlhf_cli.errors import UsageError
 
 # Everything that is not an option of the command is a field of the configuration: --training.steps 30.
 FIELDS: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -61,6 +60,7 @@ def _command(name: str) -> Callable[..., None]:
         wait_for_services: WaitOption = None,
         fields: FieldsOption = False,
     ) -> None:
+        from rlhf.config import load_config
         from services.trainer.config.online import RUN_CONFIGS
 
         arguments = arguments_of(config, context.args, fields)
@@ -77,7 +77,7 @@ def _command(name: str) -> Callable[..., None]:
 
 
 app = typer.Typer(no_args_is_help=True, help="Train a policy or a reward model.")
-train_online.register(app)
+register(app)
 
 
 @app.command("reward-model", context_settings=FIELDS, epilog=EPILOG.format(example="--training.epochs 2"))
@@ -85,6 +85,7 @@ def reward_model(
     context: typer.Context, config: ConfigOption = None, resume: ResumeOption = False, fields: FieldsOption = False
 ) -> None:
     """Train a reward model, or an ensemble, on pairs or rankings, and save what rlhf-reward serves."""
+    from rlhf.config import load_config
     from services.trainer.config.offline import RewardModelRunConfig
 
     run_config = load_config(
@@ -111,6 +112,7 @@ def sft(
     context: typer.Context, config: ConfigOption = None, resume: ResumeOption = False, fields: FieldsOption = False
 ) -> None:
     """Fine-tune a policy on conversations or on prompts with completions."""
+    from rlhf.config import load_config
     from services.trainer.config.offline import SftRunConfig
 
     arguments = arguments_of(config, context.args, fields)
@@ -126,6 +128,7 @@ def dpo(
     context: typer.Context, config: ConfigOption = None, resume: ResumeOption = False, fields: FieldsOption = False
 ) -> None:
     """Train a policy on preference pairs directly: DPO and its relatives."""
+    from rlhf.config import load_config
     from services.trainer.config.offline import DpoRunConfig
 
     arguments = arguments_of(config, context.args, fields)

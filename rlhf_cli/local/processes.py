@@ -1,4 +1,4 @@
-"""Errors of the services that run on this machine."""
+"""Processes of services on this machine: how they are started and ended, and what becomes of them at a signal."""
 
 import contextlib
 import os
@@ -9,11 +9,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import NoReturn
-
-
-class LocalServiceError(RuntimeError):
-    """A service could not be started, or died; the message says which, and where its log is."""
-
 
 # Runs in the child before the command itself, which inherits the request across exec. Popen's preexec_fn could make it
 # too, but executes Python between fork and exec, which can deadlock where there are threads.

@@ -14,7 +14,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from rlhf.client.tls import open_blocking_channel
-from rlhf_cli.local.processes import LocalServiceError, describe_exit, kill_group, spawn, terminate
+from rlhf_cli.errors import LocalServiceError
+from rlhf_cli.local.processes import describe_exit, kill_group, spawn, terminate
 
 POLL_SECONDS = 0.2
 FIRST_BACKOFF_SECONDS = 1.0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import ConfigError, RunError, ServiceError
-from rlhf_cli.local.processes import LocalServiceError
+from rlhf_cli.errors import LocalServiceError
 from rlhf_cli.pipeline.lineage import Artifact, Digests, Lineage, StageRecord, State, installed_versions
 
 

@@ -1,4 +1,4 @@
-"""Exit codes and messages of `rlhf`, and that it starts without torch."""
+"""Exit codes and messages of `rlhf`, and that it starts without what it does not need."""
 
 import subprocess
 import sys
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_cli.main import main
+from rlhf_cli.lazy import LazyGroup
+from rlhf_cli.main import COMMANDS, main
 from tests.support.ports import free_port
 
 Capture = pytest.CaptureFixture[str]
@@ -40,12 +41,40 @@ def test_help_of_every_command_exits_0(capsys: Capture) -> None:
         assert "Usage: rlhf" in capsys.readouterr().out
 
 
-def test_help_loads_no_torch() -> None:
+def loaded_by(*command: str) -> set[str]:
+    """Returns the modules that a process has loaded when it has shown the help of a command."""
     script = (
-        "import sys; from rlhf_cli.main import main; main(['train', 'ppo', '--help']);"
-        "sys.exit(bool({'torch', 'transformers', 'vllm'} & set(sys.modules)))"
+        "import sys; from rlhf_cli.main import main; code = main(sys.argv[1:]); print(*sys.modules); sys.exit(code)"
     )
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == 0
+    done = subprocess.run(
+        [sys.executable, "-c", script, *command, "--help"], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.splitlines()[-1].split())
+
+
+HEAVY = {"torch", "transformers", "numpy", "grpc", "google.protobuf", "structlog", "prometheus_client", "kubernetes"}
+
+
+def test_the_list_of_commands_loads_none_of_them() -> None:
+    loaded = loaded_by()
+    assert not loaded & {*HEAVY, "pydantic", "rich", "rlhf_cli.commands", "rlhf.config", "asyncio"}
+    assert {"typer", "rlhf.errors"} <= loaded
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "train ppo", "train reward-model", "runs resume", "reward report"])
+def test_the_help_of_a_command_loads_neither_models_nor_network_nor_configuration(command: str) -> None:
+    assert not loaded_by(*command.split()) & {*HEAVY, "rlhf.config"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_list_of_commands_says_what_each_says_of_itself(command: str) -> None:
+    described = LazyGroup("rlhf", "", COMMANDS).get_command(None, command).help
+    assert COMMANDS[command].help == described.splitlines()[0]
+
+
+def test_a_command_that_is_nearly_known_is_suggested(capsys: Capture) -> None:
+    assert main(["trian"]) == 2
+    assert "No such command 'trian'. Did you mean 'train'?" in capsys.readouterr().err
 
 
 def test_an_unknown_command_or_option_exits_2(capsys: Capture) -> None:

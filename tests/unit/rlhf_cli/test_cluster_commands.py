@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from rlhf_cli.cluster.connection import Place, connect
-from rlhf_cli.cluster.errors import ClusterError
+from rlhf_cli.errors import ClusterError
 from rlhf_cli.main import main
 from tests.support.cluster_world import CONFIG, World, cluster_world, unreachable
 from tests.support.paths import ROOT

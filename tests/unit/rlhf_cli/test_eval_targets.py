@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_cli.commands.output import UsageError
 from rlhf_cli.commands.targets import named_policies, named_rewards
+from rlhf_cli.errors import UsageError
 
 
 def test_one_service_needs_no_name() -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from rlhf_cli.cluster.connection import Place, connect
 from rlhf_cli.cluster.diagnosis import RunState
-from rlhf_cli.cluster.errors import ClusterError
 from rlhf_cli.cluster.follow import Follower
+from rlhf_cli.errors import ClusterError
 from tests.support.cluster_world import World, cluster_world, unreachable
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from rlhf_cli.cluster.errors import ClusterError
 from rlhf_cli.cluster.manifests import run_manifests, spec_of, template_in, to_yaml
 from rlhf_cli.cluster.run_spec import RunSpec
+from rlhf_cli.errors import ClusterError
 from tests.support.paths import ROOT
 
 TRAINER_YAML = ROOT / "deploy" / "k8s" / "base" / "trainer.yaml"
