@@ -10,7 +10,7 @@ from rlhf.config import Section
 from rlhf.serving.directory import POLICY, REFERENCE, REWARD, SERVICES, TRAINER, Service
 from services.policy.config import PolicyServerConfig
 from services.reference.config import ReferenceServerConfig
-from services.reward.config import HttpConfig, RewardServerConfig
+from services.reward.config import RewardHttpConfig, RewardServerConfig
 from services.trainer.config.sections import TrainerServerConfig
 from tests.support.deployed import missing
 from tests.support.paths import ROOT
@@ -78,7 +78,7 @@ def test_no_two_services_share_a_port() -> None:
 )
 def test_a_server_listens_where_the_directory_says(service: Service, server: Section) -> None:
     assert (server.port, server.metrics_port) == (service.port, service.metrics_port)
-    assert REWARD.http_port == HttpConfig().port
+    assert REWARD.http_port == RewardHttpConfig().port
 
 
 def test_the_directory_loads_next_to_nothing() -> None:
