@@ -14,7 +14,14 @@ from rlhf.errors import ConfigError
 from rlhf.rollout import Sampling
 from rlhf.toml_files import write_config
 from rlhf_cli.pipeline.config import PipelineConfig
-from rlhf_cli.pipeline.labelling import pattern_score
+from rlhf_cli.pipeline.labelling import (
+    SampledCompletion,
+    SampledPrompt,
+    pattern_score,
+    sample_completions,
+    with_texts,
+    write_labelled_pairs,
+)
 from rlhf_cli.pipeline.lineage import Lineage
 from rlhf_cli.pipeline.phases import Phases
 from rlhf_cli.pipeline.services import PipelineServices
@@ -24,7 +31,6 @@ from services.trainer.config.sections import SamplingConfig
 
 if TYPE_CHECKING:
     from rlhf.data.prompts import PromptItem
-    from rlhf_cli.pipeline.labelling import SampledPrompt
     from services.trainer.evaluation.evaluate import Evaluation, Judges
 
 TRUE_SCORE = "true"
@@ -58,7 +64,6 @@ class Actions:
     def sample(self, model: Path, output: Path, resume: bool) -> None:
         """Writes completions of the training prompts, as the model samples them."""
         from rlhf.models.loading import load_tokenizer
-        from rlhf_cli.pipeline.labelling import sample_completions, with_texts
         from services.trainer.evaluation.push import push_checkpoint
 
         options = self._config.sample
@@ -80,8 +85,6 @@ class Actions:
 
     def label(self, completions: Path, output: Path, resume: bool) -> None:
         """Has the simulated labeller choose. Raises: StageError if it sees no difference anywhere."""
-        from rlhf_cli.pipeline.labelling import write_labelled_pairs
-
         options = self._config.label
         data = write_labelled_pairs(
             output,
@@ -108,10 +111,11 @@ class Actions:
         config_file: Path,
         start: Path | None,
         reward_model: Path | None,
+        output: Path,
         resume: bool,
     ) -> None:
         """Runs a training as its command, with the services it needs; its configuration stays in the run directory."""
-        cls = training.config_class()
+        cls = training.config_class
         services = self._services
         policies: list[str] = []
         reward: str | None = None
@@ -126,10 +130,11 @@ class Actions:
         addresses = {} if start is None else self.addresses(policies, reward, reference)
         write_config(config_file, build({**fills, **addresses}))
         arguments = [*training.command, "--config", str(config_file)]
-        if resume and training.can_resume:
+        if resume:
             arguments.append("--resume")
         services.run_rlhf(arguments, has_server=has_field(cls, "server.port"))
-        _gather_ensemble(config_file.parent)
+        if output.name == ENSEMBLE:
+            _gather_ensemble(config_file.parent / "run", output)
 
     def evaluate(
         self,
@@ -193,7 +198,7 @@ class Actions:
             wait_for_services_seconds=services.wait_for_services_seconds,
         )
 
-    def export(self, policy: Path, output: Path, stages: Sequence[str], resume: bool) -> None:
+    def export(self, policy: Path, stages: Sequence[str], output: Path, resume: bool) -> None:
         """Copies a policy's checkpoint out of the run, with the records of what it was made from."""
         beside = output.with_name(f".{output.name}.partial")
         shutil.rmtree(beside, ignore_errors=True)
@@ -218,10 +223,10 @@ class Actions:
         return list(prompts.items[:limit])
 
 
-def _gather_ensemble(folder: Path) -> None:
-    """Puts the models of an ensemble, if one was trained, into a folder of their own, as links to the files."""
-    for member in sorted((folder / "run").glob("model-*")):
-        target = folder / ENSEMBLE / member.name
+def _gather_ensemble(run_dir: Path, output: Path) -> None:
+    """Puts the models of an ensemble into a folder of their own, as links to the files."""
+    for member in sorted(run_dir.glob("model-*")):
+        target = output / member.name
         shutil.rmtree(target, ignore_errors=True)  # of an attempt that was killed while it copied
         shutil.copytree(member, target, copy_function=os.link)
 
@@ -242,10 +247,8 @@ def _write_lines(path: Path, rows: Sequence[object]) -> None:
     partial.rename(path)
 
 
-def _read_completions(path: Path) -> "list[SampledPrompt]":
+def _read_completions(path: Path) -> list[SampledPrompt]:
     """Returns what sample() wrote. Raises: ConfigError naming the line that is something else."""
-    from rlhf_cli.pipeline.labelling import SampledCompletion, SampledPrompt
-
     sampled = []
     lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # splitlines() also splits at U+2028
     for number, line in enumerate(lines, start=1):

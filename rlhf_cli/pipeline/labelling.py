@@ -1,4 +1,4 @@
-"""The simulated labeller: likes a short, finished answer, and errs at a known rate.
+"""Sampling of completions, and the simulated labeller, who likes short, finished answers and errs at a known rate.
 
 The rule, in full. The score of a completion is 1 if it has at most twenty words (what whitespace separates) and ends
 like a sentence, with a full stop, an exclamation or question mark, perhaps in quotes; else it is 0. Of two completions
@@ -14,71 +14,29 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from rlhf.client.policy import PolicyClient
-from rlhf.data.prompts import PromptItem
 from rlhf.rollout import Prompt, Rollout, Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from rlhf.data.prompts import PromptItem
 
 NOISE_RATE = 0.1
 SHORT_AND_FINISHED = r"""\A\s*(?:\S+\s+){0,19}\S*[.!?]["')]?\s*\Z"""
 """Matches what the labeller likes; the true score is the reward service's `pattern` rule with it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabelledPair:
-    """A choice between two completions of one prompt."""
-
-    prompt: str
-    """What the user said."""
-    chosen: str
-    """The completion that the labeller named."""
-    rejected: str
-    """The other one."""
-    is_flipped: bool
-    """Whether the noise turned the choice around."""
-
-
-def true_score(text: str) -> float:
-    """Returns 1 for a short, finished text, else 0."""
-    return 1.0 if re.search(SHORT_AND_FINISHED, text) else 0.0
-
-
-def label_pairs(
-    candidates: Iterable[tuple[str, str, str]],
-    *,
-    seed: int,
-    noise_rate: float = NOISE_RATE,
-    score: Callable[[str], float] = true_score,
-) -> tuple[list[LabelledPair], int]:
-    """The labeller's choices, and the number of pairs it skipped because their scores are equal.
-
-    Args:
-        candidates: (prompt, one completion, another completion).
-        seed: of the noise; one draw for each pair that is not skipped.
-        noise_rate: probability in [0, 1] that a choice is turned around.
-        score: the rule.
-    """
-    noise = random.Random(seed)
-    pairs: list[LabelledPair] = []
-    num_skipped = 0
-    for prompt, first, second in candidates:
-        first_score, second_score = score(first), score(second)
-        if first_score == second_score:
-            num_skipped += 1
-            continue
-        is_flipped = noise.random() < noise_rate
-        first_is_chosen = (first_score > second_score) != is_flipped
-        chosen, rejected = (first, second) if first_is_chosen else (second, first)
-        pairs.append(LabelledPair(prompt=prompt, chosen=chosen, rejected=rejected, is_flipped=is_flipped))
-    return pairs, num_skipped
-
-
 def pattern_score(pattern: str) -> Callable[[str], float]:
     """Returns the rule that gives 1 where a regular expression is found, else 0."""
     compiled = re.compile(pattern)
     return lambda text: 1.0 if compiled.search(text) else 0.0
+
+
+true_score = pattern_score(SHORT_AND_FINISHED)
+"""The rule of the labeller as it is by default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,23 +57,9 @@ class SampledPrompt:
     completions: list[SampledCompletion]
 
 
-@dataclass(frozen=True, slots=True)
-class LabelledData:
-    """The labeller's choices."""
-
-    pairs: list[LabelledPair]
-    num_skipped: int
-    """Pairs the labeller saw no difference in."""
-
-    @property
-    def num_flipped(self) -> int:
-        """Choices that the noise turned around."""
-        return sum(pair.is_flipped for pair in self.pairs)
-
-
 async def sample_completions(
     target: str,
-    items: Sequence[PromptItem],
+    items: "Sequence[PromptItem]",
     *,
     sampling: Sampling,
     seed: int,
@@ -137,7 +81,7 @@ async def sample_completions(
 
 
 def with_texts(
-    items: Sequence[PromptItem], rollouts: Sequence[Sequence[Rollout]], tokenizer: PreTrainedTokenizerBase
+    items: "Sequence[PromptItem]", rollouts: Sequence[Sequence[Rollout]], tokenizer: "PreTrainedTokenizerBase"
 ) -> list[SampledPrompt]:
     """Returns each prompt with its completions, as ids and as text."""
     return [
@@ -154,6 +98,64 @@ def with_texts(
         )
         for item, group in zip(items, rollouts, strict=True)
     ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledPair:
+    """A choice between two completions of one prompt."""
+
+    prompt: str
+    """What the user said."""
+    chosen: str
+    """The completion that the labeller named."""
+    rejected: str
+    """The other one."""
+    is_flipped: bool
+    """Whether the noise turned the choice around."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledData:
+    """The labeller's choices."""
+
+    pairs: list[LabelledPair]
+    num_skipped: int
+    """Pairs the labeller saw no difference in."""
+
+    @property
+    def num_flipped(self) -> int:
+        """Choices that the noise turned around."""
+        return sum(pair.is_flipped for pair in self.pairs)
+
+
+def label_pairs(
+    candidates: Iterable[tuple[str, str, str]],
+    *,
+    seed: int,
+    noise_rate: float = NOISE_RATE,
+    score: Callable[[str], float] = true_score,
+) -> tuple[list[LabelledPair], int]:
+    """Returns the labeller's choices, and the number of pairs it skipped because their scores are equal.
+
+    Args:
+        candidates: (prompt, one completion, another completion).
+        seed: of the noise; one draw for each pair that is not skipped.
+        noise_rate: probability in [0, 1] that a choice is turned around.
+        score: the rule.
+    """
+    noise = random.Random(seed)
+    pairs: list[LabelledPair] = []
+    num_skipped = 0
+    for prompt, first, second in candidates:
+        first_score, second_score = score(first), score(second)
+        if first_score == second_score:
+            num_skipped += 1
+            continue
+        is_flipped = noise.random() < noise_rate
+        first_is_chosen = (first_score > second_score) != is_flipped
+        chosen, rejected = (first, second) if first_is_chosen else (second, first)
+        pairs.append(LabelledPair(prompt=prompt, chosen=chosen, rejected=rejected, is_flipped=is_flipped))
+    return pairs, num_skipped
 
 
 def write_labelled_pairs(

@@ -1,4 +1,4 @@
-"""BLAKE3 digests of what stages read and make."""
+"""What was made from what: a record of each stage, with the BLAKE3 digests of all that it read and made."""
 
 import json
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ class Artifact:
 
     path: str
     digest: str
-    """Hex BLAKE3, as digests.Digests computes it."""
+    """Hex BLAKE3, as Digests computes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

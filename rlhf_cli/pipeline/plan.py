@@ -6,7 +6,7 @@ model ──► sft ──┬──► sample ──► label ──┬──►
 """
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from rlhf.config import Section
 from rlhf.errors import ConfigError
 from rlhf_cli.pipeline.actions import ENSEMBLE, FIRST_MEMBER, Actions
-from rlhf_cli.pipeline.config import PipelineConfig, TrainingTable
+from rlhf_cli.pipeline.config import PipelineConfig
 from rlhf_cli.pipeline.stages import Stage
 from rlhf_cli.pipeline.trainings import (
     POLICY_TRAININGS,
@@ -79,60 +79,47 @@ class _Planner:
             if trained is not None:
                 policies[training.name] = trained
         if config.evaluate.enabled:
-            self._stages.append(self._evaluation(start, policies, reward_model))
+            self._evaluation(start, policies, reward_model)
         if config.export.enabled and policies:
-            self._stages.append(self._export(policies))
+            self._export(policies)
         return Plan(stages=self._stages, start=start, policies=policies)
-
-    def _folder(self, stage: str) -> Path:
-        return self._config.run_dir / stage
 
     def _pairs(self, start: Path) -> Path | None:
         """Returns the file of preferences; None if no stage makes or gives one."""
         label = self._config.label
         if label.artifact is not None:
-            self._add_given("label", label.artifact)
-            return label.artifact
+            return self._add_given("label", label.artifact)
         is_wanted = any(self._config.table(each.name) is not None for each in TRAININGS if each.learns_from_pairs)
         if not label.enabled or not is_wanted:
             return None
         completions = self._completions(start)
-        output = self._folder("label") / "pairs.jsonl"
-        stage = Stage(
-            name="label",
-            title="the simulated labeller chooses",
+        return self._add(
+            "label",
+            "the simulated labeller chooses",
+            "pairs.jsonl",
+            partial(self._actions.label, completions),
             inputs={"completions": completions},
             settings={"pattern": label.pattern, "noise_rate": label.noise_rate, "seed": label.seed},
-            folder=self._folder("label"),
-            output=output,
-            work=partial(self._actions.label, completions, output),
         )
-        self._stages.append(stage)
-        return output
 
     def _completions(self, start: Path) -> Path:
         """Returns the file of completions to be labelled."""
         sample = self._config.sample
         if sample.artifact is not None:
-            self._add_given("sample", sample.artifact)
-            return sample.artifact
+            return self._add_given("sample", sample.artifact)
         if not sample.enabled:
             raise ConfigError(
                 f"{self._source}: sample.enabled is false, but the simulated labeller needs completions; give "
                 "sample.artifact, or preferences of your own as label.artifact"
             )
-        output = self._folder("sample") / "completions.jsonl"
-        stage = Stage(
-            name="sample",
-            title=f"{sample.completions_per_prompt} completions of each prompt",
+        return self._add(
+            "sample",
+            f"{sample.completions_per_prompt} completions of each prompt",
+            "completions.jsonl",
+            partial(self._actions.sample, start),
             inputs={"model": start, "prompts": self._config.prompts.path},
             settings={**sample.model_dump(mode="json", exclude={"enabled", "artifact"}), **self._sampling_settings()},
-            folder=self._folder("sample"),
-            output=output,
-            work=partial(self._actions.sample, start, output),
         )
-        self._stages.append(stage)
-        return output
 
     def _training(
         self,
@@ -147,40 +134,41 @@ class _Planner:
         if table is None:
             return None
         if "artifact" in table:
-            artifact = Path(str(table["artifact"]))
-            self._add_given(training.name, artifact)
-            return artifact
-        folder = self._folder(training.name)
-        build = partial(
-            build_config, training, table, run_dir=folder / "run", source=f"{self._source} [{training.name}]"
-        )
-        addresses = self._addresses(training, table, reward_model)
+            return self._add_given(training.name, Path(str(table["artifact"])))
+        folder = self._config.run_dir / training.name
+        source = f"{self._source} [{training.name}]"
+        reward_inputs, reward_settings = self._reward(training, reward_model, source)
+        build = partial(build_config, training, table, run_dir=folder / "run", source=source)
         fills = {path: str(value) if isinstance(value, Path) else value for path, value in fills.items()}
-        checked = build({**fills, **addresses})
+        checked = build({**fills, **self._actions.addresses([NOT_YET], NOT_YET, NOT_YET)})
         made = [stage.output for stage in self._stages]
         files = files_of(checked, [*made, *(path / FIRST_MEMBER for path in made)])
-        settings = settings_of(checked, files)
-        if has_field(type(checked), "services.reward_target"):
-            services = self._config.services
-            if services.reward_target is not None:
-                settings["reward_target"] = services.reward_target  # what is there decides what is learned
-            elif reward_model is not None:
-                files = {**files, "reward model": reward_model}
-                settings |= self._combination(reward_model)
         config_file = folder / "config.toml"
-        command = ["rlhf", *training.command, "--config", str(config_file)]
-        stage = Stage(
-            name=training.name,
-            title=_title(training, checked),
-            inputs=files,
-            settings=settings,
-            folder=folder,
-            output=self._output(training, checked, folder),
-            work=partial(self._actions.train, training, build, fills, config_file, start, reward_model),
-            command=shlex.join(command),
+        return self._add(
+            training.name,
+            _title(training, checked),
+            _output(training, checked),
+            partial(self._actions.train, training, build, fills, config_file, start, reward_model),
+            inputs={**files, **reward_inputs},
+            settings={**settings_of(checked, files), **reward_settings},
+            command=shlex.join(["rlhf", *training.command, "--config", str(config_file)]),
         )
-        self._stages.append(stage)
-        return stage.output
+
+    def _reward(
+        self, training: Training, reward_model: Path | None, source: str
+    ) -> tuple[dict[str, Path], dict[str, Any]]:
+        """Returns the inputs and settings that are the reward of a training. Raises: ConfigError if there is none."""
+        target = self._config.services.reward_target
+        if not has_field(training.config_class, "services.reward_target"):
+            return {}, {}
+        if target is not None:
+            return {}, {"reward_target": target}  # what is there decides what is learned
+        if reward_model is None:
+            raise ConfigError(
+                f"{source}: there is nothing to train against; add a table [reward_model], or name a reward service as "
+                "services.reward_target"
+            )
+        return {"reward model": reward_model}, self._combination(reward_model)
 
     def _combination(self, reward_model: Path) -> dict[str, Any]:
         """Returns how the members of an ensemble make one reward; nothing for a single model."""
@@ -188,23 +176,6 @@ class _Planner:
         if reward_model.name != ENSEMBLE:
             return {}
         return {"reward_combine": services.reward_combine, "reward_std_coef": services.reward_std_coef}
-
-    @staticmethod
-    def _output(training: Training, config: Section, folder: Path) -> Path:
-        """Returns the folder of the model that a training makes: several models in the case of an ensemble."""
-        is_ensemble = is_set(config.model_dump(), "ensemble.members") and config.model_dump()["ensemble"]["members"] > 1
-        return folder / ENSEMBLE if is_ensemble else folder / "run" / training.model
-
-    def _addresses(self, training: Training, table: TrainingTable, reward_model: Path | None) -> dict[str, object]:
-        """Returns where services will be, for a first check. Raises: ConfigError if there can be no reward."""
-        cls = training.config_class()
-        services = self._config.services
-        if has_field(cls, "services.reward_target") and services.reward_target is None and reward_model is None:
-            raise ConfigError(
-                f"{self._source} [{training.name}]: there is nothing to train against; add a table [reward_model], or "
-                "name a reward service as services.reward_target"
-            )
-        return self._actions.addresses([NOT_YET], NOT_YET, NOT_YET)
 
     def _critic(self, training: Training, reward_model: Path | None) -> dict[str, object]:
         """Returns where a separate critic starts, if the training has one and the table does not say."""
@@ -236,67 +207,93 @@ class _Planner:
             return {**settings, "policy_targets": list(services.policy_targets)}
         return {**settings, "engine": services.engine, "dtype": services.dtype}
 
-    def _evaluation(self, start: Path, policies: Mapping[str, Path], reward_model: Path | None) -> Stage:
+    def _evaluation(self, start: Path, policies: Mapping[str, Path], reward_model: Path | None) -> None:
         config = self._config
         heldout = config.prompts.heldout_path
         assert heldout is not None  # PipelineConfig has seen to it
-        output = self._folder("evaluate") / "results"
         models = {"start": start, **policies}
-        inputs = {"prompts": heldout, **{f"policy {name}": path for name, path in models.items()}}
-        if reward_model is not None:
-            inputs["reward model"] = reward_model
-        rule = self._rule()
-        settings = {
-            **config.evaluate.model_dump(mode="json"),
-            **self._sampling_settings(),
-            **({} if reward_model is None else self._combination(reward_model)),
-            "rule": rule,
-            "rewards": dict(config.services.evaluation_rewards),
-        }
-        return Stage(
-            name="evaluate",
-            title=f"{' and '.join(models)} on held-out prompts",
-            inputs=inputs,
-            settings=settings,
-            folder=self._folder("evaluate"),
-            output=output,
-            work=partial(self._actions.evaluate, models, heldout, reward_model, rule, output),
+        is_simulated = any(stage.name == "label" and not stage.is_given for stage in self._stages)
+        rule = config.label.pattern if is_simulated else None
+        self._add(
+            "evaluate",
+            f"{' and '.join(models)} on held-out prompts",
+            "results",
+            partial(self._actions.evaluate, models, heldout, reward_model, rule),
+            inputs={
+                "prompts": heldout,
+                **{f"policy {name}": path for name, path in models.items()},
+                **({} if reward_model is None else {"reward model": reward_model}),
+            },
+            settings={
+                **config.evaluate.model_dump(mode="json"),
+                **self._sampling_settings(),
+                **({} if reward_model is None else self._combination(reward_model)),
+                "rule": rule,
+                "rewards": dict(config.services.evaluation_rewards),
+            },
         )
 
-    def _rule(self) -> str | None:
-        """Returns the simulated labeller's rule; None if it is not the one who chose."""
-        is_simulated = any(stage.name == "label" and not stage.is_given for stage in self._stages)
-        return self._config.label.pattern if is_simulated else None
-
-    def _export(self, policies: Mapping[str, Path]) -> Stage:
+    def _export(self, policies: Mapping[str, Path]) -> None:
         wanted = self._config.export.policy
         name = wanted if wanted is not None else list(policies)[-1]
         if name not in policies:
             known = ", ".join(f"'{each}'" for each in policies)
             raise ConfigError(f"{self._source}: export.policy is '{name}', which is not trained here; known: {known}")
-        output = self._folder("export") / "model"
-        return Stage(
-            name="export",
-            title=f"the policy of {name}",
+        self._add(
+            "export",
+            f"the policy of {name}",
+            "model",
+            partial(self._actions.export, policies[name], [stage.name for stage in self._stages]),
             inputs={f"policy {name}": policies[name]},
             settings={},
-            folder=self._folder("export"),
-            output=output,
-            work=partial(self._actions.export, policies[name], output, [stage.name for stage in self._stages]),
         )
 
-    def _add_given(self, name: str, artifact: Path) -> None:
+    def _add(
+        self,
+        name: str,
+        title: str,
+        output: str,
+        work: Callable[[Path, bool], None],
+        *,
+        inputs: Mapping[str, Path],
+        settings: Mapping[str, Any],
+        command: str = "",
+    ) -> Path:
+        """Adds a stage, whose work is given the output and whether to go on; returns where the output will be."""
+        folder = self._config.run_dir / name
+        stage = Stage(
+            name=name,
+            title=title,
+            inputs=inputs,
+            settings=settings,
+            folder=folder,
+            output=folder / output,
+            work=partial(work, folder / output),
+            command=command,
+        )
+        self._stages.append(stage)
+        return stage.output
+
+    def _add_given(self, name: str, artifact: Path) -> Path:
         stage = Stage(
             name=name,
             title="given",
             inputs={},
             settings={},
-            folder=self._folder(name),
+            folder=self._config.run_dir / name,
             output=artifact,
             work=lambda resume: None,
             is_given=True,
         )
         self._stages.append(stage)
+        return artifact
+
+
+def _output(training: Training, config: Section) -> str:
+    """Returns the folder of the model that a training makes: several models in the case of an ensemble."""
+    values = config.model_dump()
+    is_ensemble = is_set(values, "ensemble.members") and values["ensemble"]["members"] > 1
+    return ENSEMBLE if is_ensemble else f"run/{training.model}"
 
 
 def _title(training: Training, config: Section) -> str:

@@ -1,14 +1,15 @@
 """The trainings of a pipeline: which command and which configuration class, and what the pipeline fills in."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from rlhf.config import Section, load_values
+from services.trainer.config.offline import DpoRunConfig, RewardModelRunConfig, SftRunConfig
+from services.trainer.config.online import RUN_CONFIGS
 
 OURS = ("enabled", "artifact")
 """Keys of a training's table that are the pipeline's own."""
@@ -22,61 +23,24 @@ class Training:
 
     name: str
     """Of its table and its stage."""
-    command: tuple[str, ...]
-    """After `rlhf`."""
-    config_class: Callable[[], type[Section]]
-    """Loads its configuration class, which imports no torch."""
-    model: str
+    config_class: type[Section]
+    """What its table is read as."""
+    model: str = "final"
     """Folder of the trained model inside its run directory."""
-    is_policy: bool
-    """Whether it trains the policy, so that the evaluation compares it."""
     learns_from_pairs: bool = False
     """Whether its data.path is the file of preferences."""
-    can_resume: bool = True
-    """Whether it has --resume."""
+
+    @property
+    def command(self) -> list[str]:
+        """Returns its command, after `rlhf`."""
+        return ["train", self.name.replace("_", "-")]
 
 
-def _sft() -> type[Section]:
-    from services.trainer.config.offline import SftRunConfig
-
-    return SftRunConfig
-
-
-def _reward_model() -> type[Section]:
-    from services.trainer.config.offline import RewardModelRunConfig
-
-    return RewardModelRunConfig
-
-
-def _dpo() -> type[Section]:
-    from services.trainer.config.offline import DpoRunConfig
-
-    return DpoRunConfig
-
-
-def _online(algorithm: str) -> type[Section]:
-    from services.trainer.config.online import RUN_CONFIGS
-
-    return RUN_CONFIGS[algorithm]
-
-
-SFT = Training(name="sft", command=("train", "sft"), config_class=_sft, model="final", is_policy=False)
-REWARD_MODEL = Training(
-    name="reward_model",
-    command=("train", "reward-model"),
-    config_class=_reward_model,
-    model="model",
-    is_policy=False,
-    learns_from_pairs=True,
-)
+SFT = Training(name="sft", config_class=SftRunConfig)
+REWARD_MODEL = Training(name="reward_model", config_class=RewardModelRunConfig, model="model", learns_from_pairs=True)
 POLICY_TRAININGS = (
-    *(
-        Training(name=name, command=("train", name), config_class=partial(_online, name), model="final", is_policy=True)
-        for name in ("ppo", "grpo", "rloo", "reinforce++", "online-dpo")
-    ),
-    Training(
-        name="dpo", command=("train", "dpo"), config_class=_dpo, model="final", is_policy=True, learns_from_pairs=True
-    ),
+    *(Training(name=name, config_class=config_class) for name, config_class in RUN_CONFIGS.items()),
+    Training(name="dpo", config_class=DpoRunConfig, learns_from_pairs=True),
 )
 TRAININGS = (SFT, REWARD_MODEL, *POLICY_TRAININGS)
 
@@ -110,7 +74,7 @@ def build_config(
         source: where the table stands, for errors.
     Raises: ConfigError for a table that its class refuses.
     """
-    cls = training.config_class()
+    cls = training.config_class
     values = _copy({key: value for key, value in table.items() if key not in OURS})
     values["run_dir"] = run_dir
     for path, value in fills.items():
@@ -138,12 +102,11 @@ def files_of(config: BaseModel, made: Sequence[Path], prefix: str = "") -> dict[
 def settings_of(config: Section, files: Mapping[str, Path]) -> dict[str, Any]:
     """Returns the values that were set and decide what is learned: no paths, which inputs are, and no addresses."""
     values = config.model_dump(mode="json", exclude_unset=True, exclude_none=True)
-    flat = {
+    return {
         path: value
         for path, value in _flatten(values).items()
         if path not in files and path.split(".")[0] not in UNCOMPARED
     }
-    return flat
 
 
 def _exists(value: str | Path) -> bool:
