@@ -1,4 +1,4 @@
-"""The file that says where services are: the demo writes it, `rlhf status --services FILE` and others read it."""
+"""The file that says where services are: a pipeline writes it, `rlhf status --services FILE` and others read it."""
 
 from pathlib import Path
 from typing import Annotated
