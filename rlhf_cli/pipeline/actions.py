@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from rlhf.config import Section
 from rlhf.errors import ConfigError
+from rlhf.files import whole, write_whole
 from rlhf.rollout import Sampling
 from rlhf.toml_files import write_config
 from rlhf_cli.pipeline.config import PipelineConfig
@@ -200,12 +201,10 @@ class Actions:
 
     def export(self, policy: Path, stages: Sequence[str], output: Path, resume: bool) -> None:
         """Copies a policy's checkpoint out of the run, with the records of what it was made from."""
-        beside = output.with_name(f".{output.name}.partial")
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.copytree(policy, beside)
         records = [asdict(record) for stage in stages if (record := self._lineage.read(stage)) is not None]
-        (beside / "lineage.json").write_text(json.dumps({"stages": records}, indent=2) + "\n", encoding="utf-8")
-        beside.rename(output)
+        with whole(output) as partial:
+            shutil.copytree(policy, partial)
+            (partial / "lineage.json").write_text(json.dumps({"stages": records}, indent=2) + "\n", encoding="utf-8")
         self._phases.say(f"exported {policy} to {output}; serve it with `vllm serve {output}`")
 
     def _prompts(self, path: Path, model: Path, limit: int | None) -> "list[PromptItem]":
@@ -242,9 +241,7 @@ def _sampling(config: SamplingConfig, completions_per_prompt: int) -> Sampling:
 
 def _write_lines(path: Path, rows: Sequence[object]) -> None:
     """Writes JSON lines, all of them or none."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    partial.rename(path)
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _read_completions(path: Path) -> list[SampledPrompt]:

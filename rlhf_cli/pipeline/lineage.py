@@ -11,6 +11,7 @@ from typing import Any, Literal
 from blake3 import blake3
 
 from rlhf.errors import ConfigError
+from rlhf.files import write_whole
 
 
 class Digests:
@@ -136,6 +137,4 @@ def installed_versions() -> dict[str, str]:
 
 
 def _write_whole(path: Path, value: object) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.rename(path)
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -16,6 +16,7 @@ from typing import Any
 from blake3 import blake3
 
 from rlhf.errors import RunError
+from rlhf.files import sync
 
 FORMAT_VERSION = 1
 CHECKSUM_DIGITS = 16
@@ -108,11 +109,7 @@ class JournalWriter:
         """Returns once everything is on the disk, where it outlives a power failure."""
         try:
             os.fsync(self._descriptor)
-            folder = os.open(self._path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync(self._path.parent)
         except OSError as error:
             raise self._failure(error) from error
 

@@ -10,7 +10,6 @@ Files are safetensors and JSON; nothing is pickled. On many ranks all write thei
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from blake3 import blake3
 from transformers import AutoConfig
 
 from rlhf.errors import ConfigError, RunError
+from rlhf.files import sync
 from rlhf.learning.ranks import Ranks
 from rlhf.logs import get_logger
 from services.trainer.config.sections import CheckpointConfig
@@ -51,19 +51,19 @@ def write_directory(directory: Path, write: Callable[[Path], None], ranks: Ranks
     def fill() -> None:
         write(temporary)
 
-    def sync() -> None:
+    def sync_all() -> None:
         for path in (*temporary.rglob("*"), temporary):
-            _sync(path)
+            sync(path)
 
     def put_in_place() -> None:
         if ranks.is_main:
             if directory.exists():
                 directory.rename(replaced)
             temporary.rename(directory)
-            _sync(directory.parent)
+            sync(directory.parent)
 
     try:
-        for phase in (begin, fill, sync, put_in_place):
+        for phase in (begin, fill, sync_all, put_in_place):
             ranks.together(phase)
     except OSError as error:
         if ranks.is_main:
@@ -246,11 +246,3 @@ def _digest(path: Path) -> str:
 def _damaged_file(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:
     """Returns the first file whose content is not what was written."""
     return next((name for name, facts in files.items() if _digest(directory / name) != facts["blake3"]), None)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

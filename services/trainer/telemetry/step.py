@@ -8,6 +8,7 @@ from statistics import fmean
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 
+from rlhf.files import write_whole
 from rlhf.statistics import spearman
 from services.trainer.fleet.metrics import FleetMetrics
 from services.trainer.fleet.orders import Publication
@@ -111,9 +112,7 @@ class MetricsFile:
     def truncate_after(self, step: int) -> None:
         """Removes the lines of later steps, which a resumed run takes again, and a torn last line."""
         lines = [json.dumps(row) for row in self.read() if row["step"] <= step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in lines))
-        temporary.replace(self.path)
+        write_whole(self.path, "".join(f"{line}\n" for line in lines))
 
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds a step, on disk when the call returns."""

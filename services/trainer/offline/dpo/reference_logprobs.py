@@ -7,7 +7,6 @@ The file's name has the digests of what it is of, so data or a reference that ch
 
 import asyncio
 import math
-import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor
 from rlhf.client.base import call_when_available
 from rlhf.client.reference import LogprobsItem, ReferenceClient, ReferenceModel
 from rlhf.errors import ConfigError, RunError
+from rlhf.files import whole
 from services.trainer.config.offline import DpoReferenceConfig
 
 T = TypeVar("T")
@@ -155,11 +155,10 @@ class ReferenceLogprobs:
         reason: OSError | SafetensorError | None = None
         for folder in self._folders:
             path = folder / self._name(digest, version)
-            temporary = path.with_suffix(".tmp")
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                save_file(tensors, temporary, metadata=self._metadata(digest, version))
-                os.replace(temporary, path)
+                with whole(path) as partial:
+                    save_file(tensors, partial, metadata=self._metadata(digest, version))
             except (OSError, SafetensorError) as error:
                 reason = error
                 continue
