@@ -5,10 +5,7 @@ process of its own. When to kill is decided from outside, by what the run has le
 """
 
 import json
-import os
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from services.reward.config import ScorerConfig
+from tests.support.forked import Command
 from tests.support.real_services import Targets, serving
 
 NUM_STEPS = 10
@@ -130,12 +128,9 @@ class Run:
     def run_dir(self) -> Path:
         return self.folder / "run"
 
-    def start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "services.trainer", self.algorithm]
-        command += ["--config", str(self.config), "--resume"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with (self.folder / "output.txt").open("ab") as output:
-            return subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+    def start(self) -> Command:
+        flags = ("--config", self.config, "--resume")
+        return Command("services.trainer", self.algorithm, *flags, output=self.folder / "output.txt")
 
     def finish(self) -> None:
         """Runs to the end, which must be a good one."""

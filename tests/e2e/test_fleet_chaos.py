@@ -4,10 +4,8 @@ The policy services are processes of their own, found in a file; reward and refe
 """
 
 import json
-import os
 import random
 import subprocess
-import sys
 import time
 import urllib.request
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ import torch
 
 from rlhf.models.loading import load_policy
 from services.reward.config import ScorerConfig
+from tests.support.forked import Command
 from tests.support.policy_processes import PolicyProcess, policy_processes, start_policy
 from tests.support.ports import free_port
 from tests.support.real_services import serving
@@ -134,17 +133,15 @@ def run_in_chaos(
     words = ("a", "bc", "def", "ghij", "klm", "no", "p")
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"say {word}"}) + "\n" for word in words))
     scorer = ScorerConfig(kind="pattern", pattern="[a-z]", tokenizer=str(model))
-    with serving(model, scorer) as targets, policy_processes(folder) as processes:
+    with serving(model, scorer) as targets, policy_processes() as processes:
         chaos = Chaos(folder, model, processes, generate_seconds=seconds)
         for _ in range(replicas):
             chaos.join()
         chaos.joins = 0
         values = {"folder": folder, "model": model, "critic": critic, "targets": targets, "steps": steps, "lag": lag}
         (folder / "run.toml").write_text(CONFIG.format(**values, metrics_port=chaos.metrics_port))
-        command = [sys.executable, "-m", "services.trainer", "ppo", "--config", str(folder / "run.toml")]
-        with (folder / "output.txt").open("wb") as output:
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            trainer = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+        config = ("--config", folder / "run.toml")
+        trainer = Command("services.trainer", "ppo", *config, output=folder / "output.txt")
         try:
             disturb(chaos, trainer, every)
         finally:
@@ -153,7 +150,7 @@ def run_in_chaos(
     return chaos
 
 
-def disturb(chaos: Chaos, trainer: "subprocess.Popen[bytes]", every: tuple[float, float]) -> None:
+def disturb(chaos: Chaos, trainer: Command, every: tuple[float, float]) -> None:
     """Kills one replica and adds another, again and again, from the first step until the run has ended."""
     metrics = chaos.folder / "run" / "metrics.jsonl"
     while trainer.poll() is None and not (metrics.exists() and metrics.read_text()):
@@ -166,7 +163,7 @@ def disturb(chaos: Chaos, trainer: "subprocess.Popen[bytes]", every: tuple[float
         chaos.read_metrics()
 
 
-def wait(trainer: "subprocess.Popen[bytes]", seconds: float) -> None:
+def wait(trainer: Command, seconds: float) -> None:
     """Returns after the time, or when the run has ended."""
     try:
         trainer.wait(seconds)

@@ -97,7 +97,7 @@ async def make_world(
     folder: Path, model: Path, *, generate_seconds: float = 0.0, swap_seconds: float = 0.0
 ) -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
-        processes = stack.enter_context(policy_processes(folder))
+        processes = stack.enter_context(policy_processes())
         for _ in range(2):
             start_policy(processes, model, folder, generate_seconds=generate_seconds, swap_seconds=swap_seconds)
         listed = folder / "replicas"

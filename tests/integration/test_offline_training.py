@@ -1,7 +1,6 @@
 """SFT and DPO as a user runs them: the command line in a process of its own, and the real reference service."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from services.trainer.config.offline import (
 )
 from services.trainer.config.sections import CheckpointConfig
 from services.trainer.offline.dpo.train import run_dpo
+from tests.support.forked import Command, finish
 from tests.support.ports import free_port
 from tests.support.real_services import serving
 
@@ -39,6 +39,9 @@ RULE = ScorerConfig(kind="length")
 def write_jsonl(path: Path, rows: Sequence[object]) -> Path:
     path.write_text("\n".join(map(json.dumps, rows)))
     return path
+
+
+MODULE = "rlhf_cli.main"
 
 
 def sft_arguments(folder: Path, model_path: Path, run: str) -> list[str]:
@@ -56,15 +59,10 @@ def sft_arguments(folder: Path, model_path: Path, run: str) -> list[str]:
         "optimizer.learning_rate": 3e-3,
     }
     flags = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "rlhf_cli.main", "train", "sft", *flags]
+    return ["train", "sft", *flags]
 
 
-def finish(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-
-
-def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+def wait_for(path: Path, process: Command) -> None:
     while not path.exists():
         assert process.poll() is None, "the run ended too early"
         time.sleep(0.005)
@@ -74,7 +72,7 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
 def whole_run(tmp_path_factory: pytest.TempPathFactory, tiny_model_path: Path) -> Path:
     """Folder of a fine-tuning by one rank that nothing disturbed."""
     folder = tmp_path_factory.mktemp("sft")
-    done = finish(sft_arguments(folder, tiny_model_path, "whole"))
+    done = finish(MODULE, *sft_arguments(folder, tiny_model_path, "whole"))
     assert done.returncode == 0, done.stderr
     assert "SFT step 60/60" in done.stderr
     return folder / "whole"
@@ -85,14 +83,14 @@ def test_sft_that_is_killed_resumes_to_the_bits_of_a_run_that_was_not(
 ) -> None:
     AutoModelForCausalLM.from_pretrained(whole_run / "final")
     command = sft_arguments(tmp_path, tiny_model_path, "killed")
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+    with Command(MODULE, *command, output=tmp_path / "output.txt") as process:
         wait_for(tmp_path / "killed/checkpoints/step-000010", process)
         process.send_signal(signal.SIGSTOP)
-        second = finish(command)
+        second = finish(MODULE, *command)
         process.kill()
     assert second.returncode == 2
     assert "another trainer is running in it" in second.stderr
-    resumed = finish([*command, "--resume"])
+    resumed = finish(MODULE, *command, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming after step" in resumed.stderr
     one, other = (load_file(run / "final/model.safetensors") for run in (whole_run, tmp_path / "killed"))
@@ -107,10 +105,10 @@ def test_sigterm_leaves_a_checkpoint_and_a_code_that_says_the_work_is_not_done(
     tmp_path: Path, tiny_model_path: Path
 ) -> None:
     command = [*sft_arguments(tmp_path, tiny_model_path, "evicted"), "--resume"]  # as a Job always does
-    run_dir, environment = tmp_path / "evicted", {**os.environ, "OMP_NUM_THREADS": "1"}
+    run_dir = tmp_path / "evicted"
     port = free_port()
     endless = [*command, "--training.epochs", "100000", "--server.metrics_port", str(port)]
-    with subprocess.Popen(endless, stderr=subprocess.DEVNULL, env=environment) as process:
+    with Command(MODULE, *endless, output=tmp_path / "output.txt") as process:
         wait_for(run_dir / "checkpoints/step-000005", process)
         page = urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
         process.send_signal(signal.SIGTERM)
@@ -128,13 +126,13 @@ def test_two_ranks_learn_what_one_does_and_resume_on_one(
 ) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = sft_arguments(tmp_path, tiny_model_path, "two")
-    two = finish([*launcher, *command[1:]])
+    two = subprocess.run([*launcher, "-m", MODULE, *command], capture_output=True, text=True, check=False)
     assert two.returncode == 0, two.stderr
     assert two.stderr.count("SFT step 60/60") == 1
     assert_equal_runs(whole_run, tmp_path / "two")
     # The last checkpoint is lost; one rank goes on from the one that two ranks wrote.
     (tmp_path / "two/checkpoints/step-000060/state.json").unlink()
-    resumed = finish([*command, "--resume"])
+    resumed = finish(MODULE, *command, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming after step 55" in resumed.stderr
     assert_equal_runs(whole_run, tmp_path / "two")

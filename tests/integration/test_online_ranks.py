@@ -2,10 +2,7 @@
 
 import asyncio
 import json
-import os
 import signal
-import sys
-from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +13,7 @@ import torch
 
 from rlhf.models.loading import load_policy, load_tokenizer, tokenizer_digest
 from tests.support.fake_services import FakePolicy, FakeReference, FakeReward
+from tests.support.forked import Command
 from tests.support.ports import free_port
 from tests.support.trainer_world import until
 
@@ -40,7 +38,7 @@ class World:
         num_ranks: int,
         *flags: str,
         exit_codes: tuple[int, ...] = (),
-        meanwhile: Callable[[Path, list[Process]], Awaitable[None]] | None = None,
+        meanwhile: Callable[[Path, list[Command]], Awaitable[None]] | None = None,
     ) -> Path:
         """Runs to the end, which must be as said for every rank; returns the run's directory.
 
@@ -71,27 +69,24 @@ class World:
         }
         if algorithm == "ppo":
             arguments["critic.path"] = self.critic
-        command = [sys.executable, "-m", "services.trainer", algorithm, *flags]
-        command += [part for key, value in arguments.items() for part in (f"--{key}", str(value))]
+        words = [algorithm, *flags]
+        words += [part for key, value in arguments.items() for part in (f"--{key}", str(value))]
         port = str(free_port())
-        processes: list[Process] = []
+        processes: list[Command] = []
         for rank in range(num_ranks):
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            variables: dict[str, str] = {}
             if num_ranks > 1:
-                environment |= {"WORLD_SIZE": str(num_ranks), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-                environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            with (self.folder / f"{name}-{rank}.txt").open("ab") as output:
-                processes.append(
-                    await asyncio.create_subprocess_exec(*command, env=environment, stdout=output, stderr=output)
-                )
+                variables = {"WORLD_SIZE": str(num_ranks), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            output = self.folder / f"{name}-{rank}.txt"
+            processes.append(Command("services.trainer", *words, output=output, variables=variables))
         try:
             if meanwhile is not None:
                 await asyncio.wait_for(meanwhile(run_dir, processes), 90)
-            codes = await asyncio.wait_for(asyncio.gather(*(process.wait() for process in processes)), 150)
+            codes = await asyncio.gather(*(asyncio.to_thread(process.wait, 150) for process in processes))
         finally:
             for process in processes:
-                if process.returncode is None:
-                    process.kill()
+                process.kill()
         printed = "\n".join(path.read_text()[-3000:] for path in self.folder.glob(f"{name}-*.txt"))
         assert codes == list(exit_codes or (0,) * num_ranks), printed
         return run_dir
@@ -174,7 +169,7 @@ async def test_a_push_that_is_refused_ends_all_ranks(world: World) -> None:
 
 
 async def test_a_signal_to_one_rank_stops_all_after_the_same_step(world: World) -> None:
-    async def stop_the_second(run_dir: Path, processes: list[Process]) -> None:
+    async def stop_the_second(run_dir: Path, processes: list[Command]) -> None:
         async def has_stepped() -> bool:
             return (run_dir / "metrics.jsonl").exists() and bool(rows(run_dir))
 

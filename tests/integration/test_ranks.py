@@ -1,9 +1,6 @@
 """Two processes (gloo, CPU) learn what one does, and go on from what one saved, and the other way round."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,33 +11,29 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rlhf.learning.ranks import Ranks
 from services.trainer.state.checkpoint import read_state
 from tests.support import ranks_worker
-from tests.support.paths import ROOT
+from tests.support.forked import Command
 from tests.support.ports import free_port
 
-TESTS = ROOT / "tests"
 
-
-def start_ranks(count: int, *arguments: str) -> None:
+def start_ranks(count: int, folder: Path, *arguments: Path) -> None:
     """Runs a worker on several ranks to its end; fails with what it wrote if one fails."""
-    port = str(free_port())
-    shared = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    outputs = [folder / f"rank-{rank}.txt" for rank in range(count)]
     processes = [
-        subprocess.Popen(
-            [sys.executable, *arguments],
-            env={**shared, "MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=TESTS / "support",
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        Command(
+            "tests.support.ranks_worker",
+            *arguments,
+            output=output,
+            variables={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
-        for rank in range(count)
+        for rank, output in enumerate(outputs)
     ]
     try:
-        outputs = [process.communicate(timeout=150)[0] for process in processes]
+        codes = [process.wait(150) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0] * count, "\n".join(outputs)
+    assert codes == [0] * count, "\n".join(output.read_text() for output in outputs)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +45,7 @@ def folders(
     paths = tiny_model_path, tiny_reward_path
     for kind in (*ranks_worker.KINDS, *ranks_worker.VARIANTS):
         ranks_worker.train(kind, paths, Ranks(), one)
-    start_ranks(2, "ranks_worker.py", *map(str, (*paths, one, two)))
+    start_ranks(2, tmp_path_factory.mktemp("output"), *paths, one, two)
     for kind in ranks_worker.KINDS:
         ranks_worker.resume(kind, paths, Ranks(), two, one)
     return one, two

@@ -1,12 +1,10 @@
 """Reward-model training as a user runs it: the command line in processes of its own, on one rank and on two."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-COMMAND = ["-m", "rlhf_cli.main", "train", "reward-model"]
+from tests.support.forked import Command, finish
+
+MODULE = "rlhf_cli.main"
 
 
 def write_preferences(folder: Path) -> Path:
@@ -38,12 +38,7 @@ def arguments(folder: Path, model_path: Path, run: str, members: int = 2) -> lis
         "ensemble.members": members,
         "optimizer.learning_rate": 3e-3,
     }
-    return [*COMMAND, *(word for name, value in fields.items() for word in (f"--{name}", str(value)))]
-
-
-def finish(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, env=environment)
+    return ["train", "reward-model", *(word for name, value in fields.items() for word in (f"--{name}", str(value)))]
 
 
 def read_report(run_dir: Path) -> dict[str, Any]:
@@ -53,8 +48,7 @@ def read_report(run_dir: Path) -> dict[str, Any]:
 def test_sigterm_ends_a_reward_models_training_with_its_code(tmp_path: Path, tiny_model_path: Path) -> None:
     words = [*arguments(tmp_path, tiny_model_path, "run", members=1), "--training.epochs", "100000", "--resume"]
     words += ["--checkpoint.every_steps", "4"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen([sys.executable, *words], stderr=subprocess.DEVNULL, env=environment) as process:
+    with Command(MODULE, *words, output=tmp_path / "output.txt") as process:
         while not (tmp_path / "run/checkpoints/step-000004").exists():
             assert process.poll() is None, "the run ended too early"
             time.sleep(0.01)
@@ -66,25 +60,26 @@ def test_sigterm_ends_a_reward_models_training_with_its_code(tmp_path: Path, tin
 
 def test_an_ensemble_is_trained_shown_and_not_trained_again(tmp_path: Path, tiny_model_path: Path) -> None:
     words = arguments(tmp_path, tiny_model_path, "run")
-    done = finish(words)
+    done = finish(MODULE, *words, COLUMNS="200")
     assert done.returncode == 0, done.stderr
     for text in ("reward model 2 of 2 step 4/4", "their mean", "disagreement of the members", "saved ", "model-1"):
         assert text in done.stderr
     assert (tmp_path / "run/reward_model_report.png").is_file()
-    again = finish(words)
+    again = finish(MODULE, *words, COLUMNS="200")
     assert again.returncode == 2
     assert "it holds a trained model-0 already; go on with --resume" in again.stderr
-    resumed = finish([*words, "--resume"])
+    resumed = finish(MODULE, *words, "--resume", COLUMNS="200")
     assert resumed.returncode == 0, resumed.stderr
     assert "reward model 1 of 2: finished already" in resumed.stderr
 
 
 @pytest.mark.exhaustive
 def test_two_ranks_train_and_measure_what_one_does(tmp_path: Path, tiny_model_path: Path) -> None:
-    one = finish(arguments(tmp_path, tiny_model_path, "one", 1))
+    one = finish(MODULE, *arguments(tmp_path, tiny_model_path, "one", 1))
     assert one.returncode == 0, one.stderr
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    two = finish([*launcher, *arguments(tmp_path, tiny_model_path, "two", 1)])
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", MODULE]
+    words = [*launcher, *arguments(tmp_path, tiny_model_path, "two", 1)]
+    two = subprocess.run(words, capture_output=True, text=True, check=False)
     assert two.returncode == 0, two.stderr
     expected, found = (load_file(tmp_path / run / "model/model.safetensors") for run in ("one", "two"))
     assert list(found) == list(expected)

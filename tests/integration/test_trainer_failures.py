@@ -15,6 +15,7 @@ import pytest_asyncio
 from rlhf.client.trainer import Run, TrainerClient
 from rlhf.errors import ConfigError, PreconditionError
 from services.trainer.state.checkpoint import CheckpointFolder
+from tests.support.forked import Command
 from tests.support.trainer_world import World, make_world, until
 
 
@@ -283,10 +284,7 @@ async def test_sigterm_ends_the_process_after_its_step_with_a_checkpoint_and_cod
         "server.metrics_port": 0,
     }
     flags = [part for key, value in arguments.items() for part in (f"--{key}", str(value))]
-    with (tmp_path / "output.txt").open("w") as output:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "services.trainer", *flags, stdout=output, stderr=output
-        )
+    process = Command("services.trainer", *flags, output=tmp_path / "output.txt")
 
     async def has_stepped_or_ended() -> bool:
         return bool(world.rows()) or process.returncode is not None
@@ -294,10 +292,9 @@ async def test_sigterm_ends_the_process_after_its_step_with_a_checkpoint_and_cod
     try:
         await until(has_stepped_or_ended, 90)
         process.send_signal(signal.SIGTERM)
-        exit_code = await asyncio.wait_for(process.wait(), 60)
+        exit_code = await asyncio.to_thread(process.wait, 60)
     finally:
-        if process.returncode is None:
-            process.kill()
+        process.kill()
     assert exit_code == 128 + signal.SIGTERM, (tmp_path / "output.txt").read_text()
     assert world.checkpoints() == [f"step-{len(world.rows()):06d}"]
 

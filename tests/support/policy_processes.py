@@ -1,28 +1,22 @@
-"""Replicas of the real policy service, each a process of its own, that start within a second and can be killed.
-
-They are forked from one process that has imported everything and started nothing, which saves each the imports.
-"""
+"""Replicas of the real policy service, each a process of its own, that start within a second and can be killed."""
 
 import asyncio
-import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from rlhf.serving.directory import POLICY
 from rlhf.serving.server import run_service
 from services.policy.config import ModelConfig, PolicyConfig, PolicyServerConfig, TransformersConfig
 from services.policy.engine import Completion, Engine, EngineInfo, SampleParams
 from services.policy.server import PolicyBackend, make_engine
+from tests.support.forked import fork
 from tests.support.ports import free_port
 
 
@@ -86,11 +80,8 @@ class PolicyProcess:
 
     def start(self) -> None:
         """Starts it, anew if it was killed: at the same place, with the weights it had at first."""
-        context = multiprocessing.get_context("forkserver")
         slow = (self.generate_seconds, self.swap_seconds, self.swap_begun)
-        log = self.folder / f"policy-{self.port}.log"
-        self.process = context.Process(target=_serve, args=(self.model, self.port, log, *slow), daemon=True)
-        self.process.start()
+        self.process = fork(_serve, self.model, self.port, *slow, output=self.folder / f"policy-{self.port}.log")
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process.pid is not None
@@ -103,13 +94,8 @@ class PolicyProcess:
 
 
 @contextmanager
-def policy_processes(folder: Path) -> Iterator[list[PolicyProcess]]:
+def policy_processes() -> Iterator[list[PolicyProcess]]:
     """Yields a list; the replicas in it are killed when the block ends."""
-    forkserver.set_forkserver_preload(["policy_processes", "policy_imports"])
-    with pytest.MonkeyPatch.context() as patch:
-        # Python 3.11 does not tell the process that is forked from where modules are found.
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        forkserver.ensure_running()
     processes: list[PolicyProcess] = []
     try:
         yield processes
@@ -125,10 +111,7 @@ def start_policy(processes: list[PolicyProcess], model: Path, folder: Path, **sl
     return started
 
 
-def _serve(model: Path, port: int, log: Path, generate_seconds: float, swap_seconds: float, swap_begun: Path) -> None:
-    with log.open("a") as file:
-        os.dup2(file.fileno(), sys.stdout.fileno())
-        os.dup2(file.fileno(), sys.stderr.fileno())
+def _serve(model: Path, port: int, generate_seconds: float, swap_seconds: float, swap_begun: Path) -> None:
     import torch
 
     torch.set_num_threads(1)

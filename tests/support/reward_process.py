@@ -1,8 +1,7 @@
 """The real reward service as a process of its own, on free ports, for clients that are processes too."""
 
 import json
-import subprocess
-import sys
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf.client.sync import SyncRewardClient
+from tests.support.forked import Command
 
 START_SECONDS = 120
 
@@ -28,18 +28,18 @@ class RewardProcess:
 @contextmanager
 def serving_reward(model: Path, *flags: str) -> Iterator[RewardProcess]:
     """Serves a reward model in float32, ready, until the block ends."""
-    command = [sys.executable, "-m", "services.reward", "--server.host", "127.0.0.1", "--server.port", "0"]
-    command += ["--server.metrics_port", "0", "--http.port", "0", "--scorer.kind", "model", "--scorer.dtype", "float32"]
+    words = ["--server.host", "127.0.0.1", "--server.port", "0", "--server.metrics_port", "0", "--http.port", "0"]
+    words += ["--scorer.kind", "model", "--scorer.dtype", "float32", "--scorer.path", str(model), *flags]
     with tempfile.NamedTemporaryFile() as log:
-        process = subprocess.Popen([*command, "--scorer.path", str(model), *flags], stderr=log)
+        process = Command("services.reward", *words, output=Path(log.name))
         try:
             yield _wait_until_ready(process, Path(log.name))
         finally:
-            process.terminate()
+            process.send_signal(signal.SIGTERM)
             process.wait(30)
 
 
-def _wait_until_ready(process: "subprocess.Popen[bytes]", log: Path) -> RewardProcess:
+def _wait_until_ready(process: Command, log: Path) -> RewardProcess:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         ports = _ports(log)
