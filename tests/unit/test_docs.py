@@ -1,0 +1,94 @@
+"""README and docs name only what exists: links, anchors, paths, make targets, commands and their flags."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf_cli.lazy import LazyGroup
+from rlhf_cli.main import COMMANDS
+from tests.support.paths import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "deploy").rglob("README.md"))]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+NAMED_PATH = re.compile(r"`((?:rlhf|services|rlhf_cli|protos|tests|deploy|bench|examples|docs|scripts)/[\w./*-]+)`")
+PLACES = ("https://", "http://", "mailto:")
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Returns the anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    plain = (re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).replace("`", "") for heading in headings)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in plain}
+
+
+def broken_links(page: Path) -> list[str]:
+    """Returns the relative links of a page that lead nowhere."""
+    broken = []
+    for link in LINK.findall(page.read_text()):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path) if path else page
+        if link.startswith(PLACES):
+            continue
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors_of(target)):
+            broken.append(link)
+    return broken
+
+
+def missing_paths(page: Path) -> list[str]:
+    """Returns the paths that a page names in code style, seen from the root, of which no file exists."""
+    named = NAMED_PATH.findall(page.read_text())
+    return [path for path in named if not any(ROOT.glob(path.rstrip("/")))]
+
+
+def commands_in(page: Path) -> list[list[str]]:
+    """Returns the words of each `rlhf` and `make` command in the code blocks of a page."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    text = "\n".join(block for language, block in blocks if language in ("", "sh", "console")).replace("\\\n", " ")
+    lines = [line.removeprefix("$ ") for line in text.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if re.match(r"(rlhf|make) [a-z]", line)]
+
+
+def fault_of(words: list[str]) -> str | None:
+    """Returns what a command names that does not exist. Keys of configurations (--training.steps) are not looked at."""
+    if words[0] == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+        return next((word for word in words[1:] if "=" not in word and word not in targets), None)
+    command: Any = LazyGroup("rlhf", "", COMMANDS)
+    rest = words[1:]
+    while hasattr(command, "get_command") and rest:
+        name, rest = rest[0], rest[1:]
+        command = command.get_command(None, name)
+        if command is None:
+            return name
+    flags = {flag for parameter in command.params for flag in parameter.opts} | {"--help"}
+    return next((word for word in rest if re.match(r"--?[a-z][a-z-]*$", word) and word not in flags), None)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_and_their_flags_exist(page: Path):
+    faults = {shlex.join(words): fault for words in commands_in(page) if (fault := fault_of(words))}
+    assert faults == {}
+
+
+def test_a_wrong_command_is_found():
+    assert fault_of(shlex.split("rlhf runs list --nope")) == "--nope"
+    assert fault_of(["rlhf", "nope"]) == "nope"
+    assert fault_of(["make", "nope"]) == "nope"
+    assert fault_of(shlex.split("rlhf train ppo --config x --training.steps 3 --resume")) is None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_paths_exist(page: Path):
+    assert broken_links(page) == []
+    assert missing_paths(page) == []
+
+
+def test_broken_links_and_missing_paths_are_found(tmp_path: Path):
+    page = tmp_path / "page.md"
+    page.write_text("# One `heading`\n[a](#one-heading) [b](#two) [c](none.md) `rlhf/errors.py` `rlhf/none.py`\n")
+    assert broken_links(page) == ["#two", "none.md"]
+    assert missing_paths(page) == ["rlhf/none.py"]
