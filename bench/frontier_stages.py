@@ -9,12 +9,11 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhf.config import Section, load_values
+from rlhf.config import Section, load_values, write_config
 from rlhf.data.prompts import PromptItem, load_prompts
 from rlhf.errors import ConfigError
 from rlhf.models.loading import load_tokenizer
 from rlhf.rollout import Sampling
-from rlhf.toml_files import write_config
 from rlhf_cli.demo.demo import SEEDS, demo_values
 from rlhf_cli.local.supervisor import Supervisor
 from rlhf_cli.pipeline.config import PipelineConfig

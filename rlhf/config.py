@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, get_args, get_origin
 
+import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, EnvSettingsSource, SettingsConfigDict, SettingsError
 
@@ -146,6 +147,12 @@ def load_toml(cls: type[C], path: Path, overrides: Mapping[str, object] | None =
 def load_values(cls: type[C], values: Mapping[str, object], source: str) -> C:
     """Returns the configuration in nested values; `source` says in errors where they stand. Raises: ConfigError."""
     return _validate(cls, {source: values})
+
+
+def write_config(path: Path, config: Section) -> None:
+    """Writes the values that were set, none that is a default, for load_config to read. Raises: OSError."""
+    values = config.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    path.write_text(tomli_w.dumps(values), encoding="utf-8")
 
 
 def _take_config_flag(arguments: list[str]) -> tuple[Path | None, list[str]]:

@@ -8,13 +8,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import tomli_w
 from rich.console import Console
 
 from rlhf.client.policy import PolicyClient
 from rlhf.config import load_values
 from rlhf.data.prompts import load_prompts
 from rlhf.models.loading import load_tokenizer
-from rlhf.toml_files import to_toml
 from rlhf_cli.demo.checkpoint_check import check_checkpoint
 from rlhf_cli.demo.report import REPORT_FILE, write_report
 from rlhf_cli.demo.results import RESULTS_FILE, CheckpointCheck, DemoResults, show, verdict
@@ -77,7 +77,7 @@ def run_demo(run_dir: Path, model: Path | None, changes: Mapping[str, object], c
         values = demo_values({**changes, "run_dir": str(run_dir), "model": str(model)})
         config = load_values(PipelineConfig, values, "the demo")
         pipeline = Pipeline(config, Selection(), phases, source="the demo")
-        with pipeline.started(to_toml(values)):
+        with pipeline.started(tomli_w.dumps(values)):
             check = _Demo(config, pipeline, phases).run()
     results = DemoResults.read(run_dir, check, phases.seconds)
     results.write_json(run_dir / RESULTS_FILE)

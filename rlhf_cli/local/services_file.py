@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Annotated
 
+import tomli_w
 from pydantic import AfterValidator, Field
 
 from rlhf.config import Section, load_toml, suggestion
+from rlhf.files import write_whole
 from rlhf.serving.directory import SERVICES
 
 
@@ -46,10 +48,4 @@ def read_services(path: Path) -> list[ServiceEntry]:
 
 def write_services(path: Path, services: list[ServiceEntry]) -> None:
     """Writes the file anew, whole or not at all."""
-    tables = (
-        "\n".join(["[[service]]", *(f'{key} = "{value}"' for key, value in entry.model_dump().items())])
-        for entry in services
-    )
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("\n\n".join(tables) + "\n", encoding="utf-8")
-    partial.rename(path)
+    write_whole(path, tomli_w.dumps({"service": [entry.model_dump() for entry in services]}))

@@ -9,11 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf.config import Section
+from rlhf.config import Section, write_config
 from rlhf.errors import ConfigError
 from rlhf.files import whole, write_whole
 from rlhf.rollout import Sampling
-from rlhf.toml_files import write_config
 from rlhf_cli.pipeline.config import PipelineConfig
 from rlhf_cli.pipeline.labelling import (
     SampledCompletion,

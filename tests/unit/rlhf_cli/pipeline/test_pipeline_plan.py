@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 from rich.console import Console
 
 from rlhf.config import load_toml, load_values
 from rlhf.errors import ConfigError
-from rlhf.toml_files import to_toml
 from rlhf_cli.pipeline.config import PipelineConfig
 from rlhf_cli.pipeline.phases import Phases
 from rlhf_cli.pipeline.pipeline import Pipeline, Selection, run_pipeline
@@ -151,7 +151,7 @@ def test_an_evaluation_needs_prompts_of_its_own(values: dict[str, Any]) -> None:
 
 def test_a_run_directory_is_not_written_into_by_mistake(values: dict[str, Any], tmp_path: Path) -> None:
     config = tmp_path / "p.toml"
-    config.write_text(to_toml({**values, "dpo": {"dpo": {"beta": 0.1}}}))
+    config.write_text(tomli_w.dumps({**values, "dpo": {"dpo": {"beta": 0.1}}}))
     (tmp_path / "run").mkdir()
     (tmp_path / "run/notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="it is not empty; choose another directory"):

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from rlhf.config import load_toml
-from rlhf.toml_files import to_toml, write_config
+from pydantic import Field
+
+from rlhf.config import Section, load_toml, write_config
 from rlhf_cli.demo.demo import demo_values
 from rlhf_cli.pipeline.trainings import TRAININGS, build_config
 
@@ -19,9 +20,24 @@ def test_the_configurations_that_are_written_read_back_equal(tmp_path: Path) -> 
             assert load_toml(type(config), tmp_path / "config.toml") == config
 
 
-def test_toml_has_plain_values_before_sections_and_names_nested_ones_in_full() -> None:
-    assert to_toml({"a": {"x": 1, "b": {"y++": 2}}}) == '[a]\nx = 1\n\n[a.b]\n"y++" = 2\n'
-    assert (
-        to_toml({"a": {"x": [1, 2]}, "b": 'it\'s "b"', "c": True})
-        == 'b = "it\'s \\"b\\""\nc = true\n\n[a]\nx = [1, 2]\n'
-    )
+class Inner(Section):
+    names: list[str] = Field(default=[])
+    """What stands in it."""
+
+
+class Outer(Section):
+    text: str = "default"
+    """Any text."""
+    share: float = 0.5
+    """Any number."""
+    absent: int | None = None
+    """None is not written."""
+    inner: Inner = Inner()
+    """A section."""
+
+
+def test_values_that_need_quoting_are_read_back_and_defaults_are_not_written(tmp_path: Path) -> None:
+    config = Outer(text='it\'s "b"\n\\ \u2028 é', absent=None, inner=Inner(names=["a = 1", "[b]"]))
+    write_config(tmp_path / "config.toml", config)
+    assert load_toml(Outer, tmp_path / "config.toml") == config
+    assert "share" not in (tmp_path / "config.toml").read_text()
