@@ -133,8 +133,8 @@ class PipelineConfig(Section):
 
     def table(self, name: str) -> TrainingTable | None:
         """Returns the table of a training, by its name in the file; None if it is absent or `enabled = false`."""
-        field = {"reinforce++": "reinforce_plus_plus", "online-dpo": "online_dpo"}.get(name, name)
-        table: TrainingTable | None = getattr(self, field)
+        fields = {field.alias or each: each for each, field in type(self).model_fields.items()}
+        table: TrainingTable | None = getattr(self, fields[name])
         return None if table is None or table.get("enabled") is False else table
 
     @model_validator(mode="after")

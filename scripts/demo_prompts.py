@@ -1,7 +1,7 @@
 """The demo's prompts, combined from hand-made parts: everyday short-writing requests, mostly about small troubles.
 
 A small model answers them at length, so that there is room for a policy to become brief. Training and held-out prompts
-share neither a subject nor a form of request. `python -m rlhf_cli.demo.make_prompts` rewrites the two committed
+share neither a subject nor a form of request. `python scripts/demo_prompts.py` rewrites the two committed
 files; a test proves that they are in step with this one.
 """
 
@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-DATA_FOLDER = Path(__file__).parent / "data"
+DATA_FOLDER = Path(__file__).parents[1] / "rlhf_cli/demo/data"
 FORMS_PER_TRAIN_SUBJECT = 6
 
 TRAIN_FORMS = (
