@@ -20,18 +20,21 @@ def explain_fault(
     cls: type[BaseModel], loc: tuple[int | str, ...], fault: dict[str, Any], sources: Mapping[str, Mapping[str, Any]]
 ) -> str:
     """Returns one line on one fault: where it came from, the dotted path, the value, the remedy."""
+    _, around, kinds = _follow(cls, loc[:-1])
+    loc, sections, _ = _follow(cls, loc)
     path = ".".join(map(str, loc))
-    if fault["type"] == "missing":
-        names = " and ".join(_required(cls, loc))
-        # An entry of a list has no flag of its own.
-        flag = "" if any(isinstance(part, int) for part in loc) else f" or as --{names.split()[0]}"
-        return f"{names} is required: set it in the TOML file{flag}"
     origin = next((name for name, values in reversed(list(sources.items())) if _has(values, loc)), "")
     prefix = f"{origin}: " if origin else ""
-    if fault["type"] == "extra_forbidden":
-        section = _section_at(cls, loc[:-1])
-        known = section.model_fields if section else ()
-        return f"{prefix}unknown key '{path}'{suggestion(str(loc[-1]), known)}"
+    match fault["type"]:
+        case "missing" | "union_tag_not_found":
+            names = " and ".join(_required(path, sections))
+            # An entry of a list has no flag of its own.
+            flag = "" if any(isinstance(part, int) for part in loc) else f" or as --{names.split()[0]}"
+            return f"{names} is required: set it in the TOML file{flag}"
+        case "union_tag_invalid":
+            return f"{prefix}{path}.{KIND} is '{fault['ctx']['tag']}'; it should be {fault['ctx']['expected_tags']}"
+        case "extra_forbidden":
+            return prefix + _explain_unknown(path, str(loc[-1]), around, kinds)
     message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     verb = "it should be " if fault["msg"].startswith("Input should be ") else ""
     # A section is not shown whole: the message says which of its keys it is about.
@@ -41,13 +44,27 @@ def explain_fault(
     return f"{prefix}{subject}{verb}{message}"
 
 
-def _required(cls: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+def _explain_unknown(path: str, key: str, sections: Sequence[type[BaseModel]], kinds: Sequence[type[BaseModel]]) -> str:
+    """Returns what is wrong with a key that its section has not: another kind's, or nobody's."""
+    takers = [kind for section in kinds if key in section.model_fields for kind in kinds_of(section)]
+    if takers:
+        (own,) = (kind for section in sections for kind in kinds_of(section))
+        place = f"{path.removesuffix(key)}{KIND}"
+        return f"'{path}' is a key of {place} {_either(takers)}, not of {own}; leave it out, or set {place}"
+    return f"unknown key '{path}'{suggestion(key, [name for section in sections for name in section.model_fields])}"
+
+
+def _either(words: Sequence[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _required(path: str, sections: Sequence[type[BaseModel]]) -> list[str]:
     """Returns the dotted paths that must be given at a missing place: the place itself, or a section's own fields."""
-    section = _section_at(cls, loc)
-    path = ".".join(map(str, loc))
-    if section is None:
-        return [path]
-    return [f"{path}.{name}" for name, field in section.model_fields.items() if field.is_required()]
+    if len(sections) > 1:
+        return [f"{path}.{KIND}"]
+    names = [f"{path}.{name}" for each in sections for name, field in each.model_fields.items() if field.is_required()]
+    return names or [path]
 
 
 def _holds_sections(values: Sequence[Any]) -> bool:
@@ -70,23 +87,49 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(repr(each) for each in words)}"
 
 
-def section_of(cls: type[BaseModel], field: str, *, in_list: bool = False) -> type[BaseModel] | None:
-    """Returns the class of a field that is a section, or may be one, or (in_list) is a list of them; else None."""
-    annotation = cls.model_fields[field].annotation
-    for each in (annotation, *get_args(annotation)):
-        if isinstance(each, type) and issubclass(each, BaseModel):
-            return None if get_origin(annotation) is list and not in_list else each
-    return None
+KIND = "kind"
+"""The key by which sections are told apart where a field may have one of several: a discriminated union."""
 
 
-def _section_at(cls: type[BaseModel], loc: Sequence[int | str]) -> type[BaseModel] | None:
-    """Returns the class of the section at a place, entries of lists counted; None if there is none."""
-    section: type[BaseModel] | None = cls
+def kinds_of(section: type[BaseModel]) -> tuple[str, ...]:
+    """Returns the values of its KIND by which a section of a union is chosen; none if it has no such key."""
+    field = section.model_fields.get(KIND)
+    return () if field is None else get_args(field.annotation)
+
+
+def sections_of(cls: type[BaseModel], field: str, *, in_list: bool = False) -> list[type[BaseModel]]:
+    """Returns the classes that a field's section may have, or (in_list) those of its entries; none for other fields."""
+
+    def found(annotation: Any) -> list[type[BaseModel]]:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            return [annotation]
+        if get_origin(annotation) is list and not in_list:
+            return []
+        return [section for each in get_args(annotation) for section in found(each)]
+
+    return found(cls.model_fields[field].annotation)
+
+
+def _follow(
+    cls: type[BaseModel], loc: Sequence[int | str]
+) -> tuple[tuple[int | str, ...], list[type[BaseModel]], list[type[BaseModel]]]:
+    """Follows the place of a fault, as pydantic names it, from a class.
+
+    Returns:
+        The place without the kinds of unions, which pydantic names too; the sections that stand there; and all that
+        might, for another kind.
+    """
+    path: list[int | str] = []
+    sections, kinds = [cls], [cls]
     for part in loc:
+        if isinstance(part, str) and len(sections) > 1:
+            sections = [each for each in kinds if part in kinds_of(each)]
+            continue
+        path.append(part)
         if isinstance(part, str):
-            known = section is not None and part in section.model_fields
-            section = section_of(section, part, in_list=True) if section is not None and known else None
-    return section
+            takers = [section for section in sections if part in section.model_fields]
+            sections = kinds = [each for section in takers for each in sections_of(section, part, in_list=True)]
+    return tuple(path), sections, kinds
 
 
 C = TypeVar("C", bound=BaseModel)
@@ -181,12 +224,13 @@ def _refuse_unknown_variables(cls: type[BaseModel], prefix: str) -> None:
     for variable in os.environ:
         if not variable.upper().startswith(prefix):
             continue
-        section: type[BaseModel] | None = cls
+        sections: Sequence[type[BaseModel]] = [cls]
         for part in variable[len(prefix) :].lower().split("__"):
-            if section is None or part not in section.model_fields:
-                known = section.model_fields if section else ()
+            takers = [section for section in sections if part in section.model_fields]
+            if not takers:
+                known = {name for section in sections for name in section.model_fields}
                 raise ConfigError(f"environment variable {variable}: unknown key '{part}'{suggestion(part, known)}")
-            section = section_of(section, part)
+            sections = [each for section in takers for each in sections_of(section, part)]
 
 
 def _validate(cls: type[C], sources: Mapping[str, Mapping[str, Any]]) -> C:
@@ -223,8 +267,8 @@ def _explain_flag_error(message: str, cls: type[BaseModel], prog: str) -> str:
 def _flags(cls: type[BaseModel], prefix: str = "") -> list[str]:
     names = []
     for field in cls.model_fields:
-        section = section_of(cls, field)
-        names += _flags(section, f"{prefix}{field}.") if section else [prefix + field]
+        sections = sections_of(cls, field)
+        names += [flag for section in sections for flag in _flags(section, f"{prefix}{field}.")] or [prefix + field]
     return names
 
 

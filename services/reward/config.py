@@ -2,7 +2,7 @@
 
 from pydantic import Field, field_validator
 
-from rlhf.config import Port, Section
+from rlhf.config import KIND, Port, Section
 from rlhf.serving.batching.limits import BatchLimitsConfig
 from rlhf.serving.config import HttpConfig, ServerConfig
 from rlhf.serving.directory import REWARD
@@ -52,7 +52,7 @@ class RewardConfig(Section):
     """Serves rewards over gRPC and HTTP."""
 
     server: RewardServerConfig = RewardServerConfig()
-    scorer: ScorerConfig
+    scorer: ScorerConfig = Field(discriminator=KIND)
     limits: LimitsConfig = LimitsConfig()
     http: RewardHttpConfig = RewardHttpConfig()
     models: ModelsConfig = ModelsConfig()

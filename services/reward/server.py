@@ -15,8 +15,7 @@ from services.reward.core import RewardCore
 from services.reward.http import DESCRIPTION, TITLE, reward_routes
 from services.reward.loading import ModelLoader
 from services.reward.metrics import RewardMetrics
-from services.reward.scorers.config import reloaded
-from services.reward.scorers.factory import build_scorer
+from services.reward.scorers.config import build_scorer, reloaded
 from services.reward.servicer import RewardServicer
 from services.reward.watch.watch import RewardWatch
 

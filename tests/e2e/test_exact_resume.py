@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from services.reward.config import ScorerConfig
+from services.reward.scorers.config import scorer_config
 from tests.support.forked import Command
 from tests.support.real_services import Targets, serving
 
@@ -263,7 +263,7 @@ def kill_and_compare(moments: list[Moment], chance: random.Random, disturbed: Ru
 def test_a_run_killed_in_every_phase_ends_with_the_bits_of_one_that_was_not(
     tmp_path: Path, tiny_model_path: Path, tiny_reward_path: Path
 ) -> None:
-    scorer = ScorerConfig(kind="model", path=str(tiny_reward_path), dtype="float32", device="cpu")
+    scorer = scorer_config(kind="model", path=str(tiny_reward_path), dtype="float32", device="cpu")
     with serving(tiny_model_path, scorer, single_items=True) as targets:
         disturbed, undisturbed = (
             make_run("ppo", tmp_path / name, tiny_model_path, tiny_reward_path, targets) for name in ("one", "other")
@@ -277,7 +277,7 @@ def test_a_killed_run_that_samples_ahead_takes_its_accepted_steps_again_bit_by_b
     tmp_path: Path, tiny_model_path: Path, tiny_reward_path: Path
 ) -> None:
     """What was in flight at a kill is sampled anew, perhaps by other versions; what was accepted is what it was."""
-    scorer = ScorerConfig(kind="model", path=str(tiny_reward_path), dtype="float32", device="cpu")
+    scorer = scorer_config(kind="model", path=str(tiny_reward_path), dtype="float32", device="cpu")
     with serving(tiny_model_path, scorer, single_items=True) as targets:
         run = make_run("ppo", tmp_path / "ahead", tiny_model_path, tiny_reward_path, targets, lag=1)
         taken: dict[float, dict[str, float]] = {}
@@ -301,9 +301,9 @@ def test_a_killed_run_that_samples_ahead_takes_its_accepted_steps_again_bit_by_b
 def test_twenty_kills_at_random_moments_leave_no_trace(
     tmp_path: Path, tiny_model_path: Path, tiny_reward_path: Path, algorithm: str
 ) -> None:
-    scorer = ScorerConfig(kind="model", path=str(tiny_reward_path), dtype="float32", device="cpu")
+    scorer = scorer_config(kind="model", path=str(tiny_reward_path), dtype="float32", device="cpu")
     if algorithm == "grpo":
-        scorer = ScorerConfig(kind="pattern", pattern="[a-z]", tokenizer=str(tiny_model_path))
+        scorer = scorer_config(kind="pattern", pattern="[a-z]", tokenizer=str(tiny_model_path))
     with serving(tiny_model_path, scorer, single_items=True) as targets:
         disturbed, undisturbed = (
             make_run(algorithm, tmp_path / name, tiny_model_path, tiny_reward_path, targets)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from rlhf.models.loading import load_policy
-from services.reward.config import ScorerConfig
+from services.reward.scorers.config import scorer_config
 from tests.support.forked import Command
 from tests.support.policy_processes import PolicyProcess, policy_processes, start_policy
 from tests.support.ports import free_port
@@ -132,7 +132,7 @@ def run_in_chaos(
     """Trains to the end while replicas are killed and added; checks the end, and what was trained on."""
     words = ("a", "bc", "def", "ghij", "klm", "no", "p")
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"say {word}"}) + "\n" for word in words))
-    scorer = ScorerConfig(kind="pattern", pattern="[a-z]", tokenizer=str(model))
+    scorer = scorer_config(kind="pattern", pattern="[a-z]", tokenizer=str(model))
     with serving(model, scorer) as targets, policy_processes() as processes:
         chaos = Chaos(folder, model, processes, generate_seconds=seconds)
         for _ in range(replicas):

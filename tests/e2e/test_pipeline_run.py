@@ -16,7 +16,7 @@ from typing import Any
 from rlhf.models.loading import load_policy
 from rlhf_cli.main import main
 from rlhf_cli.pipeline.lineage import Digests
-from services.reward.config import ScorerConfig
+from services.reward.scorers.config import scorer_config
 from tests.support.real_services import Targets, serving
 
 PIPELINE = """
@@ -94,7 +94,7 @@ def test_a_pipeline_that_was_killed_goes_on_with_the_stage_that_was_running(
     tmp_path: Path, tiny_model_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    scorer = ScorerConfig(kind="length", tokenizer=str(tiny_model_path))
+    scorer = scorer_config(kind="length", tokenizer=str(tiny_model_path))
     with serving(tiny_model_path, scorer) as targets:
         config = write_pipeline(tmp_path, tiny_model_path, targets)
         run_and_kill(config, run_dir)

@@ -14,7 +14,7 @@ from rlhf.client.policy import PolicyClient
 from rlhf.errors import ConfigError
 from rlhf.models.loading import load_policy
 from rlhf.models.weights import checkpoint_manifest
-from services.reward.config import ScorerConfig
+from services.reward.scorers.config import scorer_config
 from services.trainer.config.online import PpoRunConfig
 from services.trainer.server import run_online
 from services.trainer.state.checkpoint import CheckpointFolder, read_state
@@ -81,7 +81,7 @@ def test_a_run_raises_the_reward_and_the_policy_serves_what_was_learned(
     tmp_path: Path, tiny_model_path: Path, tiny_reward_path: Path
 ) -> None:
     # One point for every small letter: 26 of the 260 tokens, so about 1.2 of 12 at random.
-    scorer = ScorerConfig(kind="pattern", pattern="[a-z]", pattern_mode="count", tokenizer=str(tiny_model_path))
+    scorer = scorer_config(kind="pattern", pattern="[a-z]", pattern_mode="count", tokenizer=str(tiny_model_path))
     with serving(tiny_model_path, scorer) as targets:
         config = make_config(tmp_path, tiny_model_path, tiny_reward_path, targets)
         output = run(config)
@@ -103,7 +103,7 @@ def test_a_run_raises_the_reward_and_the_policy_serves_what_was_learned(
 def test_a_resumed_run_goes_on_where_it_stopped_and_ends_with_the_same_weights(
     tmp_path: Path, tiny_model_path: Path, tiny_reward_path: Path
 ) -> None:
-    scorer = ScorerConfig(kind="model", path=str(tiny_reward_path), dtype="float32", device="cpu")
+    scorer = scorer_config(kind="model", path=str(tiny_reward_path), dtype="float32", device="cpu")
     (tmp_path / "whole").mkdir()
     (tmp_path / "halves").mkdir()
     with serving(tiny_model_path, scorer) as targets:

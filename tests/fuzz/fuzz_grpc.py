@@ -12,8 +12,7 @@ from google.protobuf.message import DecodeError
 with atheris.instrument_imports(include=["services.reward", "rlhf.serving"]):
     from rlhf.errors import InvalidRequestError
     from rlhf.v1 import reward_pb2
-    from services.reward.config import ScorerConfig
-    from services.reward.scorers.factory import build_scorer
+    from services.reward.scorers.config import build_scorer, scorer_config
     from services.reward.servicer import RewardServicer
     from tests.fuzz.fuzzing import fuzz
     from tests.support.reward_app import RewardApp, reward_app
@@ -75,6 +74,6 @@ def seeds() -> list[bytes]:
 
 
 if __name__ == "__main__":
-    with reward_app(build_scorer(ScorerConfig(kind="length")), max_items=64) as app:
+    with reward_app(build_scorer(scorer_config(kind="length")), max_items=64) as app:
         servicer = RewardServicer(app.core)
         fuzz(lambda data: test_one_input(app, servicer, data), seeds())

@@ -11,8 +11,7 @@ import random
 import atheris
 
 with atheris.instrument_imports(include=["services.reward", "rlhf.serving"]):
-    from services.reward.config import ScorerConfig
-    from services.reward.scorers.factory import build_scorer
+    from services.reward.scorers.config import build_scorer, scorer_config
     from tests.fuzz.fuzzing import fuzz
     from tests.support.reward_app import JSON, POST_ROUTES, VALID_BODIES, RewardApp, places, reward_app
 
@@ -70,5 +69,5 @@ def mutated(data: bytes, max_size: int, seed: int) -> bytes:
 
 
 if __name__ == "__main__":
-    with reward_app(build_scorer(ScorerConfig(kind="length")), max_body_bytes=100_000, max_items=64) as app:
+    with reward_app(build_scorer(scorer_config(kind="length")), max_body_bytes=100_000, max_items=64) as app:
         fuzz(lambda data: test_one_input(app, data), seeds(), mutated)

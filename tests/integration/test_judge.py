@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from rlhf.errors import ConfigError
-from services.reward.scorers.config import JudgeConfig
+from services.reward.scorers.judge.config import JudgeConfig
 from services.reward.scorers.judge.scorer import JudgeScorer, build_judge_scorer
 from services.reward.scorers.scorer import ErrorCode, PairScorer, ScoreError, ScorerError, TextPair
 from tests.support.fake_judge import FIRST_PLACE, KEY, FakeJudge, serving, sigmoid

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from rlhf.errors import ConfigError
-from services.reward.config import ScorerConfig
+from services.reward.scorers.config import scorer_config
 from services.trainer.config.offline import (
     DpoConfig,
     DpoDataConfig,
@@ -33,7 +33,7 @@ from tests.support.ports import free_port
 from tests.support.real_services import serving
 
 QUIET = Console(quiet=True)
-RULE = ScorerConfig(kind="length")
+RULE = scorer_config(kind="length")
 
 
 def write_jsonl(path: Path, rows: Sequence[object]) -> Path:

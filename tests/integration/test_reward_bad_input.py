@@ -13,8 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from rlhf.v1 import reward_pb2
-from services.reward.config import ScorerConfig
-from services.reward.scorers.factory import build_scorer
+from services.reward.scorers.config import ScorerConfig, build_scorer, scorer_config
 from tests.support.number_scorer import NumberScorer, until
 from tests.support.reward_over_grpc import OWN_CONNECTION, connected, serving_scorer, text_item, token_item
 from tests.support.tiny_model import MAX_SEQUENCE_TOKENS, VOCAB_SIZE
@@ -26,14 +25,14 @@ GOOD = token_item([2, 5], [6, 7])
 
 
 @pytest.fixture(scope="module")
-def scorer_config(tiny_reward_path: Path) -> ScorerConfig:
-    return ScorerConfig(kind="model", path=str(tiny_reward_path), dtype="float32", device="cpu")
+def model_config(tiny_reward_path: Path) -> ScorerConfig:
+    return scorer_config(kind="model", path=str(tiny_reward_path), dtype="float32", device="cpu")
 
 
 @pytest.fixture
-async def target(scorer_config: ScorerConfig) -> AsyncIterator[str]:
+async def target(model_config: ScorerConfig) -> AsyncIterator[str]:
     """A service around the tiny model that takes texts of up to 100,000 characters; ready before and after the test."""
-    scorer = await asyncio.to_thread(build_scorer, scorer_config)
+    scorer = await asyncio.to_thread(build_scorer, model_config)
     async with serving_scorer(scorer, max_text_characters=100_000) as (target, _):
         yield target
         assert await is_serving(target)

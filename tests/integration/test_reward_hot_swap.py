@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry
 
 from rlhf.v1 import reward_pb2
 from services.reward.comparing import sigmoid
-from services.reward.config import ModelsConfig, RewardConfig, ScorerConfig
+from services.reward.config import ModelsConfig, RewardConfig
 from services.reward.metrics import RewardMetrics
-from services.reward.scorers.factory import build_scorer
+from services.reward.scorers.config import ScorerConfig, build_scorer, scorer_config
 from services.reward.scorers.scorer import ScoreError, TokenPair
 from services.reward.server import make_core
 from tests.support.reward_over_grpc import connected, serving, token_item
@@ -29,7 +29,7 @@ Expected = dict[str, list[float]]
 
 
 def config_of(path: Path) -> ScorerConfig:
-    return ScorerConfig(kind="model", path=str(path), dtype="float32", device="cpu")
+    return scorer_config(kind="model", path=str(path), dtype="float32", device="cpu")
 
 
 def expect(paths: list[Path]) -> Expected:

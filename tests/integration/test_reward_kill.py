@@ -20,7 +20,7 @@ from rich.console import Console
 
 from rlhf.client.reward import Reward, RewardClient, ScoreItem
 from rlhf_cli.local.supervisor import is_serving
-from services.reward.config import ScorerConfig
+from services.reward.scorers.config import scorer_config
 from services.trainer.config.online import PpoRunConfig
 from services.trainer.rollouts.journal_file import read_lines
 from services.trainer.server import run_online
@@ -163,7 +163,7 @@ def journaled(config: PpoRunConfig, step: int) -> list[dict[str, Any]]:
 async def test_a_killed_scorer_costs_no_reward_and_makes_up_none(
     tmp_path: Path, tiny_model_path: Path, tiny_reward_path: Path
 ) -> None:
-    rule = ScorerConfig(kind="length", tokenizer=str(tiny_model_path))  # a reward service that nobody asks
+    rule = scorer_config(kind="length", tokenizer=str(tiny_model_path))  # a reward service that nobody asks
     with serving(tiny_model_path, rule) as others, running(RewardProcess(tmp_path, tiny_reward_path)) as reward:
         targets: dict[str, object] = {
             "policy_targets": [others.policy],

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.client.reward import Comparison, ComparisonItem, Reward, RewardClient, RewardError, ScoreItem
-from services.reward.config import ScorerConfig
+from services.reward.scorers.config import ScorerConfig, scorer_config
 from tests.support.fake_judge import FakeJudge, serving, sigmoid
 from tests.support.real_services import make_reward
 
@@ -51,7 +51,7 @@ def summary(results: list[Reward | RewardError]) -> list[float | str]:
 async def test_what_a_users_scorer_does_to_itself_is_one_items_error(tmp_path: Path, tiny_model_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN_SCORER)
     python = {"target": "own:Own", "path": str(tmp_path), "timeout_seconds": 1}
-    config = ScorerConfig.model_validate({"kind": "python", "tokenizer": str(tiny_model_path), "python": python})
+    config = scorer_config(**{"kind": "python", "tokenizer": str(tiny_model_path), "python": python})
     async with connected(config) as client:
         model = await client.get_model()
         assert model.model_name == "own:Own"
@@ -71,7 +71,7 @@ async def test_what_a_users_scorer_does_to_itself_is_one_items_error(tmp_path: P
 async def test_a_judge_scores_and_compares_behind_the_service() -> None:
     with serving(FakeJudge().app) as endpoint:
         judge = {"endpoint": endpoint, "model": "fake", "timeout_seconds": 10}
-        async with connected(ScorerConfig.model_validate({"kind": "judge", "judge": judge})) as client:
+        async with connected(scorer_config(**{"kind": "judge", "judge": judge})) as client:
             first, failed = (await client.score(items("2", "refuse"))).results
             assert isinstance(first, Reward)
             assert first.reward == pytest.approx(sigmoid(2))
@@ -94,7 +94,7 @@ async def test_a_judge_scores_and_compares_behind_the_service() -> None:
 async def test_a_judge_that_went_away_is_an_error_to_be_asked_again() -> None:
     with serving(FakeJudge().app) as endpoint:
         judge = {"endpoint": endpoint, "model": "fake", "max_retries": 0}
-        config = ScorerConfig.model_validate({"kind": "judge", "judge": judge})
+        config = scorer_config(**{"kind": "judge", "judge": judge})
     async with connected(config) as client:
         results = (await client.score(items("1", "2"))).results
         assert summary(results) == ["unavailable"] * 2

@@ -26,10 +26,10 @@ from rlhf.models.loading import load_tokenizer, tokenizer_digest
 from rlhf.serving.directory import REWARD
 from rlhf.serving.server import ServiceServer
 from rlhf.v1 import reward_pb2, reward_pb2_grpc
-from services.reward.config import LimitsConfig, RewardServerConfig, ScorerConfig
+from services.reward.config import LimitsConfig, RewardServerConfig
 from services.reward.core import RewardCore
 from services.reward.metrics import RewardMetrics
-from services.reward.scorers.factory import build_scorer
+from services.reward.scorers.config import build_scorer, scorer_config
 from services.reward.scorers.scorer import Scorer, ScorerInfo, TextPair, TokenPair
 from services.reward.servicer import RewardServicer
 from tests.support.tiny_model import ASSISTANT_ID, EOS_ID, USER_ID, make_tiny_reward_model
@@ -82,7 +82,7 @@ async def served(build: Callable[[], Scorer[Any]], **limits: Any) -> AsyncIterat
 
 
 def model(path: Path) -> Callable[[], Scorer[Any]]:
-    return partial(build_scorer, ScorerConfig(kind="model", path=str(path), dtype="float32", device="cpu"))
+    return partial(build_scorer, scorer_config(kind="model", path=str(path), dtype="float32", device="cpu"))
 
 
 def rewards_of(results: list[Reward | RewardError]) -> list[float]:
@@ -159,7 +159,7 @@ async def test_an_ensembles_spread_reaches_the_caller_and_a_single_models_is_abs
     tiny_reward_path: Path, tmp_path: Path
 ):
     paths = [str(tiny_reward_path), str(make_tiny_reward_model(tmp_path / "second", seed=1))]
-    config = ScorerConfig(kind="ensemble", paths=paths, combine="worst", dtype="float32", device="cpu")
+    config = scorer_config(kind="ensemble", paths=paths, combine="worst", dtype="float32", device="cpu")
     item = ScoreItem.tokens([2, 5], [6, 7])
     singles: list[float] = []
     for path in paths:

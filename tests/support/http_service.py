@@ -16,10 +16,10 @@ from rlhf.serving.directory import REWARD
 from rlhf.serving.http.app import HttpServer
 from rlhf.serving.server import ServiceServer
 from rlhf.v1 import reward_pb2_grpc
-from services.reward.config import LimitsConfig, RewardHttpConfig, RewardServerConfig, ScorerConfig
+from services.reward.config import LimitsConfig, RewardHttpConfig, RewardServerConfig
 from services.reward.core import RewardCore
 from services.reward.metrics import RewardMetrics
-from services.reward.scorers.factory import build_scorer
+from services.reward.scorers.config import build_scorer, scorer_config
 from services.reward.scorers.scorer import Scorer
 from services.reward.server import make_http_server
 from services.reward.servicer import RewardServicer
@@ -87,12 +87,12 @@ async def served(
 
 def tiny_model(path: Path) -> Callable[[], Scorer[Any]]:
     """Returns what loads the tiny reward model."""
-    return partial(build_scorer, ScorerConfig(kind="model", path=str(path), dtype="float32", device="cpu"))
+    return partial(build_scorer, scorer_config(kind="model", path=str(path), dtype="float32", device="cpu"))
 
 
 def length_rule() -> Scorer[Any]:
     """Returns the rule that pays 1 - |characters - 200| / 200."""
-    return build_scorer(ScorerConfig(kind="length"))
+    return build_scorer(scorer_config(kind="length"))
 
 
 class Known(NamedTuple):

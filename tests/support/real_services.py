@@ -23,10 +23,11 @@ from services.reference.core import ReferenceCore, ReferenceMetrics
 from services.reference.server import build_scorer as build_reference_scorer
 from services.reference.servicer import ReferenceServicer
 from services.reward.config import LimitsConfig as RewardLimits
-from services.reward.config import RewardServerConfig, ScorerConfig
+from services.reward.config import RewardServerConfig
 from services.reward.core import RewardCore
 from services.reward.metrics import RewardMetrics
-from services.reward.scorers.factory import build_scorer as build_reward_scorer
+from services.reward.scorers.config import ScorerConfig
+from services.reward.scorers.config import build_scorer as build_reward_scorer
 from services.reward.servicer import RewardServicer
 
 LOCAL = {"host": "127.0.0.1", "port": 0, "metrics_port": 0, "drain_seconds": 0.0}

@@ -14,10 +14,10 @@ from prometheus_client import CollectorRegistry
 from rlhf.serving.directory import REWARD
 from rlhf.serving.server import ServiceServer
 from rlhf.v1 import reward_pb2_grpc
-from services.reward.config import LimitsConfig, RewardHttpConfig, RewardServerConfig, ScorerConfig
+from services.reward.config import LimitsConfig, RewardHttpConfig, RewardServerConfig
 from services.reward.core import RewardCore
 from services.reward.metrics import RewardMetrics
-from services.reward.scorers.factory import build_scorer
+from services.reward.scorers.config import build_scorer, scorer_config
 from services.reward.server import make_http_server
 from services.reward.servicer import RewardServicer
 
@@ -56,7 +56,7 @@ async def post(http: str, path: str, body: Any = None, *, token: str | None = No
 async def secured_service(**server: Any) -> AsyncIterator[Secured]:
     """Gives the service, ready. Args: server: fields of RewardServerConfig."""
     registry = CollectorRegistry()
-    core = RewardCore(partial(build_scorer, ScorerConfig(kind="length")), LimitsConfig(), RewardMetrics(registry))
+    core = RewardCore(partial(build_scorer, scorer_config(kind="length")), LimitsConfig(), RewardMetrics(registry))
     http_server = make_http_server(core, RewardHttpConfig(port=0), "127.0.0.1")
     service = ServiceServer(
         REWARD,

@@ -3,10 +3,10 @@
 from typing import assert_never
 
 from rlhf.serving.token_checks import fault_of_ids
-from services.reward.scorers.rules import Decoder
 from services.reward.scorers.scorer import (
     ChatMessage,
     Conversation,
+    Decoder,
     ErrorCode,
     Item,
     RawPair,

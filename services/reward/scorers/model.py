@@ -11,14 +11,13 @@ from blake3 import blake3
 
 from rlhf.errors import ConfigError
 from rlhf.models import attention
-from rlhf.models.loading import resolve_device
+from rlhf.models.loading import DtypeName, resolve_device
 from rlhf.models.scalar_model import ScalarModel
 from rlhf.models.sequences import pad_whole
 from rlhf.models.token_scores import sequence_scores
 from rlhf.models.weights import tensor_bytes
 from rlhf.serving.token_checks import fault_of_ids
 from rlhf.weights import tensor_digest
-from services.reward.scorers.config import PartConfig
 from services.reward.scorers.scorer import (
     Conversation,
     ErrorCode,
@@ -110,14 +109,22 @@ class ModelScorer:
             torch.cuda.empty_cache()
 
 
-def load_model_scorer(config: PartConfig, field: str = "scorer.path") -> ModelScorer:
-    """Returns the scorer of a checkpoint. Raises: ConfigError naming `field` if the directory holds no reward model."""
-    device = resolve_device(config.device, "scorer.device")
-    tokenizer = PairTokenizer(config.path, field)
-    model = ScalarModel.load(config.path, dtype=config.dtype, field=field)
+def load_model_scorer(path: str, dtype: DtypeName, device_name: str, field: str = "scorer.path") -> ModelScorer:
+    """Returns the scorer of a checkpoint.
+
+    Args:
+        path: its folder.
+        dtype: of the weights.
+        device_name: "auto", "cpu", "cuda" or "cuda:N".
+        field: where the path is configured, for errors.
+    Raises: ConfigError if the directory holds no reward model.
+    """
+    device = resolve_device(device_name, "scorer.device")
+    tokenizer = PairTokenizer(path, field)
+    model = ScalarModel.load(path, dtype=dtype, field=field)
     backbone = model.backbone.config.get_text_config()
     info = ScorerInfo(
-        name=config.path,
+        name=path,
         version=_version(model, tokenizer),
         tokenizer_digest=tokenizer.digest,
         # Some architectures know no limit.

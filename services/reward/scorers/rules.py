@@ -10,13 +10,16 @@
 import re
 from collections.abc import Callable
 from itertools import islice
-from typing import Any, Protocol, assert_never
+from typing import Any, Literal, assert_never
 
 from blake3 import blake3
+from pydantic import Field, field_validator
 
 from rlhf.serving.token_checks import fault_of_ids
+from services.reward.scorers.part import TextScorerSection
 from services.reward.scorers.scorer import (
     Conversation,
+    Decoder,
     ErrorCode,
     Item,
     RawPair,
@@ -34,24 +37,6 @@ MAX_SENTIMENT_CHARACTERS = 10_000
 """VADER's time grows with the square of the words: half a second here, a minute at ten times the length."""
 
 Rule = Callable[[str], float]
-
-
-class Decoder(Protocol):
-    """Turns token ids into text: the part of a tokenizer that rules need."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Ids from 0 to vocab_size - 1 are known."""
-
-    @property
-    def digest(self) -> str:
-        """Digest of the vocabulary and special ids."""
-
-    def decode(self, ids: list[int]) -> str:
-        """Returns the text, special tokens left out."""
-
-    def without_special_tokens(self, text: str) -> str:
-        """Returns a text without the special tokens that are written out in it."""
 
 
 def length_rule(target: int, unit: str) -> Rule:
@@ -178,3 +163,54 @@ class RuleScorer:
 
     def close(self) -> None:
         """Does nothing: a rule holds nothing."""
+
+
+class LengthConfig(TextScorerSection):
+    """Pays for a length."""
+
+    kind: Literal["length"]
+    target_length: int = Field(default=200, ge=1)
+    """length: the length that earns most."""
+    length_unit: Literal["characters", "words"] = "characters"
+    """length: what is counted."""
+
+    def build(self) -> RuleScorer:
+        """Returns the rule. Raises: ConfigError."""
+        settings: dict[str, Any] = {"target": self.target_length, "unit": self.length_unit}
+        return RuleScorer(self.kind, settings, length_rule(**settings), self.decoder())
+
+
+class PatternConfig(TextScorerSection):
+    """Pays for a pattern's matches."""
+
+    kind: Literal["pattern"]
+    pattern: str = ""
+    """pattern: a Python regular expression, searched in the completion."""
+    pattern_mode: Literal["match", "count"] = "match"
+    """pattern: match is 1 if it is found and 0 if not; count is the number of matches, up to 100."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _require_pattern(cls, value: str) -> str:
+        if not value:
+            raise ValueError("kind pattern needs a regular expression: --scorer.pattern REGEX")
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}; mend it, or escape what is meant literally") from None
+        return value
+
+    def build(self) -> RuleScorer:
+        """Returns the rule. Raises: ConfigError."""
+        settings = {"pattern": self.pattern, "mode": self.pattern_mode}
+        return RuleScorer(self.kind, settings, pattern_rule(**settings), self.decoder())
+
+
+class SentimentConfig(TextScorerSection):
+    """Pays for positive words."""
+
+    kind: Literal["sentiment"]
+
+    def build(self) -> RuleScorer:
+        """Returns the rule. Raises: ConfigError."""
+        return RuleScorer(self.kind, {}, sentiment_rule(), self.decoder(), max_characters=MAX_SENTIMENT_CHARACTERS)

@@ -179,6 +179,24 @@ class ScorerInfo:
     """Whether a batch is padded to its longest item, so that like lengths belong together."""
 
 
+class Decoder(Protocol):
+    """Turns token ids into text: the part of a tokenizer that rules need."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids from 0 to vocab_size - 1 are known."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of the vocabulary and special ids."""
+
+    def decode(self, ids: list[int]) -> str:
+        """Returns the text, special tokens left out."""
+
+    def without_special_tokens(self, text: str) -> str:
+        """Returns a text without the special tokens that are written out in it."""
+
+
 class Scorer(Protocol[Prepared]):
     """Gives rewards: higher is better. `prepare` is called by one thread at a time, and `score` by one of its own."""
 

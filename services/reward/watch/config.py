@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from rlhf.config import Section
+from rlhf.config import KIND, Section
 from services.reward.scorers.config import ScorerConfig
 
 
@@ -29,7 +29,7 @@ class WatchConfig(Section):
     """How many of a caller's first items the later ones are compared with."""
     window_items: int = Field(default=500, ge=20, le=10_000)
     """How many of a caller's newest items are looked at."""
-    heldout: ScorerConfig | None = None
+    heldout: ScorerConfig | None = Field(default=None, discriminator=KIND)
     """A second scorer that no training sees, to compare with; none by default. Only in the TOML file."""
     heldout_fraction: float = Field(default=0.1, gt=0, le=1)
     """Share of the items that the held-out scorer is asked about."""

@@ -11,8 +11,8 @@ import openai
 from openai.types.chat import ChatCompletion
 
 from rlhf.errors import ConfigError
-from services.reward.scorers.config import JudgeConfig
 from services.reward.scorers.judge.answers import FirstTokens
+from services.reward.scorers.judge.config import JudgeConfig
 from services.reward.scorers.judge.prompts import Question
 from services.reward.scorers.scorer import ErrorCode, ScoreError, ScorerError
 

@@ -18,8 +18,8 @@ from rlhf.errors import ConfigError, InvalidRequestError
 from rlhf.models.loading import load_tokenizer, tokenizer_digest
 from rlhf.rollout import Prompt, Rollout, Sampling
 from rlhf.v1 import policy_pb2, policy_pb2_grpc
-from services.reward.scorers.config import JudgeConfig
 from services.reward.scorers.judge.answers import FirstTokens
+from services.reward.scorers.judge.config import JudgeConfig
 from services.reward.scorers.judge.prompts import Question
 from services.reward.scorers.scorer import ErrorCode, ScoreError, ScorerError
 from services.reward.scorers.text import ForgedTokenError, PlainText

@@ -8,12 +8,11 @@ from typing import Any, TypeVar
 
 from blake3 import blake3
 
-from services.reward.scorers.config import JudgeConfig
 from services.reward.scorers.item_texts import ItemReader
 from services.reward.scorers.judge.answers import JudgeBackend, probability_of_first
+from services.reward.scorers.judge.config import JudgeConfig
 from services.reward.scorers.judge.prompts import TEMPLATES, Question, pairwise_question, pointwise_question
-from services.reward.scorers.rules import Decoder
-from services.reward.scorers.scorer import ErrorCode, Item, ScoreError, ScorerInfo, TextPair
+from services.reward.scorers.scorer import Decoder, ErrorCode, Item, ScoreError, ScorerInfo, TextPair
 
 T = TypeVar("T")
 

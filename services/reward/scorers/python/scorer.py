@@ -9,12 +9,11 @@ from blake3 import blake3
 
 from rlhf.errors import ConfigError
 from rlhf.logs import get_logger
-from services.reward.scorers.config import PythonScorerConfig
 from services.reward.scorers.isolation import run_isolated
 from services.reward.scorers.item_texts import ItemReader
+from services.reward.scorers.python.config import PythonConfig
 from services.reward.scorers.python.process import WorkerEndedError, WorkerProcess, WorkerTimeoutError
-from services.reward.scorers.rules import Decoder
-from services.reward.scorers.scorer import ErrorCode, Item, ScoreError, ScorerError, ScorerInfo, TextPair
+from services.reward.scorers.scorer import Decoder, ErrorCode, Item, ScoreError, ScorerError, ScorerInfo, TextPair
 
 log = get_logger(__name__)
 
@@ -25,7 +24,7 @@ MAX_STARTS = 32
 class PythonScorer:
     """A Scorer around a user's own class."""
 
-    def __init__(self, config: PythonScorerConfig, decoder: Decoder | None) -> None:
+    def __init__(self, config: PythonConfig, decoder: Decoder | None) -> None:
         """Starts the process.
 
         Args: decoder: turns token ids into text; None if only text is taken.

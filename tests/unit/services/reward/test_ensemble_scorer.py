@@ -12,10 +12,10 @@ from rlhf.config import load_config
 from rlhf.errors import ConfigError
 from rlhf.models.loading import load_tokenizer
 from rlhf.models.scalar_model import ScalarModel
-from services.reward.config import LimitsConfig, RewardConfig, ScorerConfig
+from services.reward.config import LimitsConfig, RewardConfig
 from services.reward.core import RewardCore
 from services.reward.metrics import RewardMetrics
-from services.reward.scorers.factory import build_scorer
+from services.reward.scorers.config import ScorerConfig, build_scorer, scorer_config
 from services.reward.scorers.model import COMBINE_RULES, EnsembleScorer, load_model_scorer
 from services.reward.scorers.scorer import ErrorCode, RawPair, Score, ScoreError, TextPair, TokenPair, TokenSequence
 from tests.support.tiny_model import make_tiny_reward_model
@@ -30,11 +30,11 @@ def member_paths(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def config_of(paths: list[str], **settings: Any) -> ScorerConfig:
-    return ScorerConfig(kind="ensemble", paths=paths, dtype="float32", device="cpu", **settings)
+    return scorer_config(kind="ensemble", paths=paths, dtype="float32", device="cpu", **settings)
 
 
 def score_alone(path: str, pair: TokenPair) -> float:
-    scorer = load_model_scorer(ScorerConfig(kind="model", path=path, dtype="float32", device="cpu"))
+    scorer = load_model_scorer(path, "float32", "cpu")
     (score,) = scorer.score([scorer.prepare(pair)])
     return score
 
@@ -65,7 +65,7 @@ def test_the_version_names_all_members_and_the_rule(member_paths: list[str]) -> 
     versions = [build_scorer(config_of(member_paths, combine="mean_minus_std", std_coef=c)).info for c in (1.0, 2.0)]
     other_members = build_scorer(config_of(member_paths[:2], combine="mean_minus_std")).info
     assert len({versions[0].version, versions[1].version, other_members.version}) == 3
-    alone = load_model_scorer(ScorerConfig(kind="model", path=member_paths[0], dtype="float32", device="cpu"))
+    alone = load_model_scorer(member_paths[0], "float32", "cpu")
     assert alone.info.version in versions[0].version
     assert all(path in versions[0].name for path in member_paths)
     assert versions[0].version.startswith("mean_minus_std(1):")
@@ -73,9 +73,7 @@ def test_the_version_names_all_members_and_the_rule(member_paths: list[str]) -> 
 
 @pytest.mark.parametrize("combine", ["mean", "worst", "mean_minus_std"])
 async def test_nan_of_one_member_is_that_items_error_under_every_rule(member_paths: list[str], combine: str) -> None:
-    members = [
-        load_model_scorer(ScorerConfig(kind="model", path=p, dtype="float32", device="cpu")) for p in member_paths
-    ]
+    members = [load_model_scorer(p, "float32", "cpu") for p in member_paths]
     # A broken embedding makes every sequence that holds id 50 NaN for this member, and no other sequence.
     members[1]._model.backbone.get_input_embeddings().weight.data[50] = torch.nan
     scorer = EnsembleScorer(members, combine, 1.0)

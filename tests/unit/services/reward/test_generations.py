@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import pytest
 
 from rlhf.errors import PreconditionError
-from services.reward.config import ScorerConfig
 from services.reward.loading import Candidate, LoadedModel
+from services.reward.scorers.config import scorer_config
 from services.reward.scorers.scorer import ScorerInfo
 from tests.support.number_scorer import NumberScorer, loaded, text, until
 
@@ -25,7 +25,7 @@ class Shelf:
         await self.gate.wait()
         if paths[0] not in self.scorers:
             raise PreconditionError("the model does not load")
-        return Candidate(self.scorers[paths[0]], ScorerConfig(kind="length", tokenizer=paths[0]), 0.25)
+        return Candidate(self.scorers[paths[0]], scorer_config(kind="length", tokenizer=paths[0]), 0.25)
 
     def keep(self, candidate: Candidate) -> None:
         self.kept.append(candidate.config.tokenizer)

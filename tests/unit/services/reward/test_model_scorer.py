@@ -11,10 +11,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, MistralConfig, MistralForSequenceClassification
 
 from rlhf.errors import ConfigError
-from rlhf.models.loading import load_tokenizer
+from rlhf.models.loading import DtypeName, load_tokenizer
 from rlhf.models.scalar_model import ScalarModel
-from services.reward.config import ScorerConfig
-from services.reward.scorers.factory import build_scorer
+from services.reward.scorers.config import ScorerConfig, build_scorer, scorer_config
 from services.reward.scorers.model import ModelScorer, load_model_scorer
 from services.reward.scorers.scorer import (
     ChatMessage,
@@ -38,13 +37,17 @@ from tests.support.tiny_model import (
 )
 
 
-def config_of(path: Path, dtype: str = "float32") -> ScorerConfig:
-    return ScorerConfig.model_validate({"kind": "model", "path": str(path), "dtype": dtype, "device": "cpu"})
+def config_of(path: Path, dtype: DtypeName = "float32") -> ScorerConfig:
+    return scorer_config(kind="model", path=str(path), dtype=dtype, device="cpu")
+
+
+def load(path: Path, dtype: DtypeName = "float32") -> ModelScorer:
+    return load_model_scorer(str(path), dtype, "cpu")
 
 
 @pytest.fixture(scope="module")
 def scorer(tiny_reward_path: Path) -> ModelScorer:
-    return load_model_scorer(config_of(tiny_reward_path))
+    return load(tiny_reward_path)
 
 
 def rows_of_many_lengths() -> list[list[int]]:
@@ -66,7 +69,7 @@ def test_scores_in_float32_are_those_of_transformers(scorer: ModelScorer, tiny_r
 
 def test_scores_in_bfloat16_are_near_those_of_float32(tiny_reward_path: Path):
     rows = rows_of_many_lengths()
-    scores = load_model_scorer(config_of(tiny_reward_path, "bfloat16")).score(rows)
+    scores = load(tiny_reward_path, "bfloat16").score(rows)
     assert scores == pytest.approx(oracle(tiny_reward_path, rows, torch.float32), abs=0.15)
 
 
@@ -112,13 +115,13 @@ def windowed_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_whether_batches_are_padded_depends_on_the_model(scorer: ModelScorer, windowed_path: Path):
-    assert (scorer.info.pads, load_model_scorer(config_of(windowed_path)).info.pads) == (False, True)
+    assert (scorer.info.pads, load(windowed_path).info.pads) == (False, True)
 
 
 @pytest.mark.parametrize("fixture", ["tiny_reward_path", "windowed_path"])
 def test_no_score_depends_on_its_neighbours_packed_or_padded(fixture: str, request: pytest.FixtureRequest):
     path = request.getfixturevalue(fixture)
-    scorer, rows = load_model_scorer(config_of(path)), rows_of_many_lengths()
+    scorer, rows = load(path), rows_of_many_lengths()
     alone = [scorer.score([row])[0] for row in rows]
     assert scorer.score(rows) == pytest.approx(alone, abs=1e-5)
     assert scorer.score(rows[::-1]) == pytest.approx(alone[::-1], abs=1e-5)
@@ -128,7 +131,7 @@ def test_no_score_depends_on_its_neighbours_packed_or_padded(fixture: str, reque
 
 @pytest.mark.parametrize("fixture", ["tiny_reward_path", "windowed_path"])
 def test_scores_are_the_same_while_another_model_loads(fixture: str, request: pytest.FixtureRequest):
-    scorer, rows = load_model_scorer(config_of(request.getfixturevalue(fixture))), rows_of_many_lengths()
+    scorer, rows = load(request.getfixturevalue(fixture)), rows_of_many_lengths()
     usual = scorer.score(rows)
     torch.set_default_dtype(torch.bfloat16)  # as transformers does while it loads a model of that type
     try:
@@ -138,7 +141,7 @@ def test_scores_are_the_same_while_another_model_loads(fixture: str, request: py
 
 
 def test_closing_frees_the_weights(tiny_reward_path: Path):
-    scorer = load_model_scorer(config_of(tiny_reward_path))
+    scorer = load(tiny_reward_path)
     weights = weakref.ref(scorer._model.head.weight)
     assert weights() is not None
     scorer.close()
@@ -182,7 +185,7 @@ def test_the_stored_normalisation_is_applied_and_part_of_the_version(
     model = ScalarModel.load(tiny_reward_path, dtype="float32")
     model.set_normalization(mean=2.0, std=4.0)
     model.save(tmp_path, load_tokenizer(tiny_reward_path))
-    normalised = load_model_scorer(config_of(tmp_path))
+    normalised = load(tmp_path)
     rows = rows_of_many_lengths()
     expected = [(score - 2.0) / 4.0 for score in scorer.score(rows)]
     assert normalised.score(rows) == pytest.approx(expected, abs=1e-6)
@@ -195,8 +198,8 @@ def test_the_version_is_that_of_the_weights_not_of_the_folder(
     scorer: ModelScorer, tiny_reward_path: Path, tmp_path: Path
 ):
     ScalarModel.load(tiny_reward_path, dtype="float32").save(tmp_path, load_tokenizer(tiny_reward_path))
-    assert load_model_scorer(config_of(tmp_path)).info.version == scorer.info.version
-    assert load_model_scorer(config_of(tmp_path, "bfloat16")).info.version != scorer.info.version
+    assert load(tmp_path).info.version == scorer.info.version
+    assert load(tmp_path, "bfloat16").info.version != scorer.info.version
 
 
 def test_another_head_on_the_same_backbone_is_another_version(
@@ -205,18 +208,18 @@ def test_another_head_on_the_same_backbone_is_another_version(
     model = ScalarModel.load(tiny_reward_path, dtype="float32")
     model.head.weight.data *= 2
     model.save(tmp_path, load_tokenizer(tiny_reward_path))
-    assert load_model_scorer(config_of(tmp_path)).info.version != scorer.info.version
+    assert load(tmp_path).info.version != scorer.info.version
 
 
 def test_a_missing_folder_is_a_config_error_that_names_the_field(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"scorer.path is '.*nowhere': no such directory"):
         build_scorer(config_of(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match=r"scorer.tokenizer is '.*nowhere': no such directory"):
-        build_scorer(ScorerConfig(kind="length", tokenizer=str(tmp_path / "nowhere")))
+        build_scorer(scorer_config(kind="length", tokenizer=str(tmp_path / "nowhere")))
 
 
 def test_a_rule_with_a_tokenizer_reads_tokens_without_their_special_ones(tiny_reward_path: Path):
-    rule = build_scorer(ScorerConfig(kind="length", target_length=3, tokenizer=str(tiny_reward_path)))
+    rule = build_scorer(scorer_config(kind="length", target_length=3, tokenizer=str(tiny_reward_path)))
     completion_ids = [*load_tokenizer(tiny_reward_path).encode("yes"), EOS_ID]
     assert rule.prepare(TokenPair([USER_ID], completion_ids)) == "yes"
     assert rule.prepare(RawPair("", "yes<|end|>")) == "yes"

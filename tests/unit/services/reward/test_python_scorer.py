@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.errors import ConfigError
-from services.reward.scorers.config import PythonScorerConfig
+from services.reward.scorers.python.config import PythonConfig
 from services.reward.scorers.python.scorer import PythonScorer
 from services.reward.scorers.scorer import (
     ChatMessage,
@@ -94,7 +94,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
     def build(name: str = "Length", **settings: object) -> PythonScorer:
         config = {"target": f"own_scorers:{name}", "path": str(tmp_path), "timeout_seconds": 1.0, **settings}
-        made.append(PythonScorer(PythonScorerConfig.model_validate(config), decoder=None))
+        made.append(PythonScorer(PythonConfig.model_validate(config), decoder=None))
         return made[-1]
 
     yield build
@@ -241,10 +241,10 @@ def test_items_are_read_as_text_or_refused(make: Make) -> None:
 
 SERVICE = """
 import sys, threading, time
-from services.reward.scorers.config import PythonScorerConfig
+from services.reward.scorers.python.config import PythonConfig
 from services.reward.scorers.python.scorer import PythonScorer
 from services.reward.scorers.scorer import TextPair
-config = PythonScorerConfig(target="own_scorers:Length", path=sys.argv[1], timeout_seconds=60)
+config = PythonConfig(target="own_scorers:Length", path=sys.argv[1], timeout_seconds=60)
 scorer = PythonScorer(config, None)
 threading.Thread(target=scorer.score, args=([TextPair("p", sys.argv[2])],), daemon=True).start()
 time.sleep(0.5)

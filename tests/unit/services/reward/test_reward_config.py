@@ -7,8 +7,8 @@ import pytest
 
 from rlhf.config import load_config
 from rlhf.errors import ConfigError
-from services.reward.config import RewardConfig, ScorerConfig
-from services.reward.scorers.factory import build_scorer
+from services.reward.config import RewardConfig
+from services.reward.scorers.config import ScorerConfig, build_scorer, scorer_config
 from services.reward.scorers.scorer import TextPair
 
 
@@ -41,10 +41,10 @@ def test_a_bad_configuration_names_the_field_the_value_and_the_remedy(argv: list
 @pytest.mark.parametrize(
     ("config", "reward"),
     [
-        (ScorerConfig(kind="length", target_length=4), 0.75),  # "abc": 1 - |3 - 4| / 4
-        (ScorerConfig(kind="length", target_length=1, length_unit="words"), 1.0),
-        (ScorerConfig(kind="pattern", pattern="b|c", pattern_mode="count"), 2.0),
-        (ScorerConfig(kind="sentiment"), 0.0),
+        (scorer_config(kind="length", target_length=4), 0.75),  # "abc": 1 - |3 - 4| / 4
+        (scorer_config(kind="length", target_length=1, length_unit="words"), 1.0),
+        (scorer_config(kind="pattern", pattern="b|c", pattern_mode="count"), 2.0),
+        (scorer_config(kind="sentiment"), 0.0),
     ],
 )
 def test_the_factory_builds_the_configured_rule(config: ScorerConfig, reward: float):
@@ -57,9 +57,8 @@ def test_a_rule_is_served_without_importing_torch():
     program = (
         "import sys\n"
         "import services.reward.server\n"
-        "from services.reward.config import ScorerConfig\n"
-        "from services.reward.scorers.factory import build_scorer\n"
-        "build_scorer(ScorerConfig(kind='sentiment'))\n"
+        "from services.reward.scorers.config import build_scorer, scorer_config\n"
+        "build_scorer(scorer_config(kind='sentiment'))\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

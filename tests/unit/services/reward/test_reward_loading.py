@@ -13,12 +13,11 @@ from safetensors.torch import load_file, save_file
 from rlhf.errors import InvalidRequestError, PreconditionError, ServiceError
 from rlhf.models.loading import load_tokenizer
 from rlhf.models.scalar_model import ScalarModel
-from services.reward.config import LimitsConfig, ModelsConfig, ScorerConfig
+from services.reward.config import LimitsConfig, ModelsConfig
 from services.reward.core import RewardCore
 from services.reward.loading import ModelLoader
 from services.reward.metrics import RewardMetrics
-from services.reward.scorers.config import reloaded
-from services.reward.scorers.factory import build_scorer
+from services.reward.scorers.config import ScorerConfig, build_scorer, reloaded, scorer_config
 from services.reward.scorers.scorer import ErrorCode, ScoreError, TextPair
 from tests.support.number_scorer import NumberScorer, loaded, text
 from tests.support.tiny_model import make_tiny_reward_model
@@ -36,7 +35,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(**settings: Any) -> ScorerConfig:
-    return ScorerConfig.model_validate({"dtype": "float32", "device": "cpu", **settings})
+    return scorer_config(dtype="float32", device="cpu", **settings)
 
 
 async def serving(config: ScorerConfig, *roots: Path) -> RewardCore:
@@ -143,7 +142,7 @@ async def test_without_allowed_roots_nothing_is_loaded(root: Path) -> None:
 
 
 async def test_a_rule_has_no_weights_to_load(root: Path) -> None:
-    core = await serving(config_of(kind="length"), root)
+    core = await serving(scorer_config(kind="length"), root)
     await refused(core, InvalidRequestError, "which has no checkpoint to load", root / "1")
     await core.close()
 
@@ -153,7 +152,7 @@ async def test_a_part_of_a_sum_is_replaced_by_name_and_the_next_load_starts_from
         {"name": name, "kind": "model", "path": str(root / "0"), "dtype": "float32", "device": "cpu", "weight": 1.0}
         for name in ("a", "b")
     ]
-    core = await serving(config_of(kind="sum", components=parts), root)
+    core = await serving(scorer_config(kind="sum", components=parts), root)
     await core.load_model([str(root / "1")], "a")
     await core.load_model([str(root / "2")], "b")
     (score,) = (await core.score([PAIR])).outcomes

@@ -8,7 +8,7 @@ import pytest
 from rlhf.config import load_toml
 from rlhf.errors import ConfigError
 from services.reward.config import RewardConfig
-from services.reward.scorers.factory import build_scorer
+from services.reward.scorers.config import build_scorer
 from services.reward.scorers.python.scorer import PythonScorer
 from services.reward.scorers.scorer import TextPair
 from tests.support.paths import ROOT

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.errors import ConfigError
-from services.reward.scorers.config import ComponentConfig, ScorerConfig
-from services.reward.scorers.factory import build_scorer
+from services.reward.scorers.config import ScorerConfig, build_scorer, scorer_config
 from services.reward.scorers.scorer import (
     ComponentReward,
     ErrorCode,
@@ -185,7 +184,7 @@ def test_closing_closes_the_components():
 
 
 def sum_of(*parts: dict[str, object]) -> ScorerConfig:
-    return ScorerConfig(kind="sum", components=[ComponentConfig.model_validate(part) for part in parts])
+    return scorer_config(kind="sum", components=list(parts))
 
 
 def test_the_factory_builds_the_configured_sum():

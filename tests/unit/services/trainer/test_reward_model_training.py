@@ -19,8 +19,7 @@ from rlhf.errors import ConfigError, RunError, StoppedError
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.scalar_model import ScalarModel
-from services.reward.config import ScorerConfig
-from services.reward.scorers.factory import build_scorer
+from services.reward.scorers.config import build_scorer, scorer_config
 from services.reward.scorers.scorer import TextPair
 from services.trainer.config.offline import (
     EnsembleConfig,
@@ -196,7 +195,7 @@ def test_transformers_and_the_reward_service_read_the_saved_model_alike(tmp_path
     report = run_reward_model(config, console=QUIET)
     assert report is not None
     path = config.run_dir / "model"
-    scorer = build_scorer(ScorerConfig(kind="model", path=str(path), dtype="float32", device="cpu"))
+    scorer = build_scorer(scorer_config(kind="model", path=str(path), dtype="float32", device="cpu"))
     ids = scorer.prepare(TextPair("say 1", "w1!"))
     classifier = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32).eval()
     with torch.no_grad():
@@ -224,7 +223,7 @@ def test_an_ensemble_trains_members_that_differ_and_reports_their_disagreement(
         first_losses.add(json.loads(lines[0])["loss"])
     assert len(first_losses) == 3
     paths = [str(config.run_dir / member.model) for member in report.members]
-    scorer = build_scorer(ScorerConfig(kind="ensemble", paths=paths, dtype="float32", device="cpu"))
+    scorer = build_scorer(scorer_config(kind="ensemble", paths=paths, dtype="float32", device="cpu"))
     (score,) = scorer.score([scorer.prepare(TextPair("say 1", "w1!"))])
     assert score.spread > 0
 
