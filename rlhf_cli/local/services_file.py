@@ -7,6 +7,7 @@ import tomli_w
 from pydantic import AfterValidator, Field
 
 from rlhf.config import Section, load_toml, suggestion
+from rlhf.errors import ConfigError
 from rlhf.files import write_whole
 from rlhf.serving.directory import SERVICES
 
@@ -37,13 +38,16 @@ class ServiceEntry(Section):
 class ServicesFile(Section):
     """All services of a system."""
 
-    service: list[ServiceEntry] = Field(min_length=1)
-    """Each as a [[service]] table."""
+    service: list[ServiceEntry]
+    """Each as a [[service]] table; none while nothing runs."""
 
 
 def read_services(path: Path) -> list[ServiceEntry]:
-    """Returns the services in a file. Raises: ConfigError."""
-    return load_toml(ServicesFile, path).service
+    """Returns the services in a file. Raises: ConfigError for a file that is none, or names none."""
+    services = load_toml(ServicesFile, path).service
+    if not services:
+        raise ConfigError(f"{path}: it names no service; the command that keeps it runs none at the moment")
+    return services
 
 
 def write_services(path: Path, services: list[ServiceEntry]) -> None:

@@ -26,6 +26,12 @@ def test_a_services_file_reads_back_as_it_was_written(services_file: Path) -> No
     assert read_services(services_file) == [POLICY, TRUTH]
 
 
+def test_a_services_file_that_names_none_at_the_moment_says_so(services_file: Path) -> None:
+    write_services(services_file, [])
+    with pytest.raises(ConfigError, match=r"services\.toml: it names no service; the command that keeps it runs none"):
+        read_services(services_file)
+
+
 def test_a_services_file_with_a_typo_is_refused_by_its_path(services_file: Path) -> None:
     services_file.write_text(services_file.read_text().replace("kind =", "kindd =", 1))
     with pytest.raises(ConfigError, match="kindd"):
