@@ -47,7 +47,7 @@ build/checkov/bin/checkov:
 	build/checkov/bin/pip install --quiet "checkov==3.3.30"
 check-deploy: export PLATFORM := $(PLATFORM)
 check-deploy: setup build/checkov/bin/checkov ## Check all of deploy/ without running it: manifests, rules, dashboards, Dockerfile.
-	$(BIN)/pytest -q tests/unit/monitoring tests/unit/deploy/test_k8s_manifests.py tests/unit/deploy/test_deploy_configs.py
+	$(BIN)/pytest -q tests/unit/deploy
 	scripts/with-tools $(BIN)/pytest -m static tests/deploy $(ARGS)
 
 k8s-jobs: setup ## Write the runs in deploy/k8s/jobs anew, as rlhf submit makes them.

@@ -19,6 +19,23 @@ class ClusterError(CommandError):
     """The cluster cannot be reached, refuses, or does not have what is needed; the message says what to do."""
 
 
+class UnreachableError(ClusterError):
+    """The cluster does not answer; it may do so later."""
+
+
+class AbsentError(ClusterError):
+    """The object does not exist."""
+
+
+class ExistsError(ClusterError):
+    """An object of that name exists already."""
+
+
+def missing_extra(error: ImportError) -> ClusterError:
+    """Returns the error for a package of the extra that is not installed."""
+    return ClusterError(f"work with a cluster needs the package '{error.name}': pip install 'rlhf-services[k8s]'")
+
+
 def print_error(message: str) -> None:
     """Prints each line of a message to stderr after the program's name, as it is (no markup, no wrapping)."""
     for line in message.splitlines():

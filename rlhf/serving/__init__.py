@@ -1,1 +1,1 @@
-"""What every service shares: configuration, errors, the server bootstrap, channels, metrics, logs, codec. No torch."""
+"""What every server needs: its row in the directory, configuration, process, calls, rights, metrics. No torch."""

@@ -9,9 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from rlhf_cli.cluster.errors import AbsentError, ExistsError, UnreachableError, missing_extra
 from rlhf_cli.cluster.manifests import Manifest
-from rlhf_cli.errors import ClusterError
+from rlhf_cli.errors import AbsentError, ClusterError, ExistsError, UnreachableError, missing_extra
 
 try:
     import urllib3

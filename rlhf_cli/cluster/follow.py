@@ -7,10 +7,9 @@ from typing import TypeVar
 
 from rlhf_cli.cluster.connection import Cluster
 from rlhf_cli.cluster.diagnosis import RunState, index_of, phase_of, trainer_started
-from rlhf_cli.cluster.errors import UnreachableError
 from rlhf_cli.cluster.manifests import TRAINER, Manifest
 from rlhf_cli.cluster.runs import RunLook, last_lines, look_at, pods_of
-from rlhf_cli.errors import ClusterError
+from rlhf_cli.errors import ClusterError, UnreachableError
 
 T = TypeVar("T")
 

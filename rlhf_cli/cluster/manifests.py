@@ -8,9 +8,8 @@ import base64
 import copy
 from typing import Any, TypeAlias
 
-from rlhf_cli.cluster.errors import missing_extra
 from rlhf_cli.cluster.run_spec import CONFIG_KEY, RunSpec, run_dir
-from rlhf_cli.errors import ClusterError
+from rlhf_cli.errors import ClusterError, missing_extra
 
 Manifest: TypeAlias = dict[str, Any]
 """A Kubernetes object as JSON has it."""

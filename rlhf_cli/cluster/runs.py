@@ -18,10 +18,9 @@ from rlhf_cli.cluster.diagnosis import (
     state_of,
     trainer_started,
 )
-from rlhf_cli.cluster.errors import AbsentError, ExistsError
 from rlhf_cli.cluster.manifests import ALGORITHM_NOTE, NODES_NOTE, RUN_LABEL, TRAINER, Manifest, run_manifests, spec_of
 from rlhf_cli.cluster.run_spec import RunSpec
-from rlhf_cli.errors import ClusterError
+from rlhf_cli.errors import AbsentError, ClusterError, ExistsError
 
 LOG_TAIL_LINES = 20
 POLL_SECONDS = 1.0

@@ -21,7 +21,7 @@ os.execvp(sys.argv[2], sys.argv[2:])
 
 
 def spawn(command: Sequence[str], environment: Mapping[str, str], output: int | None) -> subprocess.Popen[bytes]:
-    """The command as a process in a session of its own, so that Ctrl-C reaches it only through the supervisor."""
+    """Returns the command as a process in a session of its own, so that Ctrl-C reaches it by the supervisor alone."""
     return subprocess.Popen(
         [sys.executable, "-c", _LAUNCHER, str(os.getpid()), *command],
         env={**os.environ, **environment},
@@ -33,7 +33,7 @@ def spawn(command: Sequence[str], environment: Mapping[str, str], output: int | 
 
 
 def terminate(processes: Sequence[subprocess.Popen[bytes]], grace_seconds: float) -> None:
-    """Ask processes to end, and return when they have or when the grace is over."""
+    """Asks processes to end; returns when they have or when the grace is over."""
     for process in processes:
         if process.poll() is None:
             process.terminate()
@@ -44,20 +44,20 @@ def terminate(processes: Sequence[subprocess.Popen[bytes]], grace_seconds: float
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of a process and its descendants."""
+    """Kills what is left of a process and its descendants."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def describe_exit(exit_code: int) -> str:
-    """How a process ended, in words."""
+    """Returns how a process ended, in words."""
     return f"killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit code {exit_code}"
 
 
 @contextlib.contextmanager
 def interrupt_on_signals() -> Iterator[None]:
-    """Let SIGINT, SIGTERM and SIGHUP end this process through every `finally` and `with`.
+    """Lets SIGINT, SIGTERM and SIGHUP end this process through every `finally` and `with`.
 
     Raises: in the main thread, KeyboardInterrupt at SIGINT (also where it was ignored, as shells do for background
         jobs), SystemExit with 128 + the signal's number at the others.

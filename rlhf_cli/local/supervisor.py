@@ -87,16 +87,16 @@ class Supervisor:
         self.stop()
 
     def log_path(self, name: str) -> Path:
-        """Where the service of that name logs."""
+        """Returns where the service of that name logs."""
         return self._log_dir / f"{name}.log"
 
     def start(self, spec: ServiceSpec) -> None:
-        """Start a service; returns before it is ready."""
+        """Starts a service; returns before it is ready."""
         with self._lock:
             self._services[spec.name] = self._spawn(spec)
 
     def end(self, *names: str) -> None:
-        """Stop services, and start them no more; returns when they and their descendants are gone."""
+        """Stops services, and starts them no more; returns when they and their descendants are gone."""
         with self._lock:
             processes = [self._services.pop(name).process for name in names]
         try:
@@ -127,7 +127,7 @@ class Supervisor:
             time.sleep(POLL_SECONDS)
 
     def run(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
-        """Run a command to its end with this terminal as its output; returns its exit code."""
+        """Runs a command to its end with this terminal as its output; returns its exit code."""
         self._foreground = spawn(command, environment or {}, None)
         try:
             return self._foreground.wait()
@@ -136,7 +136,7 @@ class Supervisor:
                 self._foreground = None
 
     def stop(self) -> None:
-        """Stop everything: first the command in the foreground, then all services. A second Ctrl-C hurries it."""
+        """Stops everything: first the command in the foreground, then all services. A second Ctrl-C hurries it."""
         with self._lock:
             self._stopping = True
             services = [running.process for running in self._services.values()]
@@ -156,7 +156,7 @@ class Supervisor:
         return _Running(spec=spec, process=process, started_at=time.monotonic())
 
     def _check_starting(self, running: _Running, timeout_seconds: float, deadline: float) -> None:
-        """Note that a service has become ready. Raises: ServiceDiedError if it ended or is late."""
+        """Notes that a service has become ready. Raises: ServiceDiedError if it ended or is late."""
         if running.ready_after_seconds is not None:
             return
         name = running.spec.name
@@ -175,7 +175,7 @@ class Supervisor:
             )
 
     def _watch(self) -> None:
-        """Restart what dies. Ends only after stop() is through: the kernel takes the end of the thread that started a
+        """Restarts what dies. Ends only after stop() is through: the kernel takes the end of the thread that started a
         process for the death of its parent."""
         while not self._stopped.wait(POLL_SECONDS):
             with self._lock:
@@ -184,7 +184,7 @@ class Supervisor:
                         self._services[name] = self._restarted_if_dead(running)
 
     def _restarted_if_dead(self, running: _Running) -> _Running:
-        """The service as it runs after this look at it: a fresh process once the backoff after a death is over."""
+        """Returns the service as it runs after this look at it: afresh once the backoff after a death is over."""
         exit_code = running.process.poll()
         if exit_code is None or running.ready_after_seconds is None:  # alive, or wait_ready() tells of its death
             return running
@@ -209,7 +209,7 @@ class Supervisor:
 
 
 def free_ports(count: int) -> list[int]:
-    """Distinct local TCP ports that nothing listens on at this moment."""
+    """Returns distinct local TCP ports that nothing listens on at this moment."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -218,7 +218,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def is_serving(port: int) -> bool:
-    """Whether the local service on that port answers SERVING to a health check within a second."""
+    """Returns whether the local service on that port answers SERVING to a health check within a second."""
     with open_blocking_channel(f"127.0.0.1:{port}") as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1.0)
@@ -228,5 +228,5 @@ def is_serving(port: int) -> bool:
 
 
 def tail(path: Path) -> str:
-    """The last lines of a log."""
+    """Returns the last lines of a log."""
     return "\n".join(path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
