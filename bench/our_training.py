@@ -9,8 +9,9 @@ from bench.train_work import TrainWork
 from rlhf.data.chat import ChatExample
 from rlhf.data.preferences import Choice, PreferenceGroup
 from rlhf.learning.batch import collate
-from rlhf.learning.catalog import make_updater
+from rlhf.learning.config import OptimizerConfig
 from rlhf.learning.ranks import Ranks
+from rlhf.learning.sample import TRAINING_REWARD, Sample
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.loading import load_policy
 from rlhf.models.policy_model import PolicyModel
@@ -19,14 +20,12 @@ from rlhf.process import keep_freed_memory
 from rlhf.rollout import Rollout
 from services.trainer.config.offline import DpoConfig, FitConfig, OfflineOptimizerConfig
 from services.trainer.config.online import PpoRunConfig
-from services.trainer.config.sections import OptimizerConfig
-from services.trainer.fleet.peers import TRAINING_REWARD
+from services.trainer.loading import make_updater
 from services.trainer.offline.dpo.data import DpoExample
 from services.trainer.offline.dpo.tasks import DpoTask
 from services.trainer.offline.fit import Task, train_step
 from services.trainer.offline.reward_model.task import RewardModelTask
 from services.trainer.offline.sft import SftTask
-from services.trainer.rollouts.scoring import Sample
 
 MODES = ("bf16",)
 """Forward and backward passes in bfloat16, master weights and optimizer in float32."""

@@ -21,7 +21,7 @@ from bench.measurements import machine_facts, positive, say, show, write_json
 from bench.own_sampling import complete
 from rlhf.client.push import push_messages
 from rlhf.learning.batch import collate
-from rlhf.learning.catalog import make_updater
+from rlhf.learning.sample import TRAINING_REWARD, Sample
 from rlhf.learning.snapshot import WeightsSnapshot, take_snapshot
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.learning.update import Updater
@@ -36,8 +36,7 @@ from rlhf.process import keep_freed_memory
 from rlhf.rollout import Rollout
 from rlhf.weights import Encoding, TensorInfo, WeightsManifest
 from services.trainer.config.online import PpoRunConfig
-from services.trainer.fleet.peers import TRAINING_REWARD
-from services.trainer.rollouts.scoring import Sample
+from services.trainer.loading import make_updater
 
 RATES = (1e-6, 5e-6, 1e-5)
 STEPS = 3

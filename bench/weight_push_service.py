@@ -10,6 +10,7 @@ import torch
 from bench.fixed_work import FixedWork
 from bench.measurements import say
 from rlhf.client.policy import PolicyClient
+from rlhf.learning.config import OptimizerConfig
 from rlhf.learning.snapshot import WeightsSnapshot, take_snapshot
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.loading import load_policy
@@ -19,7 +20,6 @@ from rlhf.rollout import Prompt, Sampling
 from rlhf.weights import Encoding
 from rlhf_cli.local.services import ENVIRONMENT, LocalServices
 from rlhf_cli.local.supervisor import Supervisor
-from services.trainer.config.sections import OptimizerConfig
 
 Mode = Literal["packed", "in_place"]
 MODES: tuple[Mode, ...] = ("packed", "in_place")

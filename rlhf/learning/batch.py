@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlhf.learning.sample import Sample
 from rlhf.models.sequences import PaddedSequences, pad_sequences, split_by_tokens
-from services.trainer.rollouts.scoring import Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,16 +11,16 @@ from torch import Tensor
 from rlhf.algorithms.advantages import group_relative
 from rlhf.learning.algorithm import Scored
 from rlhf.learning.batch import Batch
+from rlhf.learning.config import PolicyGradientOptions
 from rlhf.learning.policy_gradient import PolicyGradient, compare_in_groups
-from services.trainer.config.online import GrpoRunConfig
 
 
 class Grpo(PolicyGradient):
     """One advantage for all tokens of a completion."""
 
-    def __init__(self, config: GrpoRunConfig) -> None:
-        super().__init__(config)
-        self._compare = partial(group_relative, normalize_std=config.grpo.normalize_std)
+    def __init__(self, options: PolicyGradientOptions, *, normalize_std: bool = True) -> None:
+        super().__init__(options)
+        self._compare = partial(group_relative, normalize_std=normalize_std)
 
     def advantages(self, batch: Batch, scored: Scored, mask: Tensor) -> tuple[Tensor, None]:
         """Returns (reward - mean of the group) / std of the group."""

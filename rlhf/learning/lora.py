@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.errors import ConfigError
+from rlhf.learning.config import LoraConfig
 from rlhf.learning.sharding import LAYER_PREFIX
-from services.trainer.config.sections import LoraConfig
 
 ADAPTER = "default"
 BASE, DOWN, UP = ".base_layer.", f".lora_A.{ADAPTER}.", f".lora_B.{ADAPTER}."

@@ -3,24 +3,33 @@
 The best and the worst completion of a prompt are its pair. A prompt whose rewards are all equal has none: a tie.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from rlhf.algorithms.logprobs import sequence_logprobs
-from rlhf.algorithms.preference import dpo_loss
+from rlhf.algorithms.preference import DpoVariant, dpo_loss
 from rlhf.learning.algorithm import Estimates, Forward, Scored
 from rlhf.learning.batch import Batch, MicroBatch
 from rlhf.learning.policy_gradient import approx_kl
 from rlhf.learning.steps import BatchSize, Totals
-from services.trainer.config.online import OnlineDpoRunConfig
 
 
 class OnlineDpo:
     """A DPO step on summed log-probabilities, against the reference's that came with the rollouts."""
 
-    def __init__(self, config: OnlineDpoRunConfig) -> None:
-        self._dpo = config.dpo
-        self._mask_truncated = config.reward.mask_truncated
+    def __init__(
+        self,
+        *,
+        beta: float = 0.1,
+        variant: DpoVariant = "sigmoid",
+        label_smoothing: float = 0.0,
+        mask_truncated: bool = False,
+    ) -> None:
+        """Args: beta, variant, label_smoothing: as dpo_loss has them. mask_truncated: pair no cut completions."""
+        self._pair_loss = partial(dpo_loss, beta=beta, variant=variant, label_smoothing=label_smoothing)
+        self._mask_truncated = mask_truncated
 
     def units(self, batch: Batch) -> list[list[int]]:
         """Returns the rows of each prompt."""
@@ -65,14 +74,11 @@ class OnlineDpo:
         logps = sequence_logprobs(forward.logprobs, mask)
         ref_logps = sequence_logprobs(micro.take(estimates.ref_logprobs), mask)
         lengths = mask.sum(-1)
-        result = dpo_loss(
+        result = self._pair_loss(
             logps[chosen],
             logps[rejected],
             ref_logps[chosen],
             ref_logps[rejected],
-            beta=self._dpo.beta,
-            variant=self._dpo.variant,
-            label_smoothing=self._dpo.label_smoothing,
             chosen_lengths=lengths[chosen],
             rejected_lengths=lengths[rejected],
         )

@@ -19,9 +19,9 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from rlhf.errors import NonFiniteError
+from rlhf.learning.config import OptimizerConfig
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.sharding import like, local
-from services.trainer.config.sections import OptimizerConfig
 
 
 def require_finite(quantity: str, value: Tensor | float) -> None:

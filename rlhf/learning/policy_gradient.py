@@ -17,20 +17,17 @@ from rlhf.algorithms.losses import (
 from rlhf.algorithms.masking import select
 from rlhf.learning.algorithm import Estimates, Forward, Scored
 from rlhf.learning.batch import Batch, MicroBatch
+from rlhf.learning.config import PolicyGradientOptions
 from rlhf.learning.steps import BatchSize, Totals
-from services.trainer.config.online import PolicyGradientRunConfig
 
 
 class PolicyGradient(ABC):
     """An algorithm whose own part is its advantages."""
 
-    def __init__(self, config: PolicyGradientRunConfig) -> None:
-        self._loss = config.loss
-        self._importance_cap = config.importance_cap
-        self._kl = config.kl
-        self._mask_truncated = config.reward.mask_truncated
-        self._needs_groups = config.needs_groups
-        self._max_completion_tokens = config.sampling.max_new_tokens
+    def __init__(self, options: PolicyGradientOptions) -> None:
+        self._options = options
+        self._loss = options.loss
+        self._kl = options.kl
 
     @abstractmethod
     def advantages(self, batch: Batch, scored: Scored, mask: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -49,7 +46,7 @@ class PolicyGradient(ABC):
         of the configuration give, and where nothing is left of their group."""
         loss, mask = self._loss, batch.completion_mask
         rows = torch.ones_like(batch.stopped)
-        if self._mask_truncated:
+        if self._options.mask_truncated:
             rows &= batch.stopped
         rejected = torch.zeros_like(rows)
         if loss.sequence_ratio_bound is not None:
@@ -57,14 +54,14 @@ class PolicyGradient(ABC):
                 scored.old_logprobs, batch.sampler_logprobs, mask, loss.sequence_ratio_bound
             )
         rows &= ~rejected
-        alone = in_groups_of_one(batch.group_ids) if self._needs_groups else torch.zeros_like(rows)
+        alone = in_groups_of_one(batch.group_ids) if self._options.needs_groups else torch.zeros_like(rows)
         rows &= ~alone
         weights = None
         clamped = torch.zeros_like(mask)
-        if self._importance_cap is not None:
+        if self._options.importance_cap is not None:
             # By the version that sampled each token: its log-probability came with the rollout.
             weights, clamped = truncated_importance_weights(
-                scored.old_logprobs, batch.sampler_logprobs, mask, self._importance_cap
+                scored.old_logprobs, batch.sampler_logprobs, mask, self._options.importance_cap
             )
         trained = mask & rows[:, None]
         advantages, returns = self.advantages(batch, scored, trained)
@@ -115,7 +112,7 @@ class PolicyGradient(ABC):
             config.aggregation,
             num_tokens_global=size.num_tokens,
             num_sequences_global=size.num_sequences,
-            max_completion_tokens=self._max_completion_tokens,
+            max_completion_tokens=self._options.max_completion_tokens,
         )
         return loss, {
             "policy_loss": loss.detach(),

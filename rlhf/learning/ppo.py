@@ -6,17 +6,17 @@ from rlhf.algorithms.advantages import gae, whiten
 from rlhf.algorithms.losses import aggregate, clipped_value_loss
 from rlhf.learning.algorithm import Estimates, Forward, Scored
 from rlhf.learning.batch import Batch, MicroBatch
+from rlhf.learning.config import CriticConfig, PolicyGradientOptions
 from rlhf.learning.policy_gradient import PolicyGradient
 from rlhf.learning.steps import BatchSize, Totals
-from services.trainer.config.online import PpoRunConfig
 
 
 class Ppo(PolicyGradient):
     """An advantage for each token, by what the critic expected."""
 
-    def __init__(self, config: PpoRunConfig) -> None:
-        super().__init__(config)
-        self._critic = config.critic
+    def __init__(self, options: PolicyGradientOptions, *, critic: CriticConfig) -> None:
+        super().__init__(options)
+        self._critic = critic
 
     def advantages(self, batch: Batch, scored: Scored, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Returns GAE, whitened if the run whitens, and the returns that the critic is to predict."""

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from rlhf.algorithms.logprobs import sequence_logprobs
 from rlhf.data.chat import ChatExample
+from rlhf.learning.config import PtxConfig
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.steps import MicroLoss
 from rlhf.models.policy_model import PolicyModel
 from rlhf.models.sequences import PaddedSequences, pad_sequences, split_by_tokens
 from rlhf.models.token_scores import completion_logprobs
-from services.trainer.config.online_sections import PtxConfig
 
 
 class Ptx:

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from rlhf.algorithms.rewards import RunningMoments, clip_rewards, missing_stop_penalty, overlong_penalty
 from rlhf.learning.batch import Batch
-from services.trainer.config.online_sections import RewardShapingConfig
+from rlhf.learning.config import RewardShapingConfig
 
 
 class RewardShaper:

@@ -17,6 +17,7 @@ from transformers import (
 from transformers.core_model_loading import revert_weight_conversion
 
 from rlhf.errors import ConfigError
+from rlhf.learning.config import LoraConfig, OptimizerConfig
 from rlhf.learning.lora import add_adapters, merge_adapters
 from rlhf.learning.optimizer import MasterOptimizer, OptimizerStep, read_state, write_state
 from rlhf.learning.ranks import Ranks
@@ -25,7 +26,6 @@ from rlhf.models.policy_model import PolicyModel
 from rlhf.models.scalar_model import ScalarModel
 from rlhf.models.weights import tensor_info
 from rlhf.weights import WeightsManifest
-from services.trainer.config.sections import LoraConfig, OptimizerConfig
 
 
 class TrainedModel:

@@ -27,7 +27,6 @@ from rlhf.learning.shaping import RewardShaper
 from rlhf.learning.steps import BatchSize, MicroLoss, Totals, optimizer_step
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.policy_model import PolicyModel
-from services.trainer.config.online_sections import OnlineTrainingConfig
 
 KlController = FixedKlController | AdaptiveKlController
 MicroShares = list[Share[MicroBatch]]
@@ -37,7 +36,17 @@ MicroShares = list[Share[MicroBatch]]
 class UpdateOptions:
     """What an update depends on besides the algorithm."""
 
-    training: OnlineTrainingConfig
+    seed: int
+    """Decides the split into minibatches."""
+    epochs: int = 1
+    """Passes over the rollouts of a step."""
+    minibatches: int = 1
+    """Optimizer steps of each pass."""
+    micro_batch_tokens: int = 2048
+    """Most tokens of one forward and backward pass."""
+    single_pass_tokens: int = 4096
+    """Where a step is one epoch of one minibatch with at most this many tokens, activations of its first forward passes
+    are kept, so that none is run twice."""
     temperature: float = 1.0
     """Divides the logits, as in sampling."""
     with_entropy: bool = False
@@ -82,7 +91,6 @@ class Updater:
         self._module = policy.module
         self._algorithm = algorithm
         self._options = options
-        self._training = options.training
         self._ptx = ptx
         self._ranks = Ranks() if ranks is None else ranks
 
@@ -140,15 +148,15 @@ class Updater:
 
     def _keeps_activations(self, batch: Batch) -> bool:
         """Whether the first passes are the only ones. On many ranks each pass must be followed by its backward."""
-        training = self._training
-        one_step = training.epochs == 1 and training.minibatches == 1 and self._ranks.world_size == 1
-        return one_step and sum(batch.lengths) <= training.single_pass_tokens
+        options = self._options
+        one_step = options.epochs == 1 and options.minibatches == 1 and self._ranks.world_size == 1
+        return one_step and sum(batch.lengths) <= options.single_pass_tokens
 
     def _shares(self, batch: Batch, units: Sequence[Sequence[int]]) -> MicroShares:
         """Returns this rank's micro-batches of the units, cut so that no rank need be idle."""
         num_tokens = sum(batch.lengths[row] for unit in units for row in unit)
         even = -(-num_tokens // self._ranks.world_size)
-        return self._ranks.share(micro_batches(batch, units, min(self._training.micro_batch_tokens, even)))
+        return self._ranks.share(micro_batches(batch, units, min(self._options.micro_batch_tokens, even)))
 
     def _single_step(
         self,
@@ -180,7 +188,7 @@ class Updater:
         trained = estimates.trained_rows()
         units = [[row for row in unit if trained[row]] for unit in self._algorithm.units(batch)]
         units = [unit for unit in units if unit]
-        for epoch in range(self._training.epochs):
+        for epoch in range(self._options.epochs):
             for index, part in enumerate(self.split(units, step, epoch)):
                 shares = self._shares(batch, part)
                 size = BatchSize.of(estimates.mask, [row for unit in part for row in unit])
@@ -198,8 +206,8 @@ class Updater:
     def split(self, units: Sequence[list[int]], step: int, epoch: int) -> list[list[list[int]]]:
         """Returns the units of each minibatch: a permutation that depends on seed, step and epoch alone."""
         shuffled = list(units)
-        random.Random(f"minibatches {self._training.seed} {step} {epoch}").shuffle(shuffled)
-        count = self._training.minibatches
+        random.Random(f"minibatches {self._options.seed} {step} {epoch}").shuffle(shuffled)
+        count = self._options.minibatches
         return [part for part in (shuffled[index::count] for index in range(count)) if part]
 
     def _policy_losses(

@@ -8,17 +8,10 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import MappingProxyType
 
 from rlhf.config import Section, load_values, suggestion
 from rlhf.errors import ConfigError
-from services.trainer.config.offline import DpoRunConfig, RewardModelRunConfig, SftRunConfig
-from services.trainer.config.online import RUN_CONFIGS
-
-ALGORITHMS: Mapping[str, type[Section]] = MappingProxyType(
-    {**RUN_CONFIGS, "sft": SftRunConfig, "dpo": DpoRunConfig, "reward-model": RewardModelRunConfig}
-)
-"""What `rlhf train` trains, by name."""
+from services.trainer.trainings import TRAININGS
 
 CONFIG_KEY = "run.toml"
 MOST_BYTES = 1024 * 1024
@@ -36,7 +29,7 @@ class RunSpec:
 
     name: str
     algorithm: str
-    """One of ALGORITHMS."""
+    """One of TRAININGS."""
     toml: str
     """The text of its configuration."""
     files: Mapping[str, bytes]
@@ -71,11 +64,13 @@ def read_run(
         files: what the configuration names by relative paths.
     Raises: ConfigError naming the field or flag.
     """
-    if algorithm not in ALGORITHMS:
-        raise ConfigError(f"unknown algorithm '{algorithm}'{suggestion(algorithm, ALGORITHMS)}")
+    if algorithm not in TRAININGS:
+        raise ConfigError(f"unknown algorithm '{algorithm}'{suggestion(algorithm, TRAININGS)}")
     run_name = check_name(config.stem if name is None else name, "--config" if name is None else "--name")
     toml, values = _read_toml(config)
-    checked = load_values(ALGORITHMS[algorithm], {**values, "run_dir": str(run_dir(run_name))}, str(config))
+    checked = load_values(
+        TRAININGS[algorithm].config_class(), {**values, "run_dir": str(run_dir(run_name))}, str(config)
+    )
     contents = _read_files(files)
     _check_paths(checked, contents)
     size = len(toml.encode()) + sum(len(content) for content in contents.values())

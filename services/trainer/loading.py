@@ -11,19 +11,25 @@ from blake3 import blake3
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf.algorithms.kl import AdaptiveKlController, FixedKlController
 from rlhf.data.chat import ChatExample, load_chat_examples
 from rlhf.data.prompts import PromptItem, PromptSampler, load_prompts
 from rlhf.errors import ConfigError
-from rlhf.learning.catalog import make_updater
+from rlhf.learning.config import KlConfig
+from rlhf.learning.critic import SeparateCritic
+from rlhf.learning.ppo import Ppo
+from rlhf.learning.ptx import Ptx
 from rlhf.learning.ranks import Ranks
+from rlhf.learning.shaping import RewardShaper
 from rlhf.learning.trained_model import TrainedModel
-from rlhf.learning.update import Updater
+from rlhf.learning.update import KlController, UpdateOptions, Updater
 from rlhf.models.loading import enable_activation_checkpointing, load_policy, load_tokenizer, tokenizer_digest
 from rlhf.models.policy_model import PolicyModel
 from rlhf.models.scalar_model import ScalarModel
-from services.trainer.config.online import OnlineRunConfig, PpoRunConfig
+from services.trainer.config.online import OnlineDpoRunConfig, OnlineRunConfig, PolicyGradientRunConfig, PpoRunConfig
 from services.trainer.state.checkpoint import read_state, require_same_model
 from services.trainer.state.run_dir import changed_settings
+from services.trainer.trainings import make_algorithm
 
 FIRST_POLICY_VERSION = 1
 """The version of the initial weights; 0 is what a policy service loaded by itself."""
@@ -141,6 +147,70 @@ def _load_updater(
         seed=training.seed,
     )
     return make_updater(config, policy, critic=critic, demonstrations=demonstrations, ranks=ranks)
+
+
+def make_updater(
+    config: OnlineRunConfig,
+    policy: TrainedModel,
+    *,
+    critic: TrainedModel | None = None,
+    demonstrations: list[ChatExample] | None = None,
+    ranks: Ranks | None = None,
+) -> Updater:
+    """Returns the updater of a run at its start.
+
+    Args:
+        policy: around a PolicyModel. critic: around a ScalarModel; None where the algorithm has none of its own.
+        demonstrations: those of ptx.path; None without.
+    """
+    ranks = Ranks() if ranks is None else ranks
+    algorithm = make_algorithm(config)
+    ptx = None
+    if demonstrations is not None:
+        ptx = Ptx(
+            demonstrations,
+            config.ptx,
+            seed=config.training.seed,
+            micro_batch_tokens=config.training.micro_batch_tokens,
+            ranks=ranks,
+        )
+    return Updater(
+        algorithm,
+        policy,
+        _options(config),
+        kl_controller=_kl_controller(config),
+        shaper=RewardShaper(config.reward, config.sampling.max_new_tokens),
+        critic=SeparateCritic(critic, algorithm) if critic is not None and isinstance(algorithm, Ppo) else None,
+        ptx=ptx,
+        ranks=ranks,
+    )
+
+
+def _options(config: OnlineRunConfig) -> UpdateOptions:
+    training, with_entropy, max_approx_kl = config.training, False, None
+    if isinstance(config, PolicyGradientRunConfig):
+        with_entropy, max_approx_kl = config.loss.entropy_coef > 0, config.loss.max_approx_kl
+    elif isinstance(config, OnlineDpoRunConfig):
+        max_approx_kl = config.dpo.max_approx_kl
+    return UpdateOptions(
+        seed=training.seed,
+        epochs=training.epochs,
+        minibatches=training.minibatches,
+        micro_batch_tokens=training.micro_batch_tokens,
+        single_pass_tokens=training.single_pass_tokens,
+        temperature=config.sampling.temperature,
+        with_entropy=with_entropy,
+        max_approx_kl=max_approx_kl,
+        warmup_steps=config.critic.warmup_steps if isinstance(config, PpoRunConfig) else 0,
+    )
+
+
+def _kl_controller(config: OnlineRunConfig) -> KlController:
+    """Returns the controller of the KL's weight: adaptive if there is a target, 0 where the loss has its own pull."""
+    kl = config.kl if isinstance(config, PolicyGradientRunConfig) else KlConfig(coef=0.0)
+    if kl.target is None:
+        return FixedKlController(kl.coef)
+    return AdaptiveKlController(kl.coef, target=kl.target, horizon=kl.horizon)
 
 
 def _zero_head(model: PreTrainedModel) -> nn.Linear:

@@ -10,7 +10,8 @@ from rlhf.errors import ConfigError
 from rlhf.logs import configure_logging
 from rlhf.process import end_rank, keep_freed_memory, sleep_at_barriers
 from rlhf.serving.directory import TRAINER
-from services.trainer.config.online import RUN_CONFIGS, OnlineRunConfig, PpoRunConfig
+from services.trainer.config.online import OnlineRunConfig, PpoRunConfig
+from services.trainer.trainings import ONLINE
 
 RESUME_FLAG = "--resume"
 ENV_PREFIX = TRAINER.env_prefix
@@ -24,10 +25,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     with exit_on_config_error(TRAINER.command):
         named = bool(arguments) and not arguments[0].startswith("-")
         algorithm = arguments.pop(0) if named else PpoRunConfig.algorithm
-        if algorithm not in RUN_CONFIGS:
-            raise ConfigError(f"unknown algorithm '{algorithm}'{suggestion(algorithm, RUN_CONFIGS)}")
-        config = load_config(RUN_CONFIGS[algorithm], prog=TRAINER.command, argv=arguments, env_prefix=ENV_PREFIX)
-        return end_rank(run_online(config, resume=resume, console=Console()))
+        if algorithm not in ONLINE:
+            raise ConfigError(f"unknown algorithm '{algorithm}'{suggestion(algorithm, ONLINE)}")
+        training = ONLINE[algorithm]
+        config = load_config(
+            training.config_class(), prog=TRAINER.command, argv=arguments, env_prefix=training.env_prefix
+        )
+        return end_rank(training.run_to_end(config, resume=resume, console=Console()))
     raise AssertionError("unreachable: the context manager exits")
 
 

@@ -35,7 +35,7 @@ from rlhf.models.weights import checkpoint_manifest, checkpoint_tensors, model_m
 from rlhf.rollout import Prompt, Rollout, Sampling
 from rlhf.v1 import policy_pb2, policy_pb2_grpc
 from rlhf.weights import Encoding, PushHeader
-from services.trainer.config.sections import OptimizerConfig
+from rlhf.learning.config import OptimizerConfig
 from tests.support.ports import free_port
 
 pytestmark = pytest.mark.vllm

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlhf.algorithms.preference import bradley_terry_loss
 from rlhf.errors import RunError
+from rlhf.learning.config import LoraConfig, OptimizerConfig
 from rlhf.learning.ranks import Ranks, join_ranks
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.loading import enable_activation_checkpointing, load_policy, load_tokenizer
@@ -21,7 +22,6 @@ from rlhf.models.scalar_model import ScalarModel
 from rlhf.models.sequences import pad_sequences
 from rlhf.models.token_scores import sequence_scores
 from rlhf.process import end_rank
-from services.trainer.config.sections import LoraConfig, OptimizerConfig
 from services.trainer.state.checkpoint import CheckpointFolder
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, weight_decay=0.1, max_grad_norm=1.0)

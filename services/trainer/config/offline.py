@@ -6,8 +6,9 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from rlhf.config import Port, Section
+from rlhf.learning.config import LoraConfig, OptimizerConfig
 from rlhf.serving.directory import REFERENCE
-from services.trainer.config.sections import CheckpointConfig, LoraConfig, OptimizerConfig, Target
+from services.trainer.config.sections import CheckpointConfig, Target
 
 
 class OfflineModelConfig(Section):

@@ -1,35 +1,31 @@
 """Configuration of online runs, a class for each algorithm: `rlhf train ppo --config FILE.toml`, and its relatives."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from rlhf.config import Section
-from services.trainer.config.online_sections import (
+from rlhf.learning.config import (
     CriticConfig,
-    CriticOptimizerConfig,
-    GroupsConfig,
-    GroupTrainingConfig,
-    GrpoConfig,
     KlConfig,
+    LoraConfig,
     LossConfig,
-    LossKlConfig,
-    ModelsConfig,
-    OnlineDpoConfig,
-    OnlineTrainingConfig,
-    PairTrainingConfig,
+    OptimizerConfig,
+    PolicyGradientOptions,
     PtxConfig,
-    ReinforceConfig,
     RewardShapingConfig,
 )
 from services.trainer.config.sections import (
     CheckpointConfig,
+    CriticOptimizerConfig,
     EvaluationConfig,
-    LoraConfig,
-    OptimizerConfig,
+    GroupsConfig,
+    GroupTrainingConfig,
+    LossKlConfig,
+    ModelsConfig,
+    OnlineTrainingConfig,
+    PairTrainingConfig,
     PromptsConfig,
     SamplingConfig,
     ServicesConfig,
@@ -69,6 +65,10 @@ class OnlineRunConfig(Section):
     def needs_groups(self) -> bool:
         """Whether the algorithm compares completions of one prompt."""
         return False
+
+    def algorithm_options(self) -> dict[str, Any]:
+        """Returns the arguments that the algorithm's class is made with."""
+        return {}
 
     @model_validator(mode="after")
     def _minibatches_can_be_filled(self) -> Self:
@@ -134,6 +134,18 @@ class PolicyGradientRunConfig(OnlineRunConfig):
             return LAG_IMPORTANCE_CAP
         return self.loss.importance_cap
 
+    def algorithm_options(self) -> dict[str, Any]:
+        """Returns what all of these algorithms depend on; a class adds what is its own."""
+        options = PolicyGradientOptions(
+            loss=self.loss,
+            kl=self.kl,
+            importance_cap=self.importance_cap,
+            mask_truncated=self.reward.mask_truncated,
+            needs_groups=self.needs_groups,
+            max_completion_tokens=self.sampling.max_new_tokens,
+        )
+        return {"options": options}
+
     @model_validator(mode="after")
     def _kl_can_be_adapted(self) -> Self:
         rollouts = self.training.rollouts_per_step
@@ -156,6 +168,10 @@ class PpoRunConfig(PolicyGradientRunConfig):
 
     critic: CriticConfig = CriticConfig()
     critic_optimizer: CriticOptimizerConfig = CriticOptimizerConfig()
+
+    def algorithm_options(self) -> dict[str, Any]:
+        """Returns the shared options and those of the algorithm itself."""
+        return {**super().algorithm_options(), "critic": self.critic}
 
     @model_validator(mode="after")
     def _critic_is_one_or_the_other(self) -> Self:
@@ -182,6 +198,14 @@ class PpoRunConfig(PolicyGradientRunConfig):
         return self
 
 
+class GrpoConfig(Section):
+    """Group-relative advantages."""
+
+    normalize_std: bool = True
+    """Divide by the standard deviation of the group's rewards. Dr. GRPO does not, and has loss.aggregation
+    "token-sum-over-constant"."""
+
+
 class GrpoRunConfig(PolicyGradientRunConfig):
     """A GRPO run."""
 
@@ -195,6 +219,10 @@ class GrpoRunConfig(PolicyGradientRunConfig):
     def needs_groups(self) -> bool:
         """Always: the baseline is the group."""
         return True
+
+    def algorithm_options(self) -> dict[str, Any]:
+        """Returns the shared options and those of the algorithm itself."""
+        return {**super().algorithm_options(), "normalize_std": self.grpo.normalize_std}
 
 
 class RlooRunConfig(PolicyGradientRunConfig):
@@ -210,6 +238,15 @@ class RlooRunConfig(PolicyGradientRunConfig):
         return True
 
 
+class ReinforceConfig(Section):
+    """REINFORCE++: whitened returns of tokens."""
+
+    baseline: Literal["none", "group"] = "none"
+    """"group" takes off the mean reward of the prompt's other completions' group first."""
+    gamma: float = Field(default=1.0, ge=0, le=1)
+    """Discount per token."""
+
+
 class ReinforceRunConfig(PolicyGradientRunConfig):
     """A REINFORCE++ run."""
 
@@ -221,6 +258,24 @@ class ReinforceRunConfig(PolicyGradientRunConfig):
     def needs_groups(self) -> bool:
         """With the group's mean as a baseline."""
         return self.reinforce.baseline == "group"
+
+    def algorithm_options(self) -> dict[str, Any]:
+        """Returns the shared options and those of the algorithm itself."""
+        return {**super().algorithm_options(), "baseline": self.reinforce.baseline, "gamma": self.reinforce.gamma}
+
+
+class OnlineDpoConfig(Section):
+    """The loss on a prompt's best and worst completion."""
+
+    beta: float = Field(default=0.1, gt=0)
+    """Temperature of the implicit reward; with "ipo", of length-averaged log-probabilities."""
+    variant: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
+    """Form of the loss (docs/online.md)."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Probability that the reward service prefers the wrong one; "sigmoid" and "robust" use it."""
+    max_approx_kl: float | None = Field(default=None, gt=0)
+    """A step's remaining minibatches are left out once the policy has moved this far, in nats per token; absent: never.
+    """
 
 
 class OnlineDpoRunConfig(OnlineRunConfig):
@@ -236,6 +291,14 @@ class OnlineDpoRunConfig(OnlineRunConfig):
         """Always: a pair is two completions of one prompt."""
         return True
 
+    def algorithm_options(self) -> dict[str, Any]:
+        """Returns the shared options and those of the algorithm itself."""
+        return {
+            **super().algorithm_options(),
+            **self.dpo.model_dump(exclude={"max_approx_kl"}),
+            "mask_truncated": self.reward.mask_truncated,
+        }
+
     @model_validator(mode="after")
     def _loss_has_smoothing(self) -> Self:
         if self.dpo.label_smoothing > 0 and self.dpo.variant not in ("sigmoid", "robust"):
@@ -244,12 +307,3 @@ class OnlineDpoRunConfig(OnlineRunConfig):
                 "has none; set the former to 0, or the latter to 'sigmoid' or 'robust'"
             )
         return self
-
-
-RUN_CONFIGS: Mapping[str, type[OnlineRunConfig]] = MappingProxyType(
-    {
-        each.algorithm: each
-        for each in (PpoRunConfig, GrpoRunConfig, RlooRunConfig, ReinforceRunConfig, OnlineDpoRunConfig)
-    }
-)
-"""The online algorithms, by their names on the command line."""

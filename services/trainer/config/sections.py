@@ -1,4 +1,4 @@
-"""Sections of configuration that several kinds of training share."""
+"""Sections of configuration that several kinds of training share, and those that all online runs have."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from rlhf.config import Port, Section
+from rlhf.learning.config import KlConfig, OptimizerConfig
 from rlhf.serving.config import ServerConfig
 from rlhf.serving.directory import POLICY, REFERENCE, REWARD, TRAINER
 from services.trainer.fleet.discovery import check_entry
@@ -74,27 +75,6 @@ class SamplingConfig(Section):
     """Token ids that end a completion; empty takes the model's own."""
 
 
-class OptimizerConfig(Section):
-    """AdamW with linear warm-up and linear decay."""
-
-    learning_rate: float = Field(default=2e-6, gt=0)
-    """Peak learning rate."""
-    warmup_steps: int = Field(default=0, ge=0)
-    """Optimizer steps over which the learning rate rises linearly to its peak."""
-    final_learning_rate_fraction: float = Field(default=1.0, ge=0, le=1)
-    """The learning rate falls linearly from its peak to this fraction of it at the last step; 1 keeps it constant."""
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    """Decay of the first moment."""
-    beta2: float = Field(default=0.95, ge=0, lt=1)
-    """Decay of the second moment."""
-    eps: float = Field(default=1e-5, gt=0)
-    """Added to the root of the second moment; 1e-5 as in arXiv:2403.17031."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled weight decay of matrices; vectors (norms, biases) have none."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradients whose global norm is larger are scaled down to it."""
-
-
 class CheckpointConfig(Section):
     """When the run saves what it needs to go on."""
 
@@ -108,19 +88,6 @@ class CheckpointConfig(Section):
     """Metric whose best checkpoint is kept besides, such as "reward_mean"; empty keeps none so."""
     keep_best_order: Literal["max", "min"] = "max"
     """Whether the best is where keep_best is largest or smallest."""
-
-
-class LoraConfig(Section):
-    """Low-rank adapters instead of all weights (arXiv:2106.09685): W + alpha / rank * B A, with W frozen."""
-
-    rank: int = Field(default=16, ge=1)
-    """Columns of B and rows of A."""
-    alpha: float = Field(default=32.0, gt=0)
-    """Scale of the adapters, before it is divided by rank."""
-    dropout: float = Field(default=0.0, ge=0, le=0)
-    """Must be 0: what is trained must be what is pushed and scored."""
-    target_modules: tuple[str, ...] = ()
-    """Names of the linear layers that get adapters, such as "q_proj"; empty takes all but the output projection."""
 
 
 class WatchConfig(Section):
@@ -152,3 +119,96 @@ class EvaluationConfig(Section):
                 "file of held-out prompts, or remove the target"
             )
         return self
+
+
+class ModelsConfig(Section):
+    """The policy that is trained."""
+
+    policy_path: Path
+    """Hugging Face checkpoint of the initial policy."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Element type of the forward and backward pass, and of the pushed weights: what the policy service serves. With
+    bfloat16 the optimizers keep float32 master weights."""
+    device: str = Field(default="auto", min_length=1)
+    """A torch device; "auto" takes CUDA where there is one, else the CPU."""
+
+
+class OnlineTrainingConfig(Section):
+    """How much is sampled and trained on, and how it is cut."""
+
+    steps: int = Field(default=100, ge=1)
+    """Steps of the run: each samples, scores, updates and pushes once."""
+    prompts_per_step: int = Field(default=64, ge=1)
+    """Prompts of one step."""
+    group_size: int = Field(default=1, ge=1, le=256)
+    """Completions of each prompt."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over the rollouts of a step."""
+    minibatches: int = Field(default=1, ge=1)
+    """Optimizer steps of each pass."""
+    max_policy_lag: int = Field(default=0, ge=0, le=16)
+    """By how many versions the policy that sampled a token may be behind the one in training. 0: sample, then train, in
+    turn. k: while a step trains, up to k later ones are sampled; rollouts in flight go on over a push."""
+    max_dropped_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """The run ends with an error when more than this share of a step's rollouts got no score or no finite numbers."""
+    micro_batch_tokens: int = Field(default=2048, ge=1)
+    """Most tokens of one forward and backward pass. Changes memory and speed, never the result."""
+    single_pass_tokens: int = Field(default=4096, ge=0)
+    """Where a step is one epoch of one minibatch with at most this many tokens, the activations of its forward passes
+    are kept until the advantages are known, so that none is run twice. Costs memory: about 2 MB a token for two models
+    of 135M parameters. One rank alone can do it."""
+    activation_checkpointing: bool = False
+    """Compute activations again on the way back instead of keeping them: less memory, about a third more time."""
+    seed: int = Field(default=0, ge=0)
+    """Decides the order of prompts, the seeds of completions and the split into minibatches."""
+
+    @property
+    def rollouts_per_step(self) -> int:
+        """Completions sampled in one step."""
+        return self.prompts_per_step * self.group_size
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.steps * self.epochs * self.minibatches
+
+
+class GroupTrainingConfig(OnlineTrainingConfig):
+    """How much is sampled and trained on, and how it is cut."""
+
+    prompts_per_step: int = Field(default=16, ge=1)
+    """Prompts of one step."""
+    group_size: int = Field(default=8, ge=1, le=256)
+    """Completions of each prompt, which are compared with one another."""
+
+
+class PairTrainingConfig(OnlineTrainingConfig):
+    """How much is sampled and trained on, and how it is cut."""
+
+    group_size: int = Field(default=2, ge=1, le=256)
+    """Completions of each prompt; the best and the worst of them make its pair."""
+
+
+class LossKlConfig(KlConfig):
+    """What keeps the policy near the reference."""
+
+    place: Literal["reward", "loss"] = "loss"
+    """In the reward of each token (as k1, without gradient), or as a term of the loss."""
+    coef: float = Field(default=0.04, ge=0)
+    """Reward lost, or loss, per nat of KL; where target is set, only the start value."""
+
+
+class CriticOptimizerConfig(OptimizerConfig):
+    """AdamW for a separate critic, which may move faster than the policy."""
+
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Peak learning rate."""
+
+
+class GroupsConfig(Section):
+    """Which groups are worth training on."""
+
+    drop_uniform: bool = False
+    """Leave out groups whose rewards are all equal, and sample other prompts in their place."""
+    max_rounds: int = Field(default=3, ge=1)
+    """Times that a step samples, at most; it then goes on with the groups it has."""

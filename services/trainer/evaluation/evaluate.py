@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.prompts import PromptItem
+from rlhf.learning.sample import Sample
 from rlhf.models.loading import tokenizer_digest
 from rlhf.rollout import Prompt, Sampling
 from rlhf.statistics import MeanWithInterval, clustered_mean, distinct_2, repeated_ngrams
 from services.trainer.config.sections import ServicesConfig
 from services.trainer.fleet.peers import Peers
 from services.trainer.rollouts.collect import collect
-from services.trainer.rollouts.scoring import Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

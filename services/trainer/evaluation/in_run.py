@@ -16,14 +16,14 @@ from rlhf.client.reward import Reward, RewardClient, ScoreItem
 from rlhf.client.tasks import task_group
 from rlhf.errors import ServiceError
 from rlhf.learning.ranks import Ranks
+from rlhf.learning.sample import TRAINING_REWARD, Sample
 from rlhf.rollout import Sampling
 from rlhf.statistics import MeanWithInterval
 from services.trainer.config.online import OnlineRunConfig
 from services.trainer.evaluation.evaluate import questions_of, rows_of, summarise
-from services.trainer.fleet.peers import TRAINING_REWARD, Peers
+from services.trainer.fleet.peers import Peers
 from services.trainer.loading import LoadedRun
 from services.trainer.rollouts.collect import Collected, collect
-from services.trainer.rollouts.scoring import Sample
 from services.trainer.telemetry.gauges import LateGauges
 from services.trainer.telemetry.step import MetricsFile
 

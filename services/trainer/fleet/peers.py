@@ -7,6 +7,7 @@ from rlhf.client.base import ServiceClient, call_when_available
 from rlhf.client.reference import ReferenceClient
 from rlhf.client.reward import RewardClient
 from rlhf.learning.ranks import Ranks
+from rlhf.learning.sample import TRAINING_REWARD
 from rlhf.serving.calls import clean_name
 from services.trainer.config.sections import ServicesConfig
 from services.trainer.fleet.dispatch import Dispatcher
@@ -15,9 +16,6 @@ from services.trainer.fleet.metrics import FleetMetrics
 from services.trainer.fleet.push import require_tokenizer
 
 T = TypeVar("T")
-
-TRAINING_REWARD = "reward"
-"""The name under which a run's own reward service is known; evaluation may use others beside it."""
 
 
 class Peers:

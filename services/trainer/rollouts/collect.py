@@ -18,11 +18,12 @@ from itertools import groupby
 from rlhf.client.tasks import task_group
 from rlhf.errors import RunError, ServiceError
 from rlhf.learning.ranks import Ranks
+from rlhf.learning.sample import Sample
 from rlhf.rollout import Prompt, Rollout, Sampling, expected_ids
 from services.trainer.fleet.peers import Peers
 from services.trainer.rollouts.gather import Part, gather, gather_failure
 from services.trainer.rollouts.journal import StepJournal
-from services.trainer.rollouts.scoring import Sample, Scoring, UnusableError
+from services.trainer.rollouts.scoring import Scoring, UnusableError
 
 MAX_SCORING = 128
 """Rollouts that are with the scorers at once; more would only wait in their queues, or overflow them."""

@@ -9,8 +9,7 @@ from typing import Any
 
 from rlhf.errors import NotReadyError, RunError, ServiceError
 from rlhf.learning.ranks import Ranks
-from rlhf.learning.sample import decode_sample, encode_sample
-from services.trainer.rollouts.scoring import Sample
+from rlhf.learning.sample import Sample, decode_sample, encode_sample
 
 
 @dataclass(slots=True, kw_only=True)

@@ -26,11 +26,10 @@ from typing import Any
 from blake3 import blake3
 
 from rlhf.learning.ranks import Ranks
-from rlhf.learning.sample import decode_sample, encode_sample
+from rlhf.learning.sample import Sample, decode_sample, encode_sample
 from rlhf.logs import get_logger
 from rlhf.rollout import Prompt, Sampling, expected_ids
 from services.trainer.rollouts.journal_file import FORMAT_VERSION, JournalLines, JournalWriter, read_lines
-from services.trainer.rollouts.scoring import Sample
 
 log = get_logger(__name__)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from rlhf.data.prompts import PromptSampler
 from rlhf.learning.ranks import Ranks
+from rlhf.learning.sample import Sample
 from rlhf.rollout import Prompt, Sampling
 from services.trainer.config.online import OnlineRunConfig
 from services.trainer.fleet.peers import Peers
@@ -25,7 +26,6 @@ from services.trainer.fleet.publishing import Publishing
 from services.trainer.rollouts.collect import Collected, Collection, collect_groups
 from services.trainer.rollouts.gather import Part
 from services.trainer.rollouts.journal import Journal, StepJournal
-from services.trainer.rollouts.scoring import Sample
 
 TOO_OLD = "policy_too_old"
 

@@ -4,44 +4,21 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 from rlhf.client.reference import LogprobsItem
 from rlhf.client.reward import Reward, RewardClient, RewardError, ScoreItem
 from rlhf.client.tasks import task_group
 from rlhf.errors import InternalError, NotReadyError, RunError
+from rlhf.learning.sample import Sample
 from rlhf.rollout import Rollout
-from services.trainer.fleet.peers import TRAINING_REWARD, Peers
+from services.trainer.fleet.peers import Peers
 
 T = TypeVar("T")
 
 MAX_TIMEOUTS = 3
 """How often a scorer may take too long over a rollout before it is dropped: it may be one that it never gets done with,
 and a run shall not end for it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """A rollout with all that training needs to know about it; every number is finite."""
-
-    rollout: Rollout
-    rewards: dict[str, float]
-    """By the name of the reward service that gave it."""
-    ref_logprobs: list[float]
-    """Nats under the reference policy, one for each completion token."""
-    spreads: dict[str, float] = field(default_factory=dict)
-    """Standard deviation of the members' rewards, by name, from those reward services that are ensembles."""
-
-    @property
-    def reward(self) -> float:
-        """What the run's own reward service gave."""
-        return self.rewards[TRAINING_REWARD]
-
-    @property
-    def spread(self) -> float | None:
-        """What the run's own reward service said of it; None from a single scorer."""
-        return self.spreads.get(TRAINING_REWARD)
 
 
 class UnusableError(Exception):

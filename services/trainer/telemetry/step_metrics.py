@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from rlhf.learning.config import RewardShapingConfig
 from services.trainer.config.online import OnlineDpoRunConfig, OnlineRunConfig, PolicyGradientRunConfig, PpoRunConfig
-from services.trainer.config.online_sections import RewardShapingConfig
 
 _BATCH = {
     "reward_mean": "Mean reward of the step's completions, in the reward service's units.",

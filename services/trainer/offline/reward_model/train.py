@@ -12,9 +12,10 @@ from statistics import fmean
 
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from rlhf.data.preferences import PreferenceGroup, Preferences, load_preferences, merge_by_prompt, split_by_prompt
-from rlhf.errors import ConfigError, RunError
+from rlhf.errors import ConfigError, RunError, StoppedError
 from rlhf.learning.ranks import Ranks, join_ranks
 from rlhf.logs import configure_logging
 from rlhf.models.loading import load_tokenizer, max_positions, require_model_folder
@@ -46,6 +47,19 @@ class _Data:
     heldout: list[PreferenceGroup]
     skipped: dict[str, int]
     max_tokens: int
+
+
+def train_reward_model(config: RewardModelRunConfig, *, resume: bool, console: Console) -> int:
+    """Trains to the end as run_reward_model(); returns the exit code: 0, or 128 + a signal's number if one stopped it.
+
+    Raises: ConfigError or RunError as run_reward_model().
+    """
+    disable_progress_bar()  # every model that is loaded or written would show one
+    try:
+        run_reward_model(config, resume=resume, console=console)
+    except StoppedError as stopped:
+        return stopped.exit_code
+    return 0
 
 
 def run_reward_model(config: RewardModelRunConfig, *, console: Console, resume: bool = False) -> RewardModelReport:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.learning.batch import Batch, collate
-from rlhf.learning.catalog import make_updater
+from rlhf.learning.config import OptimizerConfig
+from rlhf.learning.sample import Sample
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.learning.update import Updater
 from rlhf.models.loading import load_policy
@@ -17,8 +18,7 @@ from rlhf.models.scalar_model import ScalarModel
 from rlhf.models.token_scores import completion_logprobs
 from rlhf.rollout import Rollout
 from services.trainer.config.online import RUN_CONFIGS, OnlineRunConfig, PpoRunConfig
-from services.trainer.config.sections import OptimizerConfig
-from services.trainer.rollouts.scoring import Sample
+from services.trainer.loading import make_updater
 
 
 def sample(

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from rlhf.learning.batch import collate, micro_batches
+from rlhf.learning.sample import Sample
 from rlhf.rollout import Rollout
-from services.trainer.rollouts.scoring import Sample
 
 
 def make_sample(

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from rlhf.errors import ConfigError
+from rlhf.learning.config import LoraConfig, OptimizerConfig
 from rlhf.learning.lora import merge_adapters
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.loading import load_policy, load_tokenizer
@@ -18,7 +19,6 @@ from rlhf.models.scalar_model import ScalarModel
 from rlhf.models.sequences import pad_sequences
 from rlhf.models.token_scores import completion_logprobs, sequence_scores
 from rlhf.models.weights import checkpoint_tensors
-from services.trainer.config.sections import LoraConfig, OptimizerConfig
 from tests.support.tiny_model import make_tiny_model
 
 SEQUENCES = pad_sequences([[5, 6, 7], [8]], [[9, 10], [11, 12, 13]])

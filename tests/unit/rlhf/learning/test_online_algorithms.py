@@ -15,7 +15,7 @@ import torch
 from rlhf.learning.algorithm import Estimates, Scored
 from rlhf.learning.batch import collate
 from rlhf.learning.catalog import ALGORITHMS
-from services.trainer.rollouts.scoring import Sample
+from rlhf.learning.sample import Sample
 from tests.unit.rlhf.learning.online_updaters import SAMPLES, Maker, on_policy, policy_logprobs, sample
 
 

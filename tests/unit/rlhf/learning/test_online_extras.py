@@ -10,6 +10,7 @@ import torch
 
 from rlhf.data.chat import ChatExample
 from rlhf.learning.batch import collate
+from rlhf.learning.config import RewardShapingConfig
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.shaping import RewardShaper
 from rlhf.models.loading import load_tokenizer
@@ -17,7 +18,6 @@ from rlhf.models.policy_model import PolicyModel
 from rlhf.models.sequences import pad_sequences
 from rlhf.models.token_scores import completion_logprobs
 from services.trainer.config.online import RUN_CONFIGS
-from services.trainer.config.online_sections import RewardShapingConfig
 from services.trainer.loading import load_run
 from services.trainer.state.checkpoint import CheckpointFolder
 from services.trainer.telemetry.step_metrics import step_metrics

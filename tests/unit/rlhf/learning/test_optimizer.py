@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from rlhf.errors import NonFiniteError
+from rlhf.learning.config import OptimizerConfig
 from rlhf.learning.optimizer import MasterOptimizer, learning_rate_at
-from services.trainer.config.sections import OptimizerConfig
 
 
 def make_optimizer(module: nn.Module, **settings: float) -> MasterOptimizer:

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from rlhf.learning.config import LoraConfig, OptimizerConfig
 from rlhf.learning.snapshot import WeightsSnapshot, take_snapshot
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.loading import load_policy
@@ -14,7 +15,6 @@ from rlhf.models.policy_model import PolicyModel
 from rlhf.models.sparse_patch import decode, new_values
 from rlhf.models.weights import model_manifest
 from rlhf.weights import PatchPart, tensor_digest
-from services.trainer.config.sections import LoraConfig, OptimizerConfig
 from tests.support.tiny_model import make_tiny_model
 
 EMBEDDING = "model.embed_tokens.weight"

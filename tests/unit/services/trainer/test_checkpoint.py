@@ -13,9 +13,10 @@ import pytest
 from blake3 import blake3
 
 from rlhf.errors import ConfigError, RunError
+from rlhf.learning.config import OptimizerConfig
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.loading import load_policy, load_tokenizer
-from services.trainer.config.sections import CheckpointConfig, OptimizerConfig
+from services.trainer.config.sections import CheckpointConfig
 from services.trainer.state.checkpoint import CheckpointFolder, read_state, require_same_model, write_directory
 from tests.support.tiny_model import make_tiny_model
 

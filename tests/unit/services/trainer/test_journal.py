@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 
 from rlhf.errors import RunError
 from rlhf.learning.ranks import Ranks
-from rlhf.learning.sample import decode_sample, encode_sample
+from rlhf.learning.sample import Sample, decode_sample, encode_sample
 from rlhf.rollout import Prompt, Rollout, Sampling
 from services.trainer.rollouts.journal import Journal, StepJournal
 from services.trainer.rollouts.journal_file import JournalWriter
-from services.trainer.rollouts.scoring import Sample
 
 SAMPLING = Sampling(max_new_tokens=8, temperature=0.7, completions_per_prompt=2, stop_ids=(1, 2))
 PROMPTS = [Prompt(group_id=str(number), prompt_ids=[3, number], seed=7 + number) for number in range(2)]

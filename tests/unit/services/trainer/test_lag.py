@@ -2,11 +2,11 @@
 
 from prometheus_client import CollectorRegistry
 
+from rlhf.learning.sample import Sample
 from rlhf.rollout import Rollout
 from services.trainer.fleet.metrics import LagHistogram
 from services.trainer.rollouts.collect import Collected
 from services.trainer.rollouts.lookahead import count_lags, drop_too_old
-from services.trainer.rollouts.scoring import Sample
 
 
 def make_sample(rollout_id: str, *versions: int) -> Sample:

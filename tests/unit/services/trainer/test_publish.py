@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from rlhf.errors import ConfigError, RunError
+from rlhf.learning.config import LoraConfig, OptimizerConfig
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.loading import load_policy
 from rlhf.models.weights import model_manifest
-from services.trainer.config.sections import LoraConfig, OptimizerConfig, ServicesConfig
+from services.trainer.config.sections import ServicesConfig
 from services.trainer.fleet.orders import Publication
 from services.trainer.fleet.peers import Peers
 from services.trainer.fleet.publishing import Publisher

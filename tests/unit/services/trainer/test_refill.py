@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import pytest
 
 from rlhf.errors import RunError
+from rlhf.learning.sample import Sample
 from rlhf.rollout import Prompt, Rollout
 from services.trainer.rollouts.collect import Collected, collect_groups, rewards_differ
-from services.trainer.rollouts.scoring import Sample
 
 
 def make_sample(group_id: str, index: int, reward: float) -> Sample:

@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification
 from rlhf.config import load_config
 from rlhf.data.preferences import Choice, PreferenceGroup
 from rlhf.errors import ConfigError, RunError, StoppedError
+from rlhf.learning.config import LoraConfig
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.scalar_model import ScalarModel
@@ -30,7 +31,6 @@ from services.trainer.config.offline import (
     RewardModelRunConfig,
     TrainingConfig,
 )
-from services.trainer.config.sections import LoraConfig
 from services.trainer.offline import fit as fit_module
 from services.trainer.offline.fit import train_step
 from services.trainer.offline.reward_model.report import read_report

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf.data.chat import ChatExample
 from rlhf.errors import ConfigError
+from rlhf.learning.config import LoraConfig
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.loading import load_policy
@@ -24,7 +25,7 @@ from services.trainer.config.offline import (
     SftDataConfig,
     SftRunConfig,
 )
-from services.trainer.config.sections import CheckpointConfig, LoraConfig
+from services.trainer.config.sections import CheckpointConfig
 from services.trainer.offline.fit import train_step
 from services.trainer.offline.sft import SftTask, run_sft
 

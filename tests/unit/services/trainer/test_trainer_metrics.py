@@ -9,9 +9,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 
+from rlhf.learning.sample import Sample
 from services.trainer.fleet.fleet import Publication
 from services.trainer.rollouts.collect import Collected
-from services.trainer.rollouts.scoring import Sample
 from services.trainer.telemetry.step import MetricsFile, TrainerMetrics, describe_step
 from services.trainer.telemetry.step_metrics import STEP_METRICS
 from services.trainer.telemetry.terminal import COLUMNS, RunProgress
