@@ -22,10 +22,11 @@ from rlhf_cli.pipeline.lineage import Lineage
 from rlhf_cli.pipeline.phases import Phases
 from rlhf_cli.pipeline.services import PipelineServices
 from rlhf_cli.pipeline.stages import Stage, StageError, StageRunner
-from rlhf_cli.pipeline.trainings import TRAININGS, build_config, files_of, settings_of
+from rlhf_cli.pipeline.trainings import build_config, files_of, settings_of
 from services.trainer.evaluation.evaluate import EvaluationSettings, Judges, evaluate_served
 from services.trainer.evaluation.push import push_checkpoint
 from services.trainer.evaluation.report import SUMMARY_FILE, write_evaluations
+from services.trainer.trainings import TRAININGS
 
 NOWHERE = "localhost:1"
 """Stands for the address of a service where a configuration is only compared."""
@@ -206,7 +207,7 @@ class FrontierStages:
         self, name: str, training_name: str, changes: Mapping[str, object], output: Path, *, given: bool = False
     ) -> None:
         """Runs a training of the demo's pipeline, with changes by dotted path, as its command."""
-        training = next(each for each in TRAININGS if each.name == training_name)
+        training = next(each for each in TRAININGS.values() if each.stage == training_name)
         is_online = training_name == "ppo"
         table = self._config.table(training_name) or {}
 
@@ -232,7 +233,7 @@ class FrontierStages:
         checked = build(NOWHERE, NOWHERE, NOWHERE)
         files = files_of(checked, [self.pairs, self.reward_model])
         config_file = self._folder(name) / "config.toml"
-        arguments = [*training.command, "--config", str(config_file)]
+        arguments = ["train", training.name, "--config", str(config_file)]
 
         def work(resume: bool) -> None:
             targets = (NOWHERE, NOWHERE, NOWHERE)

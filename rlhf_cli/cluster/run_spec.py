@@ -69,7 +69,7 @@ def read_run(
     run_name = check_name(config.stem if name is None else name, "--config" if name is None else "--name")
     toml, values = _read_toml(config)
     checked = load_values(
-        TRAININGS[algorithm].config_class(), {**values, "run_dir": str(run_dir(run_name))}, str(config)
+        TRAININGS[algorithm].config_class, {**values, "run_dir": str(run_dir(run_name))}, str(config)
     )
     contents = _read_files(files)
     _check_paths(checked, contents)

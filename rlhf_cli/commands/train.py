@@ -43,7 +43,7 @@ def _train(training: Training, arguments: list[str], *, resume: bool) -> None:
     from rlhf.config import load_config
 
     prog = f"rlhf train {training.name}"
-    config = load_config(training.config_class(), prog=prog, argv=arguments, env_prefix=training.env_prefix)
+    config = load_config(training.config_class, prog=prog, argv=arguments, env_prefix=training.env_prefix)
     raise typer.Exit(training.run_to_end(config, resume=resume, console=stderr))
 
 

@@ -26,7 +26,8 @@ from rlhf_cli.pipeline.lineage import Lineage
 from rlhf_cli.pipeline.phases import Phases
 from rlhf_cli.pipeline.services import PipelineServices
 from rlhf_cli.pipeline.stages import StageError
-from rlhf_cli.pipeline.trainings import Training, has_field
+from rlhf_cli.pipeline.trainings import has_field
+from services.trainer.trainings import Training
 from services.trainer.config.sections import SamplingConfig
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class Actions:
         services.wait_ready()
         addresses = {} if start is None else self.addresses(policies, reward, reference)
         write_config(config_file, build({**fills, **addresses}))
-        arguments = [*training.command, "--config", str(config_file)]
+        arguments = ["train", training.name, "--config", str(config_file)]
         if resume:
             arguments.append("--resume")
         services.run_rlhf(arguments, has_server=has_field(cls, "server.port"))

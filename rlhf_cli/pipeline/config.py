@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
 from rlhf.config import Section
 from rlhf_cli.pipeline.labelling import NOISE_RATE, SHORT_AND_FINISHED
 from services.trainer.config.sections import SamplingConfig, Target
+from services.trainer.trainings import TRAININGS
 
 TrainingTable = dict[str, Any]
 """The fields of a training, as `rlhf train ... --fields` lists them; and `enabled`, `artifact`, which are ours."""
@@ -104,7 +105,16 @@ class ExportConfig(Section):
     """Which policy, by its table ("ppo"); absent: the last of those trained."""
 
 
-class PipelineConfig(Section):
+def _with_training_tables() -> type[Section]:
+    """Returns a section with a field for each kind of training: of policies any number, each from the same start."""
+    fields: dict[str, Any] = {
+        each.stage: (TrainingTable | None, Field(default=None, description=f"`rlhf train {each.name}`; absent: none."))
+        for each in TRAININGS.values()
+    }
+    return create_model("TrainingTables", __base__=Section, **fields)
+
+
+class PipelineConfig(_with_training_tables()):  # type: ignore[misc]
     """From a base model to an aligned one, stage by stage."""
 
     run_dir: Path
@@ -115,26 +125,14 @@ class PipelineConfig(Section):
     sampling: SamplingConfig = SamplingConfig()
     """Of all completions: those to be labelled, those of the policy's training, and the evaluation's."""
     services: PipelineServicesConfig = PipelineServicesConfig()
-    sft: TrainingTable | None = None
-    """`rlhf train sft`; absent: the policy starts as `model`."""
     sample: SampleConfig = SampleConfig()
     label: LabelConfig = LabelConfig()
-    reward_model: TrainingTable | None = None
-    """`rlhf train reward-model`; absent: there is none."""
-    ppo: TrainingTable | None = None
-    """`rlhf train ppo`, and so on: of these any number, each from the same start."""
-    grpo: TrainingTable | None = None
-    rloo: TrainingTable | None = None
-    reinforce_plus_plus: TrainingTable | None = Field(default=None, alias="reinforce++")
-    dpo: TrainingTable | None = None
-    online_dpo: TrainingTable | None = Field(default=None, alias="online-dpo")
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
 
     def table(self, name: str) -> TrainingTable | None:
         """Returns the table of a training, by its name in the file; None if it is absent or `enabled = false`."""
-        fields = {field.alias or each: each for each, field in type(self).model_fields.items()}
-        table: TrainingTable | None = getattr(self, fields[name])
+        table: TrainingTable | None = getattr(self, name)
         return None if table is None or table.get("enabled") is False else table
 
     @model_validator(mode="after")

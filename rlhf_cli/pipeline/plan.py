@@ -17,12 +17,11 @@ from rlhf.errors import ConfigError
 from rlhf_cli.pipeline.actions import ENSEMBLE, FIRST_MEMBER, Actions
 from rlhf_cli.pipeline.config import PipelineConfig
 from rlhf_cli.pipeline.stages import Stage
+from services.trainer.trainings import TRAININGS, Training
 from rlhf_cli.pipeline.trainings import (
     POLICY_TRAININGS,
     REWARD_MODEL,
     SFT,
-    TRAININGS,
-    Training,
     build_config,
     files_of,
     has_field,
@@ -77,7 +76,7 @@ class _Planner:
             own = pair_fills if training.learns_from_pairs else self._critic(training, reward_model)
             trained = self._training(training, {**fills, **own}, start=start, reward_model=reward_model)
             if trained is not None:
-                policies[training.name] = trained
+                policies[training.stage] = trained
         if config.evaluate.enabled:
             self._evaluation(start, policies, reward_model)
         if config.export.enabled and policies:
@@ -89,7 +88,8 @@ class _Planner:
         label = self._config.label
         if label.artifact is not None:
             return self._add_given("label", label.artifact)
-        is_wanted = any(self._config.table(each.name) is not None for each in TRAININGS if each.learns_from_pairs)
+        wanting = [each for each in TRAININGS.values() if each.learns_from_pairs]
+        is_wanted = any(self._config.table(each.stage) is not None for each in wanting)
         if not label.enabled or not is_wanted:
             return None
         completions = self._completions(start)
@@ -130,13 +130,13 @@ class _Planner:
         reward_model: Path | None = None,
     ) -> Path | None:
         """Adds the stage of a training, and returns the model it makes; None if there is no such table."""
-        table = self._config.table(training.name)
+        table = self._config.table(training.stage)
         if table is None:
             return None
         if "artifact" in table:
-            return self._add_given(training.name, Path(str(table["artifact"])))
-        folder = self._config.run_dir / training.name
-        source = f"{self._source} [{training.name}]"
+            return self._add_given(training.stage, Path(str(table["artifact"])))
+        folder = self._config.run_dir / training.stage
+        source = f"{self._source} [{training.stage}]"
         reward_inputs, reward_settings = self._reward(training, reward_model, source)
         build = partial(build_config, training, table, run_dir=folder / "run", source=source)
         fills = {path: str(value) if isinstance(value, Path) else value for path, value in fills.items()}
@@ -145,13 +145,13 @@ class _Planner:
         files = files_of(checked, [*made, *(path / FIRST_MEMBER for path in made)])
         config_file = folder / "config.toml"
         return self._add(
-            training.name,
+            training.stage,
             _title(training, checked),
             _output(training, checked),
             partial(self._actions.train, training, build, fills, config_file, start, reward_model),
             inputs={**files, **reward_inputs},
             settings={**settings_of(checked, files), **reward_settings},
-            command=shlex.join(["rlhf", *training.command, "--config", str(config_file)]),
+            command=shlex.join(["rlhf", "train", training.name, "--config", str(config_file)]),
         )
 
     def _reward(
@@ -179,7 +179,7 @@ class _Planner:
 
     def _critic(self, training: Training, reward_model: Path | None) -> dict[str, object]:
         """Returns where a separate critic starts, if the training has one and the table does not say."""
-        table = self._config.table(training.name) or {}
+        table = self._config.table(training.stage) or {}
         critic = table.get("critic", {})
         is_head = isinstance(critic, Mapping) and critic.get("kind") == "head"
         if reward_model is None or is_head:

@@ -1,15 +1,13 @@
-"""The trainings of a pipeline: which command and which configuration class, and what the pipeline fills in."""
+"""The trainings of a pipeline: which there are, their configurations, and what the pipeline fills in."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from rlhf.config import Section, load_values
-from services.trainer.config.offline import DpoRunConfig, RewardModelRunConfig, SftRunConfig
-from services.trainer.config.online import RUN_CONFIGS
+from services.trainer.trainings import TRAININGS, Training
 
 OURS = ("enabled", "artifact")
 """Keys of a training's table that are the pipeline's own."""
@@ -17,32 +15,8 @@ UNCOMPARED = ("run_dir", "services", "server", "reference", "evaluation", "watch
 """Sections that say where something is, or what is looked at: another address makes no other model."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Training:
-    """A kind of training."""
-
-    name: str
-    """Of its table and its stage."""
-    config_class: type[Section]
-    """What its table is read as."""
-    model: str = "final"
-    """Folder of the trained model inside its run directory."""
-    learns_from_pairs: bool = False
-    """Whether its data.path is the file of preferences."""
-
-    @property
-    def command(self) -> list[str]:
-        """Returns its command, after `rlhf`."""
-        return ["train", self.name.replace("_", "-")]
-
-
-SFT = Training(name="sft", config_class=SftRunConfig)
-REWARD_MODEL = Training(name="reward_model", config_class=RewardModelRunConfig, model="model", learns_from_pairs=True)
-POLICY_TRAININGS = (
-    *(Training(name=name, config_class=config_class) for name, config_class in RUN_CONFIGS.items()),
-    Training(name="dpo", config_class=DpoRunConfig, learns_from_pairs=True),
-)
-TRAININGS = (SFT, REWARD_MODEL, *POLICY_TRAININGS)
+SFT, REWARD_MODEL = TRAININGS["sft"], TRAININGS["reward-model"]
+POLICY_TRAININGS = tuple(each for each in TRAININGS.values() if each.is_policy)
 
 
 def has_field(cls: type[BaseModel], path: str) -> bool:

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(f"unknown algorithm '{algorithm}'{suggestion(algorithm, ONLINE)}")
         training = ONLINE[algorithm]
         config = load_config(
-            training.config_class(), prog=TRAINER.command, argv=arguments, env_prefix=training.env_prefix
+            training.config_class, prog=TRAINER.command, argv=arguments, env_prefix=training.env_prefix
         )
         return end_rank(training.run_to_end(config, resume=resume, console=Console()))
     raise AssertionError("unreachable: the context manager exits")

@@ -44,13 +44,22 @@ class Training:
     learns_from_pairs: bool = False
     """Whether its data.path is a file of preferences."""
 
+    table: str = ""
+    """Of a pipeline's file, if it is not called as the training."""
+
+    @property
+    def stage(self) -> str:
+        """Name of its table and its stage in a pipeline."""
+        return self.table or self.name
+
     @property
     def is_online(self) -> bool:
         """Whether it samples from the policy it trains."""
         return bool(self.algorithm)
 
+    @property
     def config_class(self) -> "type[Section]":
-        """Returns the class of its configuration."""
+        """The class of its configuration."""
         found: type[Section] = resolve_name(self.config)
         return found
 
@@ -81,6 +90,7 @@ TRAININGS: Mapping[str, Training] = MappingProxyType(
                 env_prefix="RLHF_REWARD_MODEL",
                 example="--training.epochs 2",
                 model="model",
+                table="reward_model",
                 is_policy=False,
                 learns_from_pairs=True,
             ),

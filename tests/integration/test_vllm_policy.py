@@ -25,6 +25,7 @@ from transformers import AutoTokenizer
 from rlhf.client import codec
 from rlhf.client.policy import PolicyClient
 from rlhf.errors import NotReadyError
+from rlhf.learning.config import OptimizerConfig
 from rlhf.learning.snapshot import WeightsSnapshot, take_snapshot
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.loading import load_policy
@@ -35,7 +36,6 @@ from rlhf.models.weights import checkpoint_manifest, checkpoint_tensors, model_m
 from rlhf.rollout import Prompt, Rollout, Sampling
 from rlhf.v1 import policy_pb2, policy_pb2_grpc
 from rlhf.weights import Encoding, PushHeader
-from rlhf.learning.config import OptimizerConfig
 from tests.support.ports import free_port
 
 pytestmark = pytest.mark.vllm

@@ -14,8 +14,9 @@ import grpc
 from rich.console import Console
 
 from rlhf.models.loading import load_tokenizer, tokenizer_digest
-from services.trainer.config.online import RUN_CONFIGS, OnlineRunConfig
+from services.trainer.config.online import OnlineRunConfig
 from services.trainer.server import run_online
+from services.trainer.trainings import ONLINE
 from tests.support.fake_services import FakePolicy, FakeReference, FakeReward
 from tests.support.ports import free_port
 
@@ -64,7 +65,7 @@ class World:
 
     @property
     def config(self) -> OnlineRunConfig:
-        return RUN_CONFIGS[self.algorithm].model_validate(self.settings)
+        return ONLINE[self.algorithm].config_class.model_validate(self.settings)
 
     @property
     def trainer(self) -> str:

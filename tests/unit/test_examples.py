@@ -8,15 +8,15 @@ from rlhf.data.preferences import TIED, load_preferences
 from rlhf.data.prompts import load_prompts
 from services.reward.config import RewardConfig
 from services.trainer.config.offline import DpoRunConfig, RewardModelRunConfig, SftRunConfig
-from services.trainer.config.online import RUN_CONFIGS
+from services.trainer.trainings import ONLINE
 from tests.support.paths import ROOT
 from tests.support.tiny_model import make_tiny_tokenizer
 
 
-@pytest.mark.parametrize("algorithm", RUN_CONFIGS)
+@pytest.mark.parametrize("algorithm", ONLINE)
 def test_every_online_example_is_a_configuration_with_prompts_that_can_be_read(algorithm: str):
     name = algorithm.replace("-", "_").replace("++", "")
-    config = load_toml(RUN_CONFIGS[algorithm], ROOT / f"examples/{name}.toml")
+    config = load_toml(ONLINE[algorithm].config_class, ROOT / f"examples/{name}.toml")
     prompts = load_prompts(ROOT / config.prompts.path, make_tiny_tokenizer(), max_prompt_tokens=512)
     assert (len(prompts.items), prompts.num_too_long) == (3, 0)
 

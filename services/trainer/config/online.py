@@ -292,9 +292,8 @@ class OnlineDpoRunConfig(OnlineRunConfig):
         return True
 
     def algorithm_options(self) -> dict[str, Any]:
-        """Returns the shared options and those of the algorithm itself."""
+        """Returns those of the loss on a pair."""
         return {
-            **super().algorithm_options(),
             **self.dpo.model_dump(exclude={"max_approx_kl"}),
             "mask_truncated": self.reward.mask_truncated,
         }

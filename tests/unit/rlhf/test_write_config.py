@@ -6,16 +6,17 @@ from pydantic import Field
 
 from rlhf.config import Section, load_toml, write_config
 from rlhf_cli.demo.demo import demo_values
-from rlhf_cli.pipeline.trainings import TRAININGS, build_config
+from rlhf_cli.pipeline.trainings import build_config
+from services.trainer.trainings import TRAININGS
 
 
 def test_the_configurations_that_are_written_read_back_equal(tmp_path: Path) -> None:
     values = demo_values()
-    for training in TRAININGS:
-        if training.name in values:
+    for training in TRAININGS.values():
+        if training.stage in values:
             fills = {"models.policy_path": 'mo"del', "model.path": 'mo"del', "prompts.path": "p", "data.path": "d"}
             fills["critic.path"] = "c"
-            config = build_config(training, values[training.name], fills, run_dir=tmp_path, source="demo.toml")
+            config = build_config(training, values[training.stage], fills, run_dir=tmp_path, source="demo.toml")
             write_config(tmp_path / "config.toml", config)
             assert load_toml(type(config), tmp_path / "config.toml") == config
 

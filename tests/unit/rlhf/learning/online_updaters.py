@@ -17,8 +17,9 @@ from rlhf.models.policy_model import PolicyModel
 from rlhf.models.scalar_model import ScalarModel
 from rlhf.models.token_scores import completion_logprobs
 from rlhf.rollout import Rollout
-from services.trainer.config.online import RUN_CONFIGS, OnlineRunConfig, PpoRunConfig
+from services.trainer.config.online import OnlineRunConfig, PpoRunConfig
 from services.trainer.loading import make_updater
+from services.trainer.trainings import ONLINE
 
 
 def sample(
@@ -44,7 +45,7 @@ SAMPLES = [
     sample([8, 9, 10], [40, 41, 42, 43, 44], -0.5, "1"),
 ]
 
-ALGORITHM_NAMES = tuple(RUN_CONFIGS)
+ALGORITHM_NAMES = tuple(ONLINE)
 
 
 class Maker:
@@ -67,7 +68,7 @@ class Maker:
             values[name] = {**grouped.get(name, {}), **values.get(name, {}), **section}
         if values.get("critic", {}).get("kind") == "head":
             del values["critic"]["path"]
-        return RUN_CONFIGS[algorithm].model_validate(values)
+        return ONLINE[algorithm].config_class.model_validate(values)
 
     def __call__(
         self, algorithm: str = "ppo", *, learning_rate: float = 1e-3, demonstrations: Any = None, **sections: Any

@@ -14,8 +14,8 @@ import torch
 
 from rlhf.learning.algorithm import Estimates, Scored
 from rlhf.learning.batch import collate
-from rlhf.learning.catalog import ALGORITHMS
 from rlhf.learning.sample import Sample
+from services.trainer.trainings import make_algorithm
 from tests.unit.rlhf.learning.online_updaters import SAMPLES, Maker, on_policy, policy_logprobs, sample
 
 
@@ -34,7 +34,7 @@ def estimate(
     scored = Scored(
         rewards=batch.rewards, old_logprobs=old_logprobs, entropies=zeros, old_values=zeros, kl_coef=kl_coef
     )
-    return ALGORITHMS[algorithm](make.config(algorithm, **sections)).estimate(batch, scored)
+    return make_algorithm(make.config(algorithm, **sections)).estimate(batch, scored)
 
 
 def by_row(estimates: Estimates) -> list[float]:

@@ -17,10 +17,10 @@ from rlhf.models.loading import load_tokenizer
 from rlhf.models.policy_model import PolicyModel
 from rlhf.models.sequences import pad_sequences
 from rlhf.models.token_scores import completion_logprobs
-from services.trainer.config.online import RUN_CONFIGS
 from services.trainer.loading import load_run
 from services.trainer.state.checkpoint import CheckpointFolder
 from services.trainer.telemetry.step_metrics import step_metrics
+from services.trainer.trainings import ONLINE
 from tests.unit.rlhf.learning.online_updaters import (
     ALGORITHM_NAMES,
     SAMPLES,
@@ -205,7 +205,7 @@ def test_saved_and_loaded_the_next_step_is_equal_bit_for_bit(
     if "ptx" in sections:
         values["ptx"] = {"path": tmp_path / "demonstrations.jsonl", **sections["ptx"]}
     values["training"] |= {"epochs": 2, "minibatches": 2}
-    config = RUN_CONFIGS[algorithm].model_validate(values)
+    config = ONLINE[algorithm].config_class.model_validate(values)
     run = load_run(config, None, resume=False, ranks=Ranks())
     batch = collate(SAMPLES)
     run.prompts.draw(3)

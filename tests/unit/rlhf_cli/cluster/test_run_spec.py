@@ -6,7 +6,8 @@ import pytest
 
 from rlhf.errors import ConfigError
 from rlhf_cli.cluster.manifests import config_map, spec_of
-from rlhf_cli.cluster.run_spec import ALGORITHMS, MOST_BYTES, read_run
+from rlhf_cli.cluster.run_spec import MOST_BYTES, read_run
+from services.trainer.trainings import TRAININGS
 
 PPO = '[models]\npolicy_path = "/models/policy"\n[prompts]\npath = "{prompts}"\n[critic]\nkind = "head"\n'
 
@@ -62,7 +63,7 @@ def ppo_file_without_critic(folder: Path) -> Path:
 def test_every_algorithm_can_be_submitted(tmp_path: Path, algorithm: str, text: str) -> None:
     (tmp_path / "run.toml").write_text(text)
     assert read_run(algorithm, tmp_path / "run.toml").algorithm == algorithm
-    assert set(ALGORITHMS) >= {algorithm, "ppo"}
+    assert set(TRAININGS) >= {algorithm, "ppo"}
 
 
 def test_a_wrong_field_is_named_with_its_file(tmp_path: Path) -> None:

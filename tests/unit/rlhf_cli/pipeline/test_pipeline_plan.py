@@ -16,7 +16,7 @@ from rlhf_cli.pipeline.phases import Phases
 from rlhf_cli.pipeline.pipeline import Pipeline, Selection, run_pipeline
 from rlhf_cli.pipeline.plan import Plan
 from rlhf_cli.pipeline.stages import Stage
-from rlhf_cli.pipeline.trainings import TRAININGS
+from services.trainer.trainings import TRAININGS
 from tests.support.paths import ROOT
 
 QUIET = Console(file=io.StringIO())
@@ -72,10 +72,10 @@ def test_ppo_and_dpo_start_from_sft_and_learn_from_the_same_pairs(values: dict[s
 
 
 def test_every_training_has_a_table(values: dict[str, Any]) -> None:
-    for training in TRAININGS:
+    for training in TRAININGS.values():
         config = load_values(PipelineConfig, {**values, training.name: {"run": 1}}, "p.toml")
         assert config.table(training.name) == {"run": 1}
-        assert [each.name for each in TRAININGS if config.table(each.name) is not None] == [training.name]
+        assert [each.stage for each in TRAININGS.values() if config.table(each.stage)] == [training.stage]
 
 
 def test_without_a_learner_from_pairs_nothing_is_sampled_or_labelled(values: dict[str, Any]) -> None:

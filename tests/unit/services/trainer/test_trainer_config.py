@@ -7,7 +7,8 @@ import pytest
 
 from rlhf.config import load_toml
 from rlhf.errors import ConfigError
-from services.trainer.config.online import RUN_CONFIGS, OnlineRunConfig, PpoRunConfig, ReinforceRunConfig
+from services.trainer.config.online import OnlineRunConfig, PpoRunConfig, ReinforceRunConfig
+from services.trainer.trainings import ONLINE
 
 R = TypeVar("R", bound=OnlineRunConfig)
 
@@ -114,9 +115,9 @@ def test_a_critic_is_a_model_or_a_head(tmp_path: Path, critic: str, message: str
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo", "online-dpo"])
 def test_a_group_of_one_is_refused_where_groups_are_needed(tmp_path: Path, algorithm: str) -> None:
     text = SMALLEST.replace('[critic]\npath = "r"\n', "")
-    assert load(tmp_path, text, RUN_CONFIGS[algorithm]).training.group_size > 1
+    assert load(tmp_path, text, ONLINE[algorithm].config_class).training.group_size > 1
     with pytest.raises(ConfigError, match=f"training.group_size is 1, but {algorithm} compares the completions"):
-        load(tmp_path, f"{text}[training]\ngroup_size = 1\n", RUN_CONFIGS[algorithm])
+        load(tmp_path, f"{text}[training]\ngroup_size = 1\n", ONLINE[algorithm].config_class)
 
 
 def test_reinforce_needs_groups_only_for_its_baseline(tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def test_reinforce_needs_groups_only_for_its_baseline(tmp_path: Path) -> None:
 def test_label_smoothing_is_refused_where_the_loss_has_none(tmp_path: Path) -> None:
     text = SMALLEST.replace('[critic]\npath = "r"\n', "") + '[dpo]\nvariant = "hinge"\nlabel_smoothing = 0.1\n'
     with pytest.raises(ConfigError, match=r"dpo.label_smoothing is 0.1, but dpo.variant is 'hinge'"):
-        load(tmp_path, text, RUN_CONFIGS["online-dpo"])
+        load(tmp_path, text, ONLINE["online-dpo"].config_class)
 
 
 def test_tokens_of_older_versions_are_weighed_unless_the_file_says_how(tmp_path: Path) -> None:
