@@ -68,9 +68,7 @@ def read_run(
         raise ConfigError(f"unknown algorithm '{algorithm}'{suggestion(algorithm, TRAININGS)}")
     run_name = check_name(config.stem if name is None else name, "--config" if name is None else "--name")
     toml, values = _read_toml(config)
-    checked = load_values(
-        TRAININGS[algorithm].config_class, {**values, "run_dir": str(run_dir(run_name))}, str(config)
-    )
+    checked = load_values(TRAININGS[algorithm].config_class, {**values, "run_dir": str(run_dir(run_name))}, str(config))
     contents = _read_files(files)
     _check_paths(checked, contents)
     size = len(toml.encode()) + sum(len(content) for content in contents.values())

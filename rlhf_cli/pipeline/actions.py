@@ -27,8 +27,8 @@ from rlhf_cli.pipeline.phases import Phases
 from rlhf_cli.pipeline.services import PipelineServices
 from rlhf_cli.pipeline.stages import StageError
 from rlhf_cli.pipeline.trainings import has_field
-from services.trainer.trainings import Training
 from services.trainer.config.sections import SamplingConfig
+from services.trainer.trainings import Training
 
 if TYPE_CHECKING:
     from rlhf.data.prompts import PromptItem

@@ -17,7 +17,6 @@ from rlhf.errors import ConfigError
 from rlhf_cli.pipeline.actions import ENSEMBLE, FIRST_MEMBER, Actions
 from rlhf_cli.pipeline.config import PipelineConfig
 from rlhf_cli.pipeline.stages import Stage
-from services.trainer.trainings import TRAININGS, Training
 from rlhf_cli.pipeline.trainings import (
     POLICY_TRAININGS,
     REWARD_MODEL,
@@ -28,6 +27,7 @@ from rlhf_cli.pipeline.trainings import (
     is_set,
     settings_of,
 )
+from services.trainer.trainings import TRAININGS, Training
 
 NOT_YET = "localhost:1"
 """Stands for the address of a service that is started later, where a configuration is only checked."""

@@ -73,9 +73,9 @@ def test_ppo_and_dpo_start_from_sft_and_learn_from_the_same_pairs(values: dict[s
 
 def test_every_training_has_a_table(values: dict[str, Any]) -> None:
     for training in TRAININGS.values():
-        config = load_values(PipelineConfig, {**values, training.name: {"run": 1}}, "p.toml")
-        assert config.table(training.name) == {"run": 1}
-        assert [each.stage for each in TRAININGS.values() if config.table(each.stage)] == [training.stage]
+        config = load_values(PipelineConfig, {**values, training.stage: {"run": 1}}, "p.toml")
+        assert config.table(training.stage) == {"run": 1}
+        assert [each.stage for each in TRAININGS.values() if config.table(each.stage) is not None] == [training.stage]
 
 
 def test_without_a_learner_from_pairs_nothing_is_sampled_or_labelled(values: dict[str, Any]) -> None:
