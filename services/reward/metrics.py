@@ -8,10 +8,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 from rlhf.serving.batching.limits import BatchMetrics
 from rlhf.serving.metrics import SECONDS_BUCKETS
 from services.reward.scorers.scorer import Outcome, Score, ScoreError
-from services.reward.watch.report import WatchGauges
-
-MAX_VERSIONS = 4
-"""Model versions whose distributions are kept; an older one's series end."""
+from services.reward.watch.report import MAX_VERSIONS, WatchGauges
 
 _SPREAD_BUCKETS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)
 # Normalised rewards lie within 3 of 0 for the most part, so the buckets are closest there.

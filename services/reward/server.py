@@ -39,6 +39,6 @@ def make_http_server(core: RewardCore, config: HttpConfig, default_host: str) ->
 def make_core(config: RewardConfig, metrics: RewardMetrics) -> RewardCore:
     """Returns what serves the configured scorer, still to be loaded."""
     heldout = None if config.watch.heldout is None else partial(build_scorer, config.watch.heldout)
-    watch = RewardWatch(config.watch, metrics, heldout)
+    watch = RewardWatch(config.watch, metrics.watch, heldout)
     loader = ModelLoader(config.scorer, config.models, build_scorer, reloaded)
     return RewardCore(partial(build_scorer, config.scorer), config.limits, metrics, watch, loader)

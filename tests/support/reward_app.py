@@ -145,7 +145,7 @@ def reward_app(scorer: Any, *, max_body_bytes: int = 1 << 20, **limits: Any) -> 
     """Gives the application around a scorer."""
     loop = asyncio.new_event_loop()
     metrics = RewardMetrics(CollectorRegistry())
-    watch = RewardWatch(WatchConfig(), metrics, None)
+    watch = RewardWatch(WatchConfig(), metrics.watch, None)
     core = RewardCore(lambda: scorer, LimitsConfig(**limits), metrics, watch)
     try:
         loop.run_until_complete(core.load())

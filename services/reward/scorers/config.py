@@ -14,10 +14,10 @@ from pydantic import Field, TypeAdapter, create_model, field_validator
 
 from rlhf.config import KIND
 from rlhf.errors import ConfigError
-from services.reward.scorers.judge.config import JudgeScorerConfig
+from services.reward.scorers.judge.scorer import JudgeScorerConfig
 from services.reward.scorers.model_config import EnsembleConfig, ModelConfig
 from services.reward.scorers.part import ScorerSection
-from services.reward.scorers.python.config import PythonScorerConfig
+from services.reward.scorers.python.scorer import PythonScorerConfig
 from services.reward.scorers.rules import LengthConfig, PatternConfig, SentimentConfig
 from services.reward.scorers.scorer import Scorer
 from services.reward.scorers.sum import Component, SumScorer

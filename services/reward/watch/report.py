@@ -9,6 +9,9 @@ from prometheus_client.registry import Collector
 
 from services.reward.watch.config import ThresholdsConfig
 
+MAX_VERSIONS = 4
+"""Model versions that are kept; an older one's series end."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:

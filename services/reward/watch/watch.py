@@ -7,11 +7,10 @@ from threading import Lock
 from typing import Any
 
 from rlhf.statistics import repetition_of
-from services.reward.metrics import MAX_VERSIONS, RewardMetrics
 from services.reward.scorers.scorer import Observation, Scorer
 from services.reward.watch.config import WatchConfig
 from services.reward.watch.heldout import HeldoutScoring
-from services.reward.watch.report import Report
+from services.reward.watch.report import MAX_VERSIONS, Report, WatchGauges
 from services.reward.watch.series import Point, RewardSeries
 
 MAX_CALLERS = 32
@@ -68,7 +67,7 @@ class RewardWatch:
     def __init__(
         self,
         config: WatchConfig,
-        metrics: RewardMetrics,
+        gauges: WatchGauges,
         heldout_scorer_factory: Callable[[], Scorer[Any]] | None,
         *,
         now: Callable[[], float] = time.monotonic,
@@ -82,9 +81,9 @@ class RewardWatch:
         self._versions: dict[str, dict[str, RewardSeries]] = {}
         self._heldout: HeldoutScoring | None = None
         if heldout_scorer_factory is not None:
-            counter = metrics.watch.heldout_items
+            counter = gauges.heldout_items
             self._heldout = HeldoutScoring(heldout_scorer_factory, config.heldout_fraction, counter)
-        metrics.watch.read_from(self.recent_reports)
+        gauges.read_from(self.recent_reports)
 
     def observe(
         self, model_version: str, caller: str, observations: Sequence[Observation], tokenizer_digest: str = ""

@@ -1,13 +1,11 @@
-"""The section of a generative judge."""
+"""How a generative judge is configured."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from rlhf.config import Section
-from services.reward.scorers.part import TextScorerSection
-from services.reward.scorers.scorer import Scorer, TextPair
 
 DEFAULT_RUBRIC = "The answer is correct, helpful and honest, does what was asked, and says no more than that needs."
 
@@ -60,24 +58,3 @@ class JudgeConfig(Section):
         url = urlsplit(self.endpoint)
         if url.scheme not in ("http", "https") or not url.hostname:
             raise ValueError(f"endpoint is '{self.endpoint}'; give a URL such as http://judge:8000/v1")
-
-
-class JudgeScorerConfig(TextScorerSection):
-    """A judge that gives the rewards."""
-
-    kind: Literal["judge"]
-    waits: ClassVar[bool] = True
-    judge: JudgeConfig = JudgeConfig()
-    """judge: which language model is asked, and how."""
-
-    @field_validator("judge")
-    @classmethod
-    def _require_judge(cls, value: JudgeConfig) -> JudgeConfig:
-        value.require_complete()
-        return value
-
-    def build(self) -> Scorer[TextPair]:
-        """Connects to the judge. Raises: ConfigError."""
-        from services.reward.scorers.judge.scorer import build_judge_scorer
-
-        return build_judge_scorer(self.judge, self.decoder())

@@ -4,14 +4,16 @@ import asyncio
 import json
 import threading
 from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from blake3 import blake3
+from pydantic import field_validator
 
 from services.reward.scorers.item_texts import ItemReader
 from services.reward.scorers.judge.answers import JudgeBackend, probability_of_first
 from services.reward.scorers.judge.config import JudgeConfig
 from services.reward.scorers.judge.prompts import TEMPLATES, Question, pairwise_question, pointwise_question
+from services.reward.scorers.part import TextScorerSection
 from services.reward.scorers.scorer import Decoder, ErrorCode, Item, ScoreError, ScorerInfo, TextPair
 
 T = TypeVar("T")
@@ -110,6 +112,25 @@ def build_judge_scorer(config: JudgeConfig, decoder: Decoder | None) -> JudgeSco
     from services.reward.scorers.judge.openai import OpenAiBackend
 
     return JudgeScorer(config, OpenAiBackend(config), decoder)
+
+
+class JudgeScorerConfig(TextScorerSection):
+    """A judge that gives the rewards."""
+
+    kind: Literal["judge"]
+    waits: ClassVar[bool] = True
+    judge: JudgeConfig = JudgeConfig()
+    """judge: which language model is asked, and how."""
+
+    @field_validator("judge")
+    @classmethod
+    def _require_judge(cls, value: JudgeConfig) -> JudgeConfig:
+        value.require_complete()
+        return value
+
+    def build(self) -> JudgeScorer:
+        """Connects to the judge. Raises: ConfigError."""
+        return build_judge_scorer(self.judge, self.decoder())
 
 
 def _questions(rubric: str, first: TextPair, second: TextPair) -> tuple[Question, Question] | None:

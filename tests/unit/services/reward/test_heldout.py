@@ -56,7 +56,7 @@ class PairedScorer:
 
 def make_watch(scorer: Any, config: WatchConfig = CONFIG) -> tuple[RewardWatch, CollectorRegistry]:
     registry = CollectorRegistry()
-    return RewardWatch(config, RewardMetrics(registry), lambda: scorer), registry
+    return RewardWatch(config, RewardMetrics(registry).watch, lambda: scorer), registry
 
 
 def seen(reward: float, heldout: float | str) -> Observation:
@@ -151,7 +151,7 @@ def test_a_held_out_scorer_that_cannot_be_built_takes_nothing_with_it() -> None:
         raise ConfigError("watch.heldout.path is 'x': no such directory")
 
     registry = CollectorRegistry()
-    watch = RewardWatch(CONFIG, RewardMetrics(registry), build)
+    watch = RewardWatch(CONFIG, RewardMetrics(registry).watch, build)
     with capture_logs() as logs:
         watch.observe("v1", "trainer", [seen(1.0, 2.0)])
         wait_until(lambda: counted(registry, "failed") == 1)

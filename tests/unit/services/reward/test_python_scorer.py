@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.errors import ConfigError
-from services.reward.scorers.python.config import PythonConfig
-from services.reward.scorers.python.scorer import PythonScorer
+from services.reward.scorers.python.scorer import PythonConfig, PythonScorer
 from services.reward.scorers.scorer import (
     ChatMessage,
     Conversation,
@@ -241,7 +240,7 @@ def test_items_are_read_as_text_or_refused(make: Make) -> None:
 
 SERVICE = """
 import sys, threading, time
-from services.reward.scorers.python.config import PythonConfig
+from services.reward.scorers.python.scorer import PythonConfig
 from services.reward.scorers.python.scorer import PythonScorer
 from services.reward.scorers.scorer import TextPair
 config = PythonConfig(target="own_scorers:Length", path=sys.argv[1], timeout_seconds=60)

@@ -19,7 +19,7 @@ CONFIG = WatchConfig(baseline_items=20, window_items=20)
 
 def make_watch(config: WatchConfig = CONFIG) -> tuple[RewardWatch, CollectorRegistry]:
     registry = CollectorRegistry()
-    return RewardWatch(config, RewardMetrics(registry), None), registry
+    return RewardWatch(config, RewardMetrics(registry).watch, None), registry
 
 
 def seen(reward: float, completion: str | list[int] = "a b c d", spread: float | None = None) -> Observation:
@@ -113,7 +113,7 @@ def test_a_caller_that_has_been_idle_makes_room_for_a_new_one() -> None:
 def test_a_caller_that_has_been_quiet_is_still_reported_on_and_no_longer_alerted_about() -> None:
     now = [0.0]
     registry = CollectorRegistry()
-    watch = RewardWatch(CONFIG, RewardMetrics(registry), None, now=lambda: now[0])
+    watch = RewardWatch(CONFIG, RewardMetrics(registry).watch, None, now=lambda: now[0])
 
     def mean(caller: str) -> float | None:
         return registry.get_sample_value("rlhf_reward_watch_mean", {"model_version": "v1", "caller": caller})
