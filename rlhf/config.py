@@ -1,4 +1,7 @@
-"""What is wrong with a configuration, in words: the dotted path, the value, where it came from, the remedy."""
+"""Configuration: sections of values, read from TOML, variables and flags together, and every fault in plain words.
+
+A fault names the dotted path, the value, where it came from and the remedy. A typo never passes in silence.
+"""
 
 import difflib
 import os
@@ -15,125 +18,10 @@ from pydantic_settings import BaseSettings, CliSettingsSource, EnvSettingsSource
 
 from rlhf.errors import ConfigError
 
-
-def explain_fault(
-    cls: type[BaseModel], loc: tuple[int | str, ...], fault: dict[str, Any], sources: Mapping[str, Mapping[str, Any]]
-) -> str:
-    """Returns one line on one fault: where it came from, the dotted path, the value, the remedy."""
-    _, around, kinds = _follow(cls, loc[:-1])
-    loc, sections, _ = _follow(cls, loc)
-    path = ".".join(map(str, loc))
-    origin = next((name for name, values in reversed(list(sources.items())) if _has(values, loc)), "")
-    prefix = f"{origin}: " if origin else ""
-    match fault["type"]:
-        case "missing" | "union_tag_not_found":
-            names = " and ".join(_required(path, sections))
-            # An entry of a list has no flag of its own.
-            flag = "" if any(isinstance(part, int) for part in loc) else f" or as --{names.split()[0]}"
-            return f"{names} is required: set it in the TOML file{flag}"
-        case "union_tag_invalid":
-            return f"{prefix}{path}.{KIND} is '{fault['ctx']['tag']}'; it should be {fault['ctx']['expected_tags']}"
-        case "extra_forbidden":
-            return prefix + _explain_unknown(path, str(loc[-1]), around, kinds)
-    message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    verb = "it should be " if fault["msg"].startswith("Input should be ") else ""
-    # A section is not shown whole: the message says which of its keys it is about.
-    value = fault["input"]
-    shown = not isinstance(value, Mapping | BaseModel) and not (isinstance(value, list) and _holds_sections(value))
-    subject = f"{path} is {value!r}; " if path and shown else f"{path}: " if path else ""
-    return f"{prefix}{subject}{verb}{message}"
-
-
-def _explain_unknown(path: str, key: str, sections: Sequence[type[BaseModel]], kinds: Sequence[type[BaseModel]]) -> str:
-    """Returns what is wrong with a key that its section has not: another kind's, or nobody's."""
-    takers = [kind for section in kinds if key in section.model_fields for kind in kinds_of(section)]
-    if takers:
-        (own,) = (kind for section in sections for kind in kinds_of(section))
-        place = f"{path.removesuffix(key)}{KIND}"
-        return f"'{path}' is a key of {place} {_either(takers)}, not of {own}; leave it out, or set {place}"
-    return f"unknown key '{path}'{suggestion(key, [name for section in sections for name in section.model_fields])}"
-
-
-def _either(words: Sequence[str]) -> str:
-    *first, last = words
-    return f"{', '.join(first)} or {last}" if first else last
-
-
-def _required(path: str, sections: Sequence[type[BaseModel]]) -> list[str]:
-    """Returns the dotted paths that must be given at a missing place: the place itself, or a section's own fields."""
-    if len(sections) > 1:
-        return [f"{path}.{KIND}"]
-    names = [f"{path}.{name}" for each in sections for name, field in each.model_fields.items() if field.is_required()]
-    return names or [path]
-
-
-def _holds_sections(values: Sequence[Any]) -> bool:
-    return any(isinstance(value, Mapping | BaseModel) for value in values)
-
-
-def _has(values: Mapping[str, Any], loc: tuple[int | str, ...]) -> bool:
-    value: Any = values
-    for part in loc:
-        if not isinstance(value, Mapping) or part not in value:
-            return isinstance(value, list)
-        value = value[part]
-    return True
-
-
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """Returns "; did you mean 'x'?" for a near miss of a known word, else "; known: 'a', 'b'"."""
-    words = sorted(known)
-    near = difflib.get_close_matches(word, words, n=1)
-    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(repr(each) for each in words)}"
-
-
-KIND = "kind"
-"""The key by which sections are told apart where a field may have one of several: a discriminated union."""
-
-
-def kinds_of(section: type[BaseModel]) -> tuple[str, ...]:
-    """Returns the values of its KIND by which a section of a union is chosen; none if it has no such key."""
-    field = section.model_fields.get(KIND)
-    return () if field is None else get_args(field.annotation)
-
-
-def sections_of(cls: type[BaseModel], field: str, *, in_list: bool = False) -> list[type[BaseModel]]:
-    """Returns the classes that a field's section may have, or (in_list) those of its entries; none for other fields."""
-
-    def found(annotation: Any) -> list[type[BaseModel]]:
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            return [annotation]
-        if get_origin(annotation) is list and not in_list:
-            return []
-        return [section for each in get_args(annotation) for section in found(each)]
-
-    return found(cls.model_fields[field].annotation)
-
-
-def _follow(
-    cls: type[BaseModel], loc: Sequence[int | str]
-) -> tuple[tuple[int | str, ...], list[type[BaseModel]], list[type[BaseModel]]]:
-    """Follows the place of a fault, as pydantic names it, from a class.
-
-    Returns:
-        The place without the kinds of unions, which pydantic names too; the sections that stand there; and all that
-        might, for another kind.
-    """
-    path: list[int | str] = []
-    sections, kinds = [cls], [cls]
-    for part in loc:
-        if isinstance(part, str) and len(sections) > 1:
-            sections = [each for each in kinds if part in kinds_of(each)]
-            continue
-        path.append(part)
-        if isinstance(part, str):
-            takers = [section for section in sections if part in section.model_fields]
-            sections = kinds = [each for section in takers for each in sections_of(section, part, in_list=True)]
-    return tuple(path), sections, kinds
-
-
 C = TypeVar("C", bound=BaseModel)
 Port = Annotated[int, Field(ge=0, le=65535)]
+KIND = "kind"
+"""The key by which sections are told apart where a field may have one of several: a discriminated union."""
 
 
 class Section(BaseModel):
@@ -196,6 +84,43 @@ def write_config(path: Path, config: Section) -> None:
     """Writes the values that were set, none that is a default, for load_config to read. Raises: OSError."""
     values = config.model_dump(mode="json", exclude_unset=True, exclude_none=True)
     path.write_text(tomli_w.dumps(values), encoding="utf-8")
+
+
+@contextmanager
+def exit_on_config_error(prog: str) -> Iterator[None]:
+    """Turns a ConfigError into a line on stderr and exit code 2, as a command's main should."""
+    try:
+        yield
+    except ConfigError as error:
+        for line in str(error).splitlines():
+            print(f"{prog}: {line}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Returns "; did you mean 'x'?" for a near miss of a known word, else "; known: 'a', 'b'"."""
+    words = sorted(known)
+    near = difflib.get_close_matches(word, words, n=1)
+    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(repr(each) for each in words)}"
+
+
+def kinds_of(section: type[BaseModel]) -> tuple[str, ...]:
+    """Returns the values of its KIND by which a section of a union is chosen; none if it has no such key."""
+    field = section.model_fields.get(KIND)
+    return () if field is None else get_args(field.annotation)
+
+
+def sections_of(cls: type[BaseModel], field: str, *, in_list: bool = False) -> list[type[BaseModel]]:
+    """Returns the classes that a field's section may have, or (in_list) those of its entries; none for other fields."""
+
+    def found(annotation: Any) -> list[type[BaseModel]]:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            return [annotation]
+        if get_origin(annotation) is list and not in_list:
+            return []
+        return [section for each in get_args(annotation) for section in found(each)]
+
+    return found(cls.model_fields[field].annotation)
 
 
 def _take_config_flag(arguments: list[str]) -> tuple[Path | None, list[str]]:
@@ -272,12 +197,87 @@ def _flags(cls: type[BaseModel], prefix: str = "") -> list[str]:
     return names
 
 
-@contextmanager
-def exit_on_config_error(prog: str) -> Iterator[None]:
-    """Turns a ConfigError into a line on stderr and exit code 2, as a command's main should."""
-    try:
-        yield
-    except ConfigError as error:
-        for line in str(error).splitlines():
-            print(f"{prog}: {line}", file=sys.stderr)
-        raise SystemExit(2) from None
+def explain_fault(
+    cls: type[BaseModel], loc: tuple[int | str, ...], fault: dict[str, Any], sources: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """Returns one line on one fault: where it came from, the dotted path, the value, the remedy."""
+    _, around, kinds = _follow(cls, loc[:-1])
+    loc, sections, _ = _follow(cls, loc)
+    path = ".".join(map(str, loc))
+    origin = next((name for name, values in reversed(list(sources.items())) if _has(values, loc)), "")
+    prefix = f"{origin}: " if origin else ""
+    match fault["type"]:
+        case "missing" | "union_tag_not_found":
+            names = " and ".join(_required(path, sections))
+            # An entry of a list has no flag of its own.
+            flag = "" if any(isinstance(part, int) for part in loc) else f" or as --{names.split()[0]}"
+            return f"{names} is required: set it in the TOML file{flag}"
+        case "union_tag_invalid":
+            return f"{prefix}{path}.{KIND} is '{fault['ctx']['tag']}'; it should be {fault['ctx']['expected_tags']}"
+        case "extra_forbidden":
+            return prefix + _explain_unknown(path, str(loc[-1]), around, kinds)
+    message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    verb = "it should be " if fault["msg"].startswith("Input should be ") else ""
+    # A section is not shown whole: the message says which of its keys it is about.
+    value = fault["input"]
+    shown = not isinstance(value, Mapping | BaseModel) and not (isinstance(value, list) and _holds_sections(value))
+    subject = f"{path} is {value!r}; " if path and shown else f"{path}: " if path else ""
+    return f"{prefix}{subject}{verb}{message}"
+
+
+def _explain_unknown(path: str, key: str, sections: Sequence[type[BaseModel]], kinds: Sequence[type[BaseModel]]) -> str:
+    """Returns what is wrong with a key that its section has not: another kind's, or nobody's."""
+    takers = [kind for section in kinds if key in section.model_fields for kind in kinds_of(section)]
+    if takers:
+        (own,) = (kind for section in sections for kind in kinds_of(section))
+        place = f"{path.removesuffix(key)}{KIND}"
+        return f"'{path}' is a key of {place} {_either(takers)}, not of {own}; leave it out, or set {place}"
+    return f"unknown key '{path}'{suggestion(key, [name for section in sections for name in section.model_fields])}"
+
+
+def _either(words: Sequence[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _required(path: str, sections: Sequence[type[BaseModel]]) -> list[str]:
+    """Returns the dotted paths that must be given at a missing place: the place itself, or a section's own fields."""
+    if len(sections) > 1:
+        return [f"{path}.{KIND}"]
+    names = [f"{path}.{name}" for each in sections for name, field in each.model_fields.items() if field.is_required()]
+    return names or [path]
+
+
+def _holds_sections(values: Sequence[Any]) -> bool:
+    return any(isinstance(value, Mapping | BaseModel) for value in values)
+
+
+def _has(values: Mapping[str, Any], loc: tuple[int | str, ...]) -> bool:
+    value: Any = values
+    for part in loc:
+        if not isinstance(value, Mapping) or part not in value:
+            return isinstance(value, list)
+        value = value[part]
+    return True
+
+
+def _follow(
+    cls: type[BaseModel], loc: Sequence[int | str]
+) -> tuple[tuple[int | str, ...], list[type[BaseModel]], list[type[BaseModel]]]:
+    """Follows the place of a fault, as pydantic names it, from a class.
+
+    Returns:
+        The place without the kinds of unions, which pydantic names too; the sections that stand there; and all that
+        might, for another kind.
+    """
+    path: list[int | str] = []
+    sections, kinds = [cls], [cls]
+    for part in loc:
+        if isinstance(part, str) and len(sections) > 1:
+            sections = [each for each in kinds if part in kinds_of(each)]
+            continue
+        path.append(part)
+        if isinstance(part, str):
+            takers = [section for section in sections if part in section.model_fields]
+            sections = kinds = [each for section in takers for each in sections_of(section, part, in_list=True)]
+    return tuple(path), sections, kinds
