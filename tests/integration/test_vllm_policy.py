@@ -1,7 +1,8 @@
 """The policy service as a process, with real vLLM and the small real model; in float32, where vLLM is exact.
 
-One server serves the whole file; each test leaves it with the weights it started with. Another one is started before
-it, on a checkpoint of perturbed weights: what it samples is what the first must sample once those are pushed to it.
+One server serves the whole file; each test leaves it with the weights it started with. The exhaustive tests start
+others, which takes a minute each: what a fresh engine on a checkpoint of perturbed weights samples is, to the last bit,
+what the first one must sample once those weights are pushed to it.
 """
 
 import asyncio
@@ -95,10 +96,16 @@ class Server:
 
 @dataclass
 class Perturbed:
-    """Weights that are not the server's, and what a fresh engine samples with them."""
+    """Weights that are not the server's."""
 
     path: Path
     model: torch.nn.Module
+
+
+@dataclass
+class Fresh:
+    """What an engine samples that was started with the perturbed weights."""
+
     rollouts: dict[str, Rollout]
     alone: list[Rollout]
     """Of the prompts that are sampled one at a time."""
@@ -127,7 +134,7 @@ def prompts(smollm_path: Path) -> list[Prompt]:
 
 
 @pytest.fixture(scope="module")
-def perturbed(smollm_path: Path, prompts: list[Prompt], tmp_path_factory: pytest.TempPathFactory) -> Perturbed:
+def perturbed(smollm_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Perturbed:
     path = tmp_path_factory.mktemp("perturbed")
     model = load_policy(smollm_path, dtype="float32")
     generator = torch.Generator().manual_seed(0)
@@ -136,7 +143,12 @@ def perturbed(smollm_path: Path, prompts: list[Prompt], tmp_path_factory: pytest
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1 * parameter.std())
     model.save_pretrained(path)
     AutoTokenizer.from_pretrained(smollm_path).save_pretrained(path)
-    server = Server(path, path / "server.log")
+    return Perturbed(path, model)
+
+
+@pytest.fixture(scope="module")
+def fresh(perturbed: Perturbed, prompts: list[Prompt]) -> Fresh:
+    server = Server(perturbed.path, perturbed.path / "server.log")
     try:
         server.wait_ready()
         rollouts = asyncio.run(generate(server, prompts, GREEDY))
@@ -144,11 +156,11 @@ def perturbed(smollm_path: Path, prompts: list[Prompt], tmp_path_factory: pytest
         orphan = server.engine_pid()
     finally:
         server.end(signal.SIGKILL)
-    return Perturbed(path, model, rollouts, alone, orphan)
+    return Fresh(rollouts, alone, orphan)
 
 
 @pytest.fixture(scope="module")
-def server(smollm_path: Path, perturbed: Perturbed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(smollm_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(smollm_path, tmp_path_factory.mktemp("server") / "server.log")
     server.wait_ready()
     yield server
@@ -181,15 +193,19 @@ async def push_snapshot(server: Server, snapshot: WeightsSnapshot, encoding: Enc
     assert (served.policy_version, served.weights_digest) == (snapshot.policy_version, snapshot.digest)
 
 
-async def assert_as_fresh(server: Server, perturbed: Perturbed, prompts: list[Prompt], version: int) -> None:
+async def assert_as_fresh(server: Server, fresh: Fresh, prompts: list[Prompt], version: int) -> None:
     """Asserts that the server samples what a fresh engine on the perturbed weights does."""
     after = await generate(server, prompts, GREEDY, version=version)
-    for name, fresh in perturbed.rollouts.items():
-        assert after[name].completion_ids == fresh.completion_ids
-        assert after[name].policy_versions == [version] * len(fresh.completion_ids)
-        torch.testing.assert_close(after[name].logprobs, fresh.logprobs, atol=TOLERANCE, rtol=0)
-    for now, fresh in zip(await greedy_alone(server, prompts), perturbed.alone, strict=True):
-        assert (now.completion_ids, now.logprobs) == (fresh.completion_ids, fresh.logprobs)
+    for name, expected in fresh.rollouts.items():
+        assert after[name].completion_ids == expected.completion_ids
+        assert after[name].policy_versions == [version] * len(expected.completion_ids)
+        torch.testing.assert_close(after[name].logprobs, expected.logprobs, atol=TOLERANCE, rtol=0)
+    assert_same_bits(await greedy_alone(server, prompts), fresh.alone)
+
+
+def assert_same_bits(found: list[Rollout], expected: list[Rollout]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert (one.completion_ids, one.logprobs) == (other.completion_ids, other.logprobs)
 
 
 def trained(model: torch.nn.Module) -> TrainedModel:
@@ -254,17 +270,28 @@ async def test_log_probabilities_are_those_of_transformers_after_temperature(ser
         assert rollout.finish_reason == ("stop" if rollout.completion_ids[-1] == 2 else "length")
 
 
-async def test_pushed_weights_sample_what_a_fresh_engine_on_the_same_weights_samples(server, base, perturbed, prompts):
+async def test_pushed_weights_are_the_ones_that_sample(server, base, perturbed, prompts):
     before = await greedy_ids(server, prompts)
     await push(server, 1, perturbed.model)
     async with PolicyClient(server.target) as client:
         model = await client.get_model()
     assert (model.policy_version, model.weights_digest) == (1, checkpoint_manifest(perturbed.path, "float32").digest)
-    await assert_as_fresh(server, perturbed, prompts, 1)
-    assert_logprobs(perturbed.model, perturbed.rollouts.values(), 1.0)
-    assert any(rollout.completion_ids != before[name] for name, rollout in perturbed.rollouts.items())
+    after = await generate(server, prompts, GREEDY, version=1)
+    assert all(each.policy_versions == [1] * len(each.completion_ids) for each in after.values())
+    assert_logprobs(perturbed.model, after.values(), 1.0, version=1)
+    assert any(rollout.completion_ids != before[name] for name, rollout in after.items())
     await push(server, 2, base)
     assert await greedy_ids(server, prompts) == before
+
+
+@pytest.mark.exhaustive
+async def test_pushed_weights_sample_what_a_fresh_engine_on_the_same_weights_samples(
+    fresh, server, base, perturbed, prompts
+):
+    await push(server, 101, perturbed.model)
+    await assert_as_fresh(server, fresh, prompts, 101)
+    assert_logprobs(perturbed.model, fresh.rollouts.values(), 1.0)
+    await push(server, 102, base)
 
 
 async def patch_to_perturbed(server: Server, perturbed: Perturbed, version: int) -> None:
@@ -285,10 +312,24 @@ async def patch_to_perturbed(server: Server, perturbed: Perturbed, version: int)
     await push_snapshot(server, target, "sparse_patch")
 
 
-async def test_patched_weights_sample_what_a_fresh_engine_on_the_same_weights_samples(server, base, perturbed, prompts):
-    await patch_to_perturbed(server, perturbed, 3)
-    await assert_as_fresh(server, perturbed, prompts, 4)
-    await push(server, 5, base)
+async def test_patched_weights_sample_what_pushed_ones_do(server, base, perturbed, prompts):
+    await push(server, 3, perturbed.model)
+    pushed = await greedy_alone(server, prompts)
+    await patch_to_perturbed(server, perturbed, 4)
+    patched = await greedy_alone(server, prompts)
+    assert {version for rollout in patched for version in rollout.policy_versions} == {5}
+    assert_same_bits(patched, pushed)
+    assert_logprobs(perturbed.model, patched, 1.0, version=5)
+    await push(server, 6, base)
+
+
+@pytest.mark.exhaustive
+async def test_patched_weights_sample_what_a_fresh_engine_on_the_same_weights_samples(
+    fresh, server, base, perturbed, prompts
+):
+    await patch_to_perturbed(server, perturbed, 103)
+    await assert_as_fresh(server, fresh, prompts, 104)
+    await push(server, 105, base)
 
 
 @pytest.mark.exhaustive
@@ -304,8 +345,7 @@ async def test_after_200_patches_the_engine_has_the_trainers_weights(server, bas
     # A full push is exact, as the tests above show.
     await push_snapshot(server, take_snapshot(model, 2000, None, patches=False), "full")
     full = await greedy_alone(server, prompts)
-    assert [rollout.logprobs for rollout in patched] == [rollout.logprobs for rollout in full]
-    assert [rollout.completion_ids for rollout in patched] == [rollout.completion_ids for rollout in full]
+    assert_same_bits(patched, full)
     await push(server, 2001, base)
 
 
@@ -369,8 +409,9 @@ async def test_a_cancelled_call_frees_the_engine(server, prompts):
     assert server.metric("rlhf_policy_rollouts_in_flight") == 0
 
 
-def test_an_engine_does_not_outlive_a_front_end_that_was_killed(perturbed):
-    assert not os.path.exists(f"/proc/{perturbed.orphan}")
+@pytest.mark.exhaustive
+def test_an_engine_does_not_outlive_a_front_end_that_was_killed(fresh):
+    assert not os.path.exists(f"/proc/{fresh.orphan}")
 
 
 async def test_a_killed_engine_fails_calls_within_seconds_and_ends_the_process_for_its_supervisor(server, prompts):
