@@ -10,10 +10,7 @@ import copy
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,11 +34,10 @@ from rlhf.models.weights import checkpoint_manifest, checkpoint_tensors, model_m
 from rlhf.rollout import Prompt, Rollout, Sampling
 from rlhf.v1 import policy_pb2, policy_pb2_grpc
 from rlhf.weights import Encoding, PushHeader
-from tests.support.ports import free_port
+from tests.support.vllm_server import Server
 
 pytestmark = pytest.mark.vllm
 
-START_SECONDS = 240
 TOLERANCE = 1e-4  # nats; vLLM and transformers differ by 5e-5 at most in float32
 GREEDY = Sampling(max_new_tokens=48, temperature=0.0)
 QUESTIONS = (
@@ -54,44 +50,6 @@ QUESTIONS = (
     "Give me a recipe for bread.",
     "Why is the sky blue?",
 )
-
-
-class Server:
-    """`rlhf-policy` as a process of its own."""
-
-    def __init__(self, model: Path, log: Path, *flags: str) -> None:
-        self.port, self.metrics_port = free_port(), free_port()
-        self.target = f"127.0.0.1:{self.port}"
-        self.log = log
-        command = [sys.executable, "-m", "services.policy", "--model.path", str(model)]
-        command += ["--model.dtype", "float32", "--model.max_sequence_tokens", "512", "--vllm.kv_cache_gib", "0.25"]
-        command += ["--server.host", "127.0.0.1", "--server.port", str(self.port)]
-        command += ["--server.metrics_port", str(self.metrics_port), *flags]
-        with log.open("w") as file:
-            self.process = subprocess.Popen(command, stderr=file, stdout=file)
-
-    def wait_ready(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while '"event": "serving"' not in self.log.read_text():
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.1)
-
-    def engine_pid(self) -> int:
-        """The process of vLLM's engine core."""
-        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        pids = [int(pid) for file in children for pid in file.read_text().split()]
-        return next(pid for pid in pids if "EngineCore" in Path(f"/proc/{pid}/cmdline").read_text())
-
-    def metric(self, name: str) -> float:
-        """The sum of a family's samples."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5) as answer:
-            lines = answer.read().decode().splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith((name + "{", name + " ")))
-
-    def end(self, number: int) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(60)
 
 
 @dataclass
