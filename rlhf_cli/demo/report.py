@@ -11,7 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from rlhf_cli.demo.results import DemoResults, verdict
-from rlhf_cli.pipeline.actions import TRUE_SCORE
+from rlhf_cli.pipeline.actions import TRAINING_REWARD, TRUE_SCORE
 from rlhf_cli.pipeline.config import PipelineConfig
 
 REPORT_FILE = "report.html"
@@ -36,6 +36,7 @@ def write_report(config: PipelineConfig, results: DemoResults) -> None:
         measures=results.measures(),
         samples=results.samples(NUM_SAMPLES),
         true_score=TRUE_SCORE,
+        training_reward=TRAINING_REWARD,
         charts=[*ppo_charts(ppo), score_histogram(results)],
         reward_model_charts=reward_model_charts(reward_model),
         total_seconds=sum(results.phase_seconds.values()),

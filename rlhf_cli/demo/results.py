@@ -12,7 +12,7 @@ from rich.table import Table
 from rlhf.statistics import MeanWithInterval
 from rlhf_cli.pipeline.actions import TRAINING_REWARD, TRUE_SCORE
 from services.trainer.evaluation.evaluate import Evaluation, EvaluationRow
-from services.trainer.evaluation.report import read_evaluations
+from services.trainer.evaluation.report import WinRate, read_evaluations, win_rates
 from services.trainer.offline.reward_model.report import RewardModelReport, read_report
 
 RESULTS_FILE = "results.json"
@@ -95,6 +95,11 @@ class DemoResults:
         before, after = (each.summary[f"reward/{TRUE_SCORE}"] for each in (self.before, self.after))
         return after.mean - before.mean > (before.half_width or 0.0) + (after.half_width or 0.0)
 
+    @property
+    def win_rates(self) -> dict[str, WinRate]:
+        """How often a completion after scores above one before of the same prompt, by the reward service that says."""
+        return win_rates({"before": self.before, "after": self.after})["after"]
+
     def measures(self) -> list[MeasureRow]:
         """Returns the lines of the table."""
         rows = []
@@ -128,6 +133,7 @@ class DemoResults:
             "measures": {
                 row.name: {"before": asdict(row.before), "after": asdict(row.after)} for row in self.measures()
             },
+            "win_rates": {name: asdict(rate) for name, rate in self.win_rates.items()},
             "dropped": {"before": self.before.dropped, "after": self.after.dropped},
             "reward_model": asdict(self.reward_model),
             "checkpoint": str(self.checkpoint),

@@ -107,6 +107,7 @@ def test_the_numbers_are_written_as_json(tmp_path: Path) -> None:
     assert numbers["improved"] is True
     assert numbers["measures"]["reward/true"]["after"]["mean"] == pytest.approx(0.4)
     assert numbers["checkpoint_check"]["num_equal"] == 8
+    assert numbers["win_rates"]["true"]["rate"]["mean"] == 1.0
 
 
 def test_evaluations_that_were_written_are_read_back(tmp_path: Path) -> None:
@@ -149,6 +150,7 @@ def test_the_report_is_one_file_with_curves_and_escaped_samples(tmp_path: Path) 
     assert "a &lt;completion&gt; of 0" in html
     assert "a <completion>" not in html
     assert "rose by +0.400" in html
+    assert "100% ± 0% of the pairs by the true score" in html
     page = TagCounter()
     page.feed(html)
     assert page.num_svgs == 10
