@@ -23,7 +23,7 @@ from rlhf_cli.models.fetch import fetch_small_model
 from rlhf_cli.pipeline.config import PipelineConfig
 from rlhf_cli.pipeline.phases import Phases
 from rlhf_cli.pipeline.pipeline import Pipeline, Selection, check_run_dir
-from rlhf_cli.pipeline.trainings import set_value
+from rlhf_cli.pipeline.training_config import set_value
 
 NUM_PHASES = 9
 """Two before the stages of demo.toml, and one after them."""

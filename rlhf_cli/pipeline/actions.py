@@ -26,7 +26,7 @@ from rlhf_cli.pipeline.lineage import Lineage
 from rlhf_cli.pipeline.phases import Phases
 from rlhf_cli.pipeline.services import PipelineServices
 from rlhf_cli.pipeline.stages import StageError
-from rlhf_cli.pipeline.trainings import has_field
+from rlhf_cli.pipeline.training_config import has_field
 from services.trainer.config.sections import SamplingConfig
 from services.trainer.trainings import Training
 

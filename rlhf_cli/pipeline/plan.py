@@ -17,18 +17,11 @@ from rlhf.errors import ConfigError
 from rlhf_cli.pipeline.actions import ENSEMBLE, FIRST_MEMBER, Actions
 from rlhf_cli.pipeline.config import PipelineConfig
 from rlhf_cli.pipeline.stages import Stage
-from rlhf_cli.pipeline.trainings import (
-    POLICY_TRAININGS,
-    REWARD_MODEL,
-    SFT,
-    build_config,
-    files_of,
-    has_field,
-    is_set,
-    settings_of,
-)
+from rlhf_cli.pipeline.training_config import build_config, files_of, has_field, is_set, settings_of
 from services.trainer.trainings import TRAININGS, Training
 
+SFT, REWARD_MODEL = TRAININGS["sft"], TRAININGS["reward-model"]
+POLICY_TRAININGS = tuple(each for each in TRAININGS.values() if each.is_policy)
 NOT_YET = "localhost:1"
 """Stands for the address of a service that is started later, where a configuration is only checked."""
 

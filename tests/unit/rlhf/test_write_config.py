@@ -6,7 +6,7 @@ from pydantic import Field
 
 from rlhf.config import Section, load_toml, write_config
 from rlhf_cli.demo.demo import demo_values
-from rlhf_cli.pipeline.trainings import build_config
+from rlhf_cli.pipeline.training_config import build_config
 from services.trainer.trainings import TRAININGS
 
 

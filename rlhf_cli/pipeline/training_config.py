@@ -1,4 +1,4 @@
-"""The trainings of a pipeline: which there are, their configurations, and what the pipeline fills in."""
+"""The configuration of a training in a pipeline: its table, what is filled in, and which parts decide the outcome."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,16 +7,12 @@ from typing import Any
 from pydantic import BaseModel
 
 from rlhf.config import Section, load_values
-from services.trainer.trainings import TRAININGS, Training
+from services.trainer.trainings import Training
 
 OURS = ("enabled", "artifact")
 """Keys of a training's table that are the pipeline's own."""
 UNCOMPARED = ("run_dir", "services", "server", "reference", "evaluation", "watch")
 """Sections that say where something is, or what is looked at: another address makes no other model."""
-
-
-SFT, REWARD_MODEL = TRAININGS["sft"], TRAININGS["reward-model"]
-POLICY_TRAININGS = tuple(each for each in TRAININGS.values() if each.is_policy)
 
 
 def has_field(cls: type[BaseModel], path: str) -> bool:
