@@ -1,4 +1,4 @@
-"""The reference service's metrics."""
+"""The reference service between wire and model: checks completions, batches them, counts, and answers each once."""
 
 import asyncio
 import math
@@ -30,7 +30,7 @@ MAX_TEMPERATURE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
+class LogprobsItem:
     """A completion whose log-probabilities are wanted, and the prompt it answers, as token ids without padding."""
 
     prompt_ids: list[int]
@@ -58,14 +58,14 @@ class ReferenceInfo:
     """Whether a batch is padded to its longest sequence."""
 
 
-class Scorer(Protocol):
+class LogprobsScorer(Protocol):
     """Computes log-probabilities. Called in one thread."""
 
     @property
     def info(self) -> ReferenceInfo:
         """The model and its limits."""
 
-    def compute(self, batch: list[Completion], temperature: float) -> list[list[float]]:
+    def compute(self, batch: list[LogprobsItem], temperature: float) -> list[list[float]]:
         """Returns one value in nats for each completion token, in order, the logits divided by `temperature`."""
 
 
@@ -73,21 +73,21 @@ class Scorer(Protocol):
 class _Job:
     """A completion on its way through the batcher. Jobs of different temperatures never share a forward pass."""
 
-    completion: Completion
+    completion: LogprobsItem
     temperature: float
 
 
 class ReferenceCore:
-    """Computes log-probabilities of batches of completions; a Backend of common.serving."""
+    """Computes log-probabilities of batches of completions; a Backend of rlhf.serving.server."""
 
     def __init__(
-        self, build_scorer: Callable[[], Scorer], limits: BatchLimitsConfig, metrics: ReferenceMetrics
+        self, build_scorer: Callable[[], LogprobsScorer], limits: BatchLimitsConfig, metrics: ReferenceMetrics
     ) -> None:
         """Args: build_scorer: makes the scorer, in a thread, when the service loads; may raise ConfigError."""
         self.limits = limits
         self._build_scorer = build_scorer
         self._metrics = metrics
-        self._scorer: Scorer | None = None
+        self._scorer: LogprobsScorer | None = None
         self._batcher: Batcher[_Job, list[float] | None] | None = None
         metrics.batch.watch_queue(lambda: self._batcher.num_waiting if self._batcher else 0, limits.max_queue_items)
 
@@ -126,7 +126,7 @@ class ReferenceCore:
         return self._loaded().info
 
     async def compute_logprobs(
-        self, completions: Sequence[Completion], temperature: float, tokenizer_digest: str, caller: str = ""
+        self, completions: Sequence[LogprobsItem], temperature: float, tokenizer_digest: str, caller: str = ""
     ) -> list[list[float]]:
         """Log-probabilities of each completion's tokens, in order.
 
@@ -146,7 +146,9 @@ class ReferenceCore:
         self._metrics.items.inc(len(results))
         return results
 
-    def _require_acceptable(self, completions: Sequence[Completion], temperature: float, tokenizer_digest: str) -> None:
+    def _require_acceptable(
+        self, completions: Sequence[LogprobsItem], temperature: float, tokenizer_digest: str
+    ) -> None:
         if not completions:
             raise InvalidRequestError("items is empty; send at least one")
         if len(completions) > self.limits.max_items:
@@ -164,7 +166,7 @@ class ReferenceCore:
         for index, completion in enumerate(completions):
             self._require_valid(f"items[{index}]", completion)
 
-    def _require_valid(self, name: str, completion: Completion) -> None:
+    def _require_valid(self, name: str, completion: LogprobsItem) -> None:
         info = self.info
         for field in ("prompt_ids", "completion_ids"):
             fault = fault_of_ids(f"{name}.{field}", getattr(completion, field), info.vocab_size)
@@ -185,7 +187,7 @@ class ReferenceCore:
         )
         return [row if all(map(math.isfinite, row)) else None for row in results]
 
-    def _loaded(self) -> Scorer:
+    def _loaded(self) -> LogprobsScorer:
         if self._scorer is None:
             raise _loading()
         return self._scorer

@@ -11,17 +11,17 @@ from rlhf.models.sequences import pad_sequences
 from rlhf.models.token_scores import completion_logprobs
 from rlhf.models.weights import model_manifest
 from services.reference.config import ModelConfig
-from services.reference.core import Completion, ReferenceInfo
+from services.reference.core import LogprobsItem, ReferenceInfo
 
 
 @dataclass(frozen=True, slots=True)
-class LogprobsScorer:
-    """A Scorer of reference/core.py over a transformers model."""
+class TransformersScorer:
+    """A LogprobsScorer of reference/core.py over a transformers model."""
 
     info: ReferenceInfo
     model: PreTrainedModel
 
-    def compute(self, batch: list[Completion], temperature: float) -> list[list[float]]:
+    def compute(self, batch: list[LogprobsItem], temperature: float) -> list[list[float]]:
         """Returns each completion's log-probabilities [T_i] in nats, from one forward pass."""
         sequences = pad_sequences([item.prompt_ids for item in batch], [item.completion_ids for item in batch])
         with torch.inference_mode():
@@ -30,7 +30,7 @@ class LogprobsScorer:
         return [row[: len(item.completion_ids)] for row, item in zip(rows, batch, strict=True)]
 
 
-def load_logprobs_scorer(config: ModelConfig) -> LogprobsScorer:
+def load_logprobs_scorer(config: ModelConfig) -> TransformersScorer:
     """Returns the scorer of a checkpoint. Raises: ConfigError if the directory holds no causal language model."""
     device = resolve_device(config.device, "model.device")
     digest = tokenizer_digest(load_tokenizer(config.path))
@@ -43,4 +43,4 @@ def load_logprobs_scorer(config: ModelConfig) -> LogprobsScorer:
         vocab_size=model.config.vocab_size,
         pads=model.config._attn_implementation != NAME,
     )
-    return LogprobsScorer(info, model)
+    return TransformersScorer(info, model)

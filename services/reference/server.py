@@ -11,7 +11,7 @@ from rlhf.serving.directory import REFERENCE
 from rlhf.serving.server import run_service
 from rlhf.v1 import reference_pb2_grpc
 from services.reference.config import ModelConfig, ReferenceConfig
-from services.reference.core import ReferenceCore, ReferenceMetrics, Scorer
+from services.reference.core import LogprobsScorer, ReferenceCore, ReferenceMetrics
 from services.reference.servicer import ReferenceServicer
 
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_service(REFERENCE, config.server, register, core)
 
 
-def build_scorer(config: ModelConfig) -> Scorer:
+def build_scorer(config: ModelConfig) -> LogprobsScorer:
     """Returns the scorer. Torch takes seconds to import: only when the path is good. Raises: ConfigError."""
     if not Path(config.path).is_dir():
         raise ConfigError(f"model.path is '{config.path}': no such directory; give the folder of a Hugging Face model")

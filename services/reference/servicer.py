@@ -6,7 +6,7 @@ import grpc
 
 from rlhf.serving.calls import current_caller
 from rlhf.v1 import reference_pb2, reference_pb2_grpc
-from services.reference.core import Completion, ReferenceCore
+from services.reference.core import LogprobsItem, ReferenceCore
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -22,7 +22,7 @@ class ReferenceServicer(reference_pb2_grpc.ReferenceServiceServicer):
     ) -> reference_pb2.ComputeLogprobsResponse:
         """Computes a batch; results come back in request order."""
         logprobs = await self._core.compute_logprobs(
-            [Completion(list(item.prompt_ids), list(item.completion_ids)) for item in request.items],
+            [LogprobsItem(list(item.prompt_ids), list(item.completion_ids)) for item in request.items],
             request.temperature if request.HasField("temperature") else 1.0,
             request.tokenizer_digest,
             current_caller().name,

@@ -11,7 +11,7 @@ from services.reward.comparing import ComparisonOutcome, ComparisonPair
 from services.reward.config import LimitsConfig
 from services.reward.loading import LoadedModel, ModelLoader
 from services.reward.metrics import RewardMetrics
-from services.reward.repeats import CallKey, Repeats, digest_of
+from services.reward.repeated_calls import CallKey, Repeats, digest_of
 from services.reward.scorers.scorer import (
     Item,
     Observation,
@@ -59,7 +59,7 @@ class Watch(Protocol):
 
 
 class RewardCore:
-    """Scores and compares batches of items; a Backend of common.serving. Each item has a finite reward or an error."""
+    """Scores and compares items, each with a finite reward or an error; a Backend of rlhf.serving.server."""
 
     def __init__(
         self,

@@ -1,4 +1,7 @@
-"""Which folders LoadModel may read: below an allowed root, whatever symbolic links say, and without any code."""
+"""LoadModel: a checkpoint is found safe to read, loaded beside the served model, and tried before it takes its place.
+
+Its folder must lie below an allowed root, whatever symbolic links say, and hold no code.
+"""
 
 import asyncio
 import json
@@ -14,7 +17,7 @@ from rlhf.errors import ConfigError, InvalidRequestError, PreconditionError, Ser
 from rlhf.logs import get_logger
 from services.reward.config import ModelsConfig
 from services.reward.scorers.config import ScorerConfig
-from services.reward.scorers.isolation import checked_outcome
+from services.reward.scorers.fault_isolation import checked_outcome
 from services.reward.scorers.scorer import ScoreError, Scorer, ScorerError, ScorerInfo, TextPair, reward_of
 
 CODE_SUFFIXES = frozenset(

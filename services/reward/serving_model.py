@@ -23,7 +23,7 @@ from services.reward.comparing import (
 from services.reward.config import LimitsConfig
 from services.reward.item_checks import fault_of_item
 from services.reward.metrics import RewardMetrics
-from services.reward.scorers.isolation import checked_outcome, checked_probability, run_isolated
+from services.reward.scorers.fault_isolation import checked_outcome, checked_probability, run_isolated
 from services.reward.scorers.scorer import ErrorCode, Item, Outcome, PairScorer, ScoreError, Scorer, ScorerInfo
 
 log = get_logger(__name__)

@@ -8,7 +8,7 @@ from rlhf.v1 import reward_pb2
 from services.reward.comparing import ComparisonOutcome, ComparisonPair
 from services.reward.scorers.scorer import (
     ChatMessage,
-    ComponentReward,
+    ComponentScore,
     Conversation,
     ErrorCode,
     Item,
@@ -85,7 +85,7 @@ def encode_report(report: Report) -> reward_pb2.RewardReport:
     return reward_pb2.RewardReport(**asdict(report))
 
 
-def _encode_component(component: ComponentReward) -> reward_pb2.ComponentReward:
+def _encode_component(component: ComponentScore) -> reward_pb2.ComponentReward:
     return reward_pb2.ComponentReward(
         name=component.name, weight=component.weight, reward=component.reward, spread=component.spread
     )

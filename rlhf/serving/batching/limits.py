@@ -1,4 +1,4 @@
-"""How much a scoring service accepts: the section that reward and reference configure alike."""
+"""How much a scoring service accepts, and the metrics of its batches: alike for reward and reference."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""Which items share a forward pass. No torch."""
+"""Who is next, and with whom: batches of like lengths, the pace of the work, and a queue that is fair. No torch."""
 
 import heapq
 from collections import deque

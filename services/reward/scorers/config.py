@@ -16,10 +16,10 @@ from rlhf.config import KIND
 from rlhf.errors import ConfigError
 from services.reward.scorers.judge.scorer import JudgeScorerConfig
 from services.reward.scorers.model_config import EnsembleConfig, ModelConfig
-from services.reward.scorers.part import ScorerSection
 from services.reward.scorers.python.scorer import PythonScorerConfig
 from services.reward.scorers.rules import LengthConfig, PatternConfig, SentimentConfig
 from services.reward.scorers.scorer import Scorer
+from services.reward.scorers.section import ScorerSection
 from services.reward.scorers.sum import Component, SumScorer
 
 S = TypeVar("S", bound=ScorerSection)

@@ -1,4 +1,4 @@
-"""Rewards from a trained reward model: a transformers sequence classifier with one label."""
+"""Rewards from trained reward models, transformers sequence classifiers with one label: from one, or an ensemble."""
 
 import math
 import statistics

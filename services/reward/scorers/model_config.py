@@ -5,8 +5,8 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator
 
-from services.reward.scorers.part import ScorerSection, require_directory
 from services.reward.scorers.scorer import Scorer
+from services.reward.scorers.section import ScorerSection, require_directory
 
 
 class _WeightsSection(ScorerSection):

@@ -16,7 +16,6 @@ from blake3 import blake3
 from pydantic import Field, field_validator
 
 from rlhf.serving.token_checks import fault_of_ids
-from services.reward.scorers.part import TextScorerSection
 from services.reward.scorers.scorer import (
     Conversation,
     Decoder,
@@ -29,6 +28,7 @@ from services.reward.scorers.scorer import (
     TokenPair,
     TokenSequence,
 )
+from services.reward.scorers.section import TextScorerSection
 
 MAX_MATCHES = 100
 """Matches that count; one more character of "aaaa..." shall not earn without end."""

@@ -116,7 +116,7 @@ class ScorerError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class ComponentReward:
+class ComponentScore:
     """What one part of a weighted sum gave."""
 
     name: str
@@ -136,7 +136,7 @@ class Score:
     reward: float
     spread: float | None = None
     """How far the models of an ensemble disagree: the standard deviation of their rewards. None: one scorer."""
-    components: tuple[ComponentReward, ...] = ()
+    components: tuple[ComponentScore, ...] = ()
     """The parts of a weighted sum, in the configuration's order; empty for every other scorer."""
 
 

@@ -1,4 +1,7 @@
-"""Names of callers that are fit for metrics: not more of them than a Prometheus can bear."""
+"""The watch over rewards: keeps those of each caller and model version, and reports them when asked.
+
+In metrics there are no more names of callers than a Prometheus can bear.
+"""
 
 import random
 import time

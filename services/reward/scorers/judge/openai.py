@@ -21,7 +21,7 @@ _OUR_FAULT = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUN
 
 
 class OpenAiBackend:
-    """Implements judge_answers.JudgeBackend."""
+    """Implements JudgeBackend of judge/answers.py."""
 
     def __init__(self, config: JudgeConfig) -> None:
         """Raises: ConfigError if the key is missing, or the endpoint has a secret in it."""

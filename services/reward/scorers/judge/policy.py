@@ -30,7 +30,7 @@ CONNECT_SECONDS = 120.0
 
 
 class PolicyBackend:
-    """Implements judge_answers.JudgeBackend."""
+    """Implements JudgeBackend of judge/answers.py."""
 
     def __init__(self, config: JudgeConfig) -> None:
         """Raises: ConfigError if the tokenizer is missing or has no chat template."""

@@ -13,8 +13,8 @@ from services.reward.scorers.item_texts import ItemReader
 from services.reward.scorers.judge.answers import JudgeBackend, probability_of_first
 from services.reward.scorers.judge.config import JudgeConfig
 from services.reward.scorers.judge.prompts import TEMPLATES, Question, pairwise_question, pointwise_question
-from services.reward.scorers.part import TextScorerSection
 from services.reward.scorers.scorer import Decoder, ErrorCode, Item, ScoreError, ScorerInfo, TextPair
+from services.reward.scorers.section import TextScorerSection
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""The other end of python_worker: starts the process, asks it with a deadline, and gets rid of it."""
+"""The other end of worker.py: starts the process, asks it with a deadline, and gets rid of it."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ class WorkerEndedError(Exception):
 
 
 class WorkerProcess:
-    """A process of python_worker, in a session of its own."""
+    """A process of worker.py, in a session of its own."""
 
     def __init__(self) -> None:
         lifeline, self._lifeline = os.pipe()

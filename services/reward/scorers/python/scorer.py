@@ -11,11 +11,11 @@ from pydantic import Field, field_validator
 from rlhf.config import Section
 from rlhf.errors import ConfigError
 from rlhf.logs import get_logger
-from services.reward.scorers.isolation import run_isolated
+from services.reward.scorers.fault_isolation import run_isolated
 from services.reward.scorers.item_texts import ItemReader
-from services.reward.scorers.part import TextScorerSection
 from services.reward.scorers.python.process import WorkerEndedError, WorkerProcess, WorkerTimeoutError
 from services.reward.scorers.scorer import Decoder, ErrorCode, Item, ScoreError, ScorerError, ScorerInfo, TextPair
+from services.reward.scorers.section import TextScorerSection
 
 log = get_logger(__name__)
 

@@ -10,8 +10,8 @@ from rlhf.errors import ConfigError
 from rlhf.models.loading import load_tokenizer, tokenizer_digest
 from rlhf.models.weights import checkpoint_manifest
 from services.reference.config import ModelConfig
-from services.reference.core import Completion
-from services.reference.scorer import LogprobsScorer, load_logprobs_scorer
+from services.reference.core import LogprobsItem
+from services.reference.scorer import TransformersScorer, load_logprobs_scorer
 from tests.support.tiny_model import MAX_SEQUENCE_TOKENS, VOCAB_SIZE
 
 
@@ -20,20 +20,20 @@ def config_of(path: Path, dtype: str = "float32") -> ModelConfig:
 
 
 @pytest.fixture(scope="module")
-def scorer(tiny_model_path: Path) -> LogprobsScorer:
+def scorer(tiny_model_path: Path) -> TransformersScorer:
     return load_logprobs_scorer(config_of(tiny_model_path))
 
 
-def completions_of_many_lengths() -> list[Completion]:
+def completions_of_many_lengths() -> list[LogprobsItem]:
     generator = torch.Generator().manual_seed(2)
     lengths = [(1, 1), (3, 40), (70, 2), (9, 9)]
     return [
-        Completion(*(torch.randint(0, VOCAB_SIZE, (n,), generator=generator).tolist() for n in pair))
+        LogprobsItem(*(torch.randint(0, VOCAB_SIZE, (n,), generator=generator).tolist() for n in pair))
         for pair in lengths
     ]
 
 
-def oracle(path: Path, completions: list[Completion], temperature: float) -> list[list[float]]:
+def oracle(path: Path, completions: list[LogprobsItem], temperature: float) -> list[list[float]]:
     """One unpadded float32 forward pass of transformers for each completion; logits at t - 1 tell of token t."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     rows = []
@@ -47,7 +47,7 @@ def oracle(path: Path, completions: list[Completion], temperature: float) -> lis
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprobs_in_float32_are_those_of_transformers(
-    scorer: LogprobsScorer, tiny_model_path: Path, temperature: float
+    scorer: TransformersScorer, tiny_model_path: Path, temperature: float
 ):
     completions = completions_of_many_lengths()
     rows = scorer.compute(completions, temperature)
@@ -65,7 +65,7 @@ def test_logprobs_in_bfloat16_are_near_those_of_float32(tiny_model_path: Path):
         assert row == pytest.approx(expected, abs=0.2)
 
 
-def test_the_scorer_tells_its_weights_tokenizer_and_limits(scorer: LogprobsScorer, tiny_model_path: Path):
+def test_the_scorer_tells_its_weights_tokenizer_and_limits(scorer: TransformersScorer, tiny_model_path: Path):
     info = scorer.info
     assert info.version == checkpoint_manifest(tiny_model_path, "float32").digest
     assert info.tokenizer_digest == tokenizer_digest(load_tokenizer(tiny_model_path))

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from rlhf.errors import InternalError, InvalidRequestError, NotReadyError, OverloadedError
 from rlhf.serving.batching.limits import BatchLimitsConfig
-from services.reference.core import Completion, ReferenceCore, ReferenceInfo, ReferenceMetrics
+from services.reference.core import LogprobsItem, ReferenceCore, ReferenceInfo, ReferenceMetrics
 
 
 class DigitScorer:
@@ -27,7 +27,7 @@ class DigitScorer:
         self.entered = threading.Event()
         self.batches: list[tuple[list[int], float]] = []
 
-    def compute(self, batch: list[Completion], temperature: float) -> list[list[float]]:
+    def compute(self, batch: list[LogprobsItem], temperature: float) -> list[list[float]]:
         self.batches.append(([item.completion_ids[0] for item in batch], temperature))
         self.entered.set()
         assert self.gate.wait(10)
@@ -45,8 +45,8 @@ async def loaded(scorer: DigitScorer, **limits: Any) -> AsyncIterator[tuple[Refe
         await core.close()
 
 
-def item(*completion_ids: int) -> Completion:
-    return Completion([0], list(completion_ids))
+def item(*completion_ids: int) -> LogprobsItem:
+    return LogprobsItem([0], list(completion_ids))
 
 
 async def test_logprobs_come_back_in_order_one_a_completion_token():
@@ -118,14 +118,14 @@ async def test_different_temperatures_never_share_a_forward_pass():
         ([item(1)], math.inf, "", "temperature is inf"),
         ([item(1)], 1.0, "t2", "tokenizer_digest is 't2', this service has 't1'"),
         ([item(1), item()], 1.0, "", r"items\[1\].completion_ids is empty"),
-        ([Completion([], [1])], 1.0, "", r"items\[0\].prompt_ids is empty"),
+        ([LogprobsItem([], [1])], 1.0, "", r"items\[0\].prompt_ids is empty"),
         ([item(1, 10)], 1.0, "", r"items\[0\].completion_ids\[1\] is 10, outside the vocabulary of 10"),
         ([item(-1)], 1.0, "", r"items\[0\].completion_ids\[0\] is -1"),
         ([item(*range(8))], 1.0, "", r"items\[0\] has 9 tokens of prompt and completion, the model takes at most 8"),
     ],
 )
 async def test_a_bad_request_names_the_field_the_value_and_the_remedy(
-    items: list[Completion], temperature: float, digest: str, message: str
+    items: list[LogprobsItem], temperature: float, digest: str, message: str
 ):
     async with loaded(DigitScorer(), max_items=2) as (core, registry):
         with pytest.raises(InvalidRequestError, match=message):

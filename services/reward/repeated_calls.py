@@ -1,4 +1,7 @@
-"""Digests of what calls say, by which a repeated call is told from another one with the same id."""
+"""Repeated calls: one with the id of an earlier call gets the earlier answer, and is computed and counted once.
+
+A digest of what calls say tells a repeat from another call with the same id.
+"""
 
 import asyncio
 import time

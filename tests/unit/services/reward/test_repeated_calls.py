@@ -5,9 +5,9 @@ import asyncio
 import pytest
 
 from rlhf.errors import InvalidRequestError
-from services.reward import repeats as repeats_module
+from services.reward import repeated_calls as repeats_module
 from services.reward.comparing import ComparisonPair
-from services.reward.repeats import CallKey, Repeats, digest_of
+from services.reward.repeated_calls import CallKey, Repeats, digest_of
 from services.reward.scorers.scorer import ChatMessage, Conversation, Item, RawPair, TextPair, TokenPair, TokenSequence
 from tests.support.number_scorer import NumberScorer, loaded, text, until
 
