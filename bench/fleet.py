@@ -1,7 +1,7 @@
 """How a weight push scales with the replicas: `make bench-fleet`, or python bench/fleet.py [--json FILE].
 
 Starts 8 real policy services (transformers engine, a tiny model with a large vocabulary) and pushes all weights to 1,
-2, 4 and 8 of them, to each by itself (parallel) and along a chain. Once as fast as this machine goes, where all of them
+2, 4 and 8 of them, to each by itself (parallel) and by relay. Once as fast as this machine goes, where all of them
 share its cores, and once with every sender behind a link of its own of limited rate, as machines in a network are. What
 leaves the trainer is counted on its way, by a relay.
 """
@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from bench.fleet_relay import Link, Relays
 from bench.measurements import load_average, machine_facts, positive, say, show, write_json
 from rlhf.client.policy import PolicyClient
+from rlhf.client.push import push_to_all
 from rlhf.learning.snapshot import WeightsSnapshot
 from rlhf.models.loading import load_policy
 from rlhf.models.weights import checkpoint_tensors, tensor_info
@@ -28,22 +29,14 @@ from rlhf.weights import WeightsManifest
 from rlhf_cli.local.services import ENVIRONMENT, LocalServices
 from rlhf_cli.local.supervisor import Supervisor
 from rlhf_cli.models.tiny_model import make_tiny_model
-from services.trainer.fleet.push import push_chain
 
 REPLICAS = (1, 2, 4, 8)
-WAYS = ("parallel", "chain")
+WAYS = ("parallel", "relay")
 VOCAB_SIZE = 131_072
 """Times 64 (the hidden size) times 4 bytes: 34 MB, so that a limited link decides how long a push takes."""
 DEADLINE_SECONDS = 300.0
+PATIENCE_SECONDS = 5.0
 READY_TIMEOUT_SECONDS = 300.0
-
-
-@dataclass
-class Reached:
-    """Implements chain.Pushed: a replica as its sender reaches it."""
-
-    target: str
-    client: PolicyClient
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +74,7 @@ class Bench:
                 seconds.append(time.perf_counter() - started)
                 egress.append(trainer.num_bytes - before)
         finally:
-            await asyncio.gather(*(each.client.close() for each in reached))
+            await asyncio.gather(*(each.close() for each in reached))
             await relays.close()
         return Measured(
             way=way,
@@ -94,7 +87,7 @@ class Bench:
 
     async def _reach(
         self, way: str, num_replicas: int, rate: float | None, trainer: Link, relays: Relays
-    ) -> list[Reached]:
+    ) -> list[PolicyClient]:
         """Returns the replicas as their senders reach them: the trainer over its link, the others each over its own."""
         addresses = []
         for place, target in enumerate(self._targets[:num_replicas]):
@@ -102,16 +95,22 @@ class Bench:
                 addresses.append(await relays.open(trainer, target))
             else:
                 addresses.append(target if rate is None else await relays.open(Link(rate), target))
-        return [Reached(address, PolicyClient(address)) for address in addresses]
+        return [PolicyClient(address) for address in addresses]
 
-    async def _push(self, way: str, reached: Sequence[Reached]) -> None:
+    async def _push(self, way: str, reached: Sequence[PolicyClient]) -> None:
         snapshot = self._snapshot
-        if way == "chain":
-            outcomes = await push_chain(reached, snapshot, deadline_seconds=DEADLINE_SECONDS)
+        if way == "relay":
+            outcomes = await push_to_all(
+                reached,
+                snapshot.header("full"),
+                lambda: snapshot.payload("full"),
+                deadline_seconds=DEADLINE_SECONDS,
+                patience_seconds=PATIENCE_SECONDS,
+            )
             results = list(outcomes.values())
         else:
             pushes = (
-                each.client.update_weights(
+                each.update_weights(
                     snapshot.header("full"), snapshot.payload("full"), deadline_seconds=DEADLINE_SECONDS
                 )
                 for each in reached

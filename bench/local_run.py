@@ -27,7 +27,7 @@ PHASES = {
     "logprobs_seconds": "forward passes of the policy",
     "values_seconds": "forward passes of the critic",
     "update_seconds": "losses, backward passes, optimizers",
-    "publish_seconds": "digests and weight push",
+    "fleet_push_seconds": "digests and weight push",
     "other_seconds": "everything else",
     "total_seconds": "in all",
 }
@@ -146,7 +146,7 @@ def _phases(row: dict[str, Any]) -> Step:
         "logprobs_seconds": row["logprobs_seconds"],
         "values_seconds": row["values_seconds"],
         "update_seconds": row["update_seconds"],
-        "publish_seconds": row["publish_seconds"],
+        "fleet_push_seconds": row["fleet_push_seconds"],
     }
     # The trainer's own clock leaves out what it does between steps; for the first, ours holds the start as well.
     total = row["step_seconds"] if row["step"] == 1 else max(row["step_seconds"], row["seen_seconds"])
@@ -154,5 +154,5 @@ def _phases(row: dict[str, Any]) -> Step:
         **phases,
         "other_seconds": total - sum(phases.values()),
         "total_seconds": total,
-        "publish_pause_seconds": row["publish_pause_seconds"],
+        "fleet_push_pause_seconds": row["fleet_push_pause_seconds"],
     }

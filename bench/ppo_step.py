@@ -89,7 +89,7 @@ def _show(work: FixedWork, result: dict[str, Any], *, to_stderr: bool) -> None:
         ["new tokens per second of the step", f"{work.num_new_tokens / total:.0f}"],
         ["new tokens per second of generation", f"{work.num_new_tokens / ours['generate_seconds']:.0f}"],
         ["weights pushed, MB", f"{result['push_bytes'] / 1e6:.0f}"],
-        ["sampling paused by the push, seconds", f"{ours['publish_pause_seconds']:.2f}"],
+        ["sampling paused by the push, seconds", f"{ours['fleet_push_pause_seconds']:.2f}"],
     ]
     show("", ["", "median"], facts, to_stderr=to_stderr)
     if trl := {name: each for name, each in result["median"].items() if name != OURS}:

@@ -19,7 +19,7 @@ from torch import Tensor
 from bench.fixed_work import FixedWork
 from bench.measurements import machine_facts, positive, say, show, write_json
 from bench.own_sampling import complete
-from rlhf.client.push import push_messages
+from rlhf.client.push_messages import push_messages
 from rlhf.learning.batch import collate
 from rlhf.learning.sample import TRAINING_REWARD, Sample
 from rlhf.learning.snapshot import WeightsSnapshot, take_snapshot

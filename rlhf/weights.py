@@ -87,8 +87,8 @@ class PushHeader:
     base_weights_digest: str = ""
     parts: tuple[PatchPart, ...] = ()
     """In a patch, one for each tensor of the manifest."""
-    forward_targets: tuple[str, ...] = ()
-    """Replicas that get the push from the one that gets it here, as a chain."""
+    relay_targets: tuple[str, ...] = ()
+    """Replicas that the receiver relays the push to: to the first of them, which relays it to the next."""
 
     @classmethod
     def full(cls, policy_version: int, manifest: WeightsManifest) -> "PushHeader":
@@ -104,7 +104,7 @@ class PushHeader:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ForwardedPush:
+class RelayedPush:
     """The result of a push at a replica that received it from another replica."""
 
     target: str
@@ -126,4 +126,4 @@ class PushResult:
     """Time without sampling; 0 if the replica had the weights already."""
     stage_seconds: float = 0.0
     """Time from the header until all weights were received and verified."""
-    forwarded: tuple[ForwardedPush, ...] = ()
+    relayed: tuple[RelayedPush, ...] = ()

@@ -1,8 +1,7 @@
 """What the clients share: a channel, deadlines, health, and errors that name the service and where it is."""
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import ClassVar, Self, TypeVar
 
 import grpc
@@ -10,9 +9,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from rlhf.client.channel import open_channel
 from rlhf.client.rpc_errors import from_rpc_error
-from rlhf.errors import DeadlineExceededError, NotReadyError, OverloadedError, ServiceError
+from rlhf.client.tasks import first_of
+from rlhf.errors import NotReadyError, ServiceError, SilentError
 
 T = TypeVar("T")
+
+PROBE_PAUSE_SECONDS = 0.5
+"""Between two health checks of a service that has work of ours."""
+_UNANSWERED = frozenset({grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 
 
 class ServiceClient:
@@ -25,7 +29,9 @@ class ServiceClient:
     retried_methods: ClassVar[Sequence[str]] = ()
     """Methods that may be repeated when the service is UNAVAILABLE."""
 
-    def __init__(self, target: str, *, token: str | None = None, caller: str = "") -> None:
+    def __init__(
+        self, target: str, *, token: str | None = None, caller: str = "", also_retried: Sequence[str] = ()
+    ) -> None:
         """Opens a channel; nothing is connected before the first call.
 
         Args:
@@ -33,12 +39,22 @@ class ServiceClient:
             token: shown to the service; None takes the one in the file that RLHF_TOKEN_FILE names, if it is set.
             caller: a name for the service's logs, metrics and reports; one that it has authenticated comes first, and
                 without either it takes the host's.
+            also_retried: methods that may be repeated here, beside retried_methods.
         """
         self.target = target
-        self._token = token
-        self._caller = caller
-        self._channel = self._open_channel()
+        self._channel = open_channel(
+            target,
+            service=self.full_name,
+            retried_methods=(*self.retried_methods, *also_retried),
+            token=token,
+            caller=caller,
+        )
         self._health = health_pb2_grpc.HealthStub(self._channel)
+
+    @property
+    def name(self) -> str:
+        """For messages: "reward service at reward:50052"."""
+        return f"{self.service} at {self.target}"
 
     async def is_serving(self, deadline_seconds: float = 5.0) -> bool:
         """Returns whether the service answers and says that it can serve."""
@@ -51,18 +67,28 @@ class ServiceClient:
     async def check_health(self, deadline_seconds: float = 5.0) -> None:
         """Returns if the service says that it can serve.
 
-        Raises: DeadlineExceededError if it says nothing; another ServiceError if it cannot be reached, or cannot serve.
+        Raises: SilentError if it says nothing; another ServiceError if it cannot be reached, or cannot serve.
         """
         request = health_pb2.HealthCheckRequest(service=self.full_name)
         try:
             response = await self._health.Check(request, timeout=deadline_seconds)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                silence = f"does not answer health checks for {deadline_seconds:g} s"
-                raise DeadlineExceededError(f"{self.service} at {self.target} {silence}") from None
+                raise self._silence(deadline_seconds) from None
             raise from_rpc_error(error, self.service, self.target) from None
         if response.status != health_pb2.HealthCheckResponse.SERVING:
-            raise NotReadyError(f"{self.service} at {self.target} says that it cannot serve now")
+            raise NotReadyError(f"{self.name} says that it cannot serve now")
+
+    async def while_it_answers(self, work: Awaitable[T], patience_seconds: float) -> T:
+        """Returns what `work` returns, a call of this service that may take long, and cancels it if that is in vain.
+
+        Args: patience_seconds: how long the service may leave health checks unanswered meanwhile.
+        Raises: SilentError if it falls silent for so long; what `work` raises.
+        """
+        result = await first_of(work, self._wait_for_silence(patience_seconds))
+        if result is None:
+            raise self._silence(patience_seconds)
+        return result[0]
 
     async def close(self) -> None:
         """Closes the channel; calls in flight are cancelled."""
@@ -74,60 +100,26 @@ class ServiceClient:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def _open_channel(self, *, own_connections: bool = False) -> grpc.aio.Channel:
-        return open_channel(
-            self.target,
-            service=self.full_name,
-            retried_methods=self.retried_methods,
-            own_connections=own_connections,
-            token=self._token,
-            caller=self._caller,
-        )
-
     async def _call(self, call: Awaitable[T]) -> T:
-        """Awaits a call; its failure comes out as an error of common.errors."""
+        """Awaits a call; its failure comes out as an error of rlhf.errors."""
         try:
             return await call
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, self.service, self.target) from None
 
+    async def _wait_for_silence(self, patience_seconds: float) -> None:
+        """Returns when the service has answered no health check for that long."""
+        loop = asyncio.get_running_loop()
+        request = health_pb2.HealthCheckRequest(service=self.full_name)
+        answered = loop.time()
+        while (left := answered + patience_seconds - loop.time()) > 0:
+            try:
+                await self._health.Check(request, timeout=left)
+                answered = loop.time()
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in _UNANSWERED:  # whatever it says, it says something
+                    answered = loop.time()
+            await asyncio.sleep(min(PROBE_PAUSE_SECONDS, patience_seconds / 4))
 
-POLL_SECONDS = 1.0
-
-
-async def call_when_available(
-    call: Callable[[], Awaitable[T]],
-    *,
-    client: ServiceClient,
-    wait_seconds: float,
-    on_wait: Callable[[str], None],
-    remedy: str = "start it again, then continue with --resume",
-) -> T:
-    """Returns what `call` returns, calling again once the service is back if it was away or overloaded.
-
-    Args:
-        call: makes the call, anew each time; must be safe to repeat.
-        client: whose health is asked for while waiting.
-        wait_seconds: how long to wait in all before giving up.
-        on_wait: told once, in a sentence that names the service, when waiting begins.
-        remedy: what to do when the wait is over, for the error's message.
-    Raises: NotReadyError when the wait is over; any other ServiceError of the call at once.
-    """
-    deadline: float | None = None
-    while True:
-        try:
-            return await call()
-        except (NotReadyError, OverloadedError) as error:
-            if deadline is None:
-                deadline = time.monotonic() + wait_seconds
-                on_wait(f"{error}; waiting up to {wait_seconds:.0f} s for it")
-            await _wait_until_serving(client, deadline, error, remedy)
-
-
-async def _wait_until_serving(client: ServiceClient, deadline: float, reason: Exception, remedy: str) -> None:
-    while True:
-        if time.monotonic() >= deadline:
-            raise NotReadyError(f"{reason}; it did not come back in time: {remedy}") from None
-        await asyncio.sleep(POLL_SECONDS)
-        if await client.is_serving():
-            return
+    def _silence(self, seconds: float) -> SilentError:
+        return SilentError(f"{self.name} does not answer health checks for {seconds:g} s")

@@ -1,4 +1,4 @@
-"""The token that a client shows: given to it, or in the file that RLHF_TOKEN_FILE names."""
+"""Opens channels to services: who calls (token, certificate, name), what is tried again, how one is renewed."""
 
 import asyncio
 import json
@@ -13,8 +13,9 @@ import grpc
 from rlhf.client.tls import Renewed, channel_credentials, watched_files
 from rlhf.client.tracing import Metadata, traced_call
 from rlhf.errors import ConfigError
-from rlhf.serving.calls import CALLER_KEY
 
+CALLER_KEY = "x-rlhf-caller"
+"""Metadata and HTTP header in which a caller that is not authenticated may say its name."""
 TOKEN_VARIABLE = "RLHF_TOKEN_FILE"
 """A file with nothing but the token; it is read again when it changes."""
 
@@ -193,7 +194,6 @@ def open_channel(
     service: str,
     retried_methods: Sequence[str],
     max_message_bytes: int = MAX_MESSAGE_BYTES,
-    own_connections: bool = False,
     token: str | None = None,
     caller: str = "",
 ) -> grpc.aio.Channel:
@@ -207,12 +207,11 @@ def open_channel(
         retried_methods: methods without side effects. They are tried up to 4 times while the answer is UNAVAILABLE,
             within the call's deadline; all others once.
         max_message_bytes: largest message sent or received.
-        own_connections: do not share connections with other channels to the same target.
         token: shown to the service; None takes the one in the file that RLHF_TOKEN_FILE names, if it is set.
         caller: the name by which a service without a list of clients knows this one, in logs and metrics.
-    Raises: ConfigError if the variables of common.tls or common.client_token are wrong.
+    Raises: ConfigError if the environment names a certificate or a token that cannot be used.
     """
-    options = _options(service, retried_methods, max_message_bytes, own_connections=own_connections)
+    options = _options(service, retried_methods, max_message_bytes)
     files = watched_files()
 
     def open_one(pems: tuple[bytes, bytes, bytes] | None) -> grpc.aio.Channel:
@@ -235,9 +234,7 @@ def _metadata(token: str | None, caller: str) -> Callable[[], Metadata]:
     return metadata
 
 
-def _options(
-    service: str, retried_methods: Sequence[str], max_message_bytes: int, *, own_connections: bool
-) -> list[tuple[str, str | int]]:
+def _options(service: str, retried_methods: Sequence[str], max_message_bytes: int) -> list[tuple[str, str | int]]:
     service_config = {
         "loadBalancingConfig": [{"round_robin": {}}],
         "methodConfig": [
@@ -267,5 +264,4 @@ def _options(
         ("grpc.max_reconnect_backoff_ms", 2_000),
         # A replica that was replaced has a new address: ask for it at most every second, not every 30.
         ("grpc.dns_min_time_between_resolutions_ms", 1_000),
-        ("grpc.use_local_subchannel_pool", int(own_connections)),
     ]

@@ -9,7 +9,7 @@ from typing import cast
 from rlhf.errors import InternalError
 from rlhf.rollout import FinishReason, Prompt, Rollout, Sampling
 from rlhf.v1 import policy_pb2, rollout_pb2
-from rlhf.weights import Encoding, ForwardedPush, PatchPart, PushHeader, PushResult, TensorInfo, WeightsManifest
+from rlhf.weights import Encoding, PatchPart, PushHeader, PushResult, RelayedPush, TensorInfo, WeightsManifest
 
 _FINISH_REASONS = MappingProxyType({"stop": rollout_pb2.FINISH_REASON_STOP, "length": rollout_pb2.FINISH_REASON_LENGTH})
 _FINISH_REASON_NAMES = MappingProxyType({number: name for name, number in _FINISH_REASONS.items()})
@@ -117,7 +117,7 @@ def encode_header(header: PushHeader) -> policy_pb2.WeightsHeader:
             for info, part in zip(header.manifest.tensors, parts, strict=True)
         ],
         weights_digest=header.weights_digest,
-        forward_targets=header.forward_targets,
+        relay_targets=header.relay_targets,
     )
 
 
@@ -133,7 +133,7 @@ def decode_header(message: policy_pb2.WeightsHeader) -> PushHeader:
         base_policy_version=message.base_policy_version,
         base_weights_digest=message.base_weights_digest,
         parts=tuple(PatchPart(info.changed_count, info.patch_bytes) for info in message.tensors),
-        forward_targets=tuple(message.forward_targets),
+        relay_targets=tuple(message.relay_targets),
     )
 
 
@@ -144,7 +144,7 @@ def encode_push_result(result: PushResult) -> policy_pb2.UpdateWeightsResponse:
         weights_digest=result.weights_digest,
         pause_seconds=result.pause_seconds,
         stage_seconds=result.stage_seconds,
-        forwarded=[policy_pb2.ForwardedPush(**asdict(each)) for each in result.forwarded],
+        relayed=[policy_pb2.RelayedPush(**asdict(each)) for each in result.relayed],
     )
 
 
@@ -155,8 +155,8 @@ def decode_push_result(message: policy_pb2.UpdateWeightsResponse) -> PushResult:
         weights_digest=message.weights_digest,
         pause_seconds=message.pause_seconds,
         stage_seconds=message.stage_seconds,
-        forwarded=tuple(
-            ForwardedPush(
+        relayed=tuple(
+            RelayedPush(
                 target=each.target,
                 error=each.error,
                 policy_version=each.policy_version,
@@ -164,6 +164,6 @@ def decode_push_result(message: policy_pb2.UpdateWeightsResponse) -> PushResult:
                 pause_seconds=each.pause_seconds,
                 stage_seconds=each.stage_seconds,
             )
-            for each in message.forwarded
+            for each in message.relayed
         ),
     )

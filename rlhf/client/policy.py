@@ -1,13 +1,13 @@
 """Client of the policy service."""
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 
 import grpc
 
 from rlhf.client import codec
 from rlhf.client.base import ServiceClient
-from rlhf.client.push import push_messages, send_push
+from rlhf.client.push_messages import push_messages, relayed_messages, send_push
 from rlhf.client.rpc_errors import from_rpc_error
 from rlhf.rollout import Prompt, Rollout, Sampling
 from rlhf.v1 import policy_pb2, policy_pb2_grpc
@@ -40,9 +40,16 @@ class PolicyClient(ServiceClient):
     full_name = "rlhf.v1.PolicyService"
     retried_methods = ("GetModel",)
 
-    def __init__(self, target: str, *, token: str | None = None, caller: str = "") -> None:
-        """Opens a channel; nothing is connected before the first call. The arguments are those of ServiceClient."""
-        super().__init__(target, token=token, caller=caller)
+    def __init__(
+        self, target: str, *, token: str | None = None, caller: str = "", retries_generate: bool = False
+    ) -> None:
+        """Opens a channel; nothing is connected before the first call.
+
+        Args:
+            target, token, caller: as for ServiceClient.
+            retries_generate: whether generate(), too, is tried again while the service is UNAVAILABLE.
+        """
+        super().__init__(target, token=token, caller=caller, also_retried=("Generate",) if retries_generate else ())
         self._stub = policy_pb2_grpc.PolicyServiceStub(self._channel)
         # The stub's own method, but for messages that are bytes already.
         self._update_weights: grpc.aio.StreamUnaryMultiCallable[bytes, policy_pb2.UpdateWeightsResponse] = (
@@ -63,8 +70,8 @@ class PolicyClient(ServiceClient):
     ) -> AsyncIterator[Rollout]:
         """Yields each rollout as it finishes, in no particular order; leaving the loop cancels the rest.
 
-        Raises: ServiceError; rollouts that were yielded before are good. PreconditionError means that the service's
-            weights are older than min_policy_version: push, then ask again.
+        Raises: ServiceError, a SilentError if the deadline passes; rollouts that were yielded before are good.
+            PreconditionError means that the service's weights are older than min_policy_version: push, then ask again.
         """
         request = policy_pb2.GenerateRequest(
             prompts=[codec.encode_prompt(prompt) for prompt in prompts],
@@ -84,7 +91,7 @@ class PolicyClient(ServiceClient):
     async def update_weights(
         self,
         header: PushHeader,
-        payload: Iterable[bytes | memoryview],
+        payload: Iterable[bytes | memoryview] | AsyncIterable[bytes],
         *,
         deadline_seconds: float = 600.0,
     ) -> PushResult:
@@ -93,13 +100,17 @@ class PolicyClient(ServiceClient):
         Args:
             header: what is pushed.
             payload: the raw little-endian bytes of each tensor, or of a patch its frames, in the manifest's order. They
-                may be cut in any way: what is sent are chunks of one size.
+                may be cut in any way: what is sent are chunks of one size, or the pieces of an AsyncIterable as they
+                are. The end of it is the commit.
         Raises: ServiceError; the service's weights are then unchanged. PreconditionError means that a patch does not
             apply to them: push all weights.
         """
         call = self._update_weights(timeout=deadline_seconds)
         try:
-            answer = await self._call(send_push(call, push_messages(header, payload)))
+            if isinstance(payload, AsyncIterable):
+                answer = await self._call(send_push(call, relayed_messages(header, payload)))
+            else:
+                answer = await self._call(send_push(call, push_messages(header, payload)))
         finally:
             call.cancel()
         if answer is not None:
@@ -108,10 +119,11 @@ class PolicyClient(ServiceClient):
         model = await self.get_model()
         return PushResult(policy_version=model.policy_version, weights_digest=model.weights_digest, pause_seconds=0.0)
 
-    async def get_model(self, deadline_seconds: float = 10.0) -> PolicyModel:
-        """Returns what is being served."""
+    async def get_model(self, deadline_seconds: float = 10.0, *, wait_for_ready: bool = False) -> PolicyModel:
+        """Returns what is being served. Args: wait_for_ready: whether to wait for a service that cannot be reached."""
         request = policy_pb2.PolicyServiceGetModelRequest()
-        response = await self._call(self._stub.GetModel(request, timeout=deadline_seconds))
+        call = self._stub.GetModel(request, timeout=deadline_seconds, wait_for_ready=wait_for_ready)
+        response = await self._call(call)
         return PolicyModel(
             model_name=response.model_name,
             tokenizer_digest=response.tokenizer_digest,

@@ -1,199 +1,85 @@
-"""The messages of a weight push, serialised and parsed by hand.
+"""One push of weights to several replicas: it is sent to the first one, which relays it to the next, and so on.
 
-A payload's bytes are copied once, into the message that is sent, and not at all out of the one that comes.
+The trainer begins a push so, and a replica goes on with it. Who fails is left out: if the first one does, the next one
+takes its place here; behind it the replicas see to that themselves, and say in the end what became of each.
 """
 
 import asyncio
-from collections.abc import AsyncIterable, Coroutine, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
-import grpc
+from rlhf.client.policy import PolicyClient
+from rlhf.errors import NotReadyError, OverloadedError, ServiceError, SilentError
+from rlhf.weights import PushHeader, PushResult, RelayedPush
 
-from rlhf.client import codec
-from rlhf.v1 import policy_pb2
-from rlhf.weights import PushHeader
+RETRY_SECONDS = 0.25
+"""Pause before a replica that has another push under way is asked again."""
 
-CHUNK_BYTES = 1024 * 1024
-"""Of the payload in one message: large enough to be fast, small enough to interleave with other calls."""
-
-# The fields' tags as they are on the wire: number * 8 + 2 for one with a length, number * 8 for a number.
-_CHUNK_TAG = bytes([policy_pb2.UpdateWeightsRequest.CHUNK_FIELD_NUMBER << 3 | 2])
-_OFFSET_TAG = bytes([policy_pb2.WeightsChunk.OFFSET_BYTES_FIELD_NUMBER << 3])
-_DATA_TAG = bytes([policy_pb2.WeightsChunk.DATA_FIELD_NUMBER << 3 | 2])
+Outcome = PushResult | RelayedPush | ServiceError
+"""Of one replica: what it says it serves now (a RelayedPush if another replica sent it), or why it does not."""
+Payload = Iterable[bytes | memoryview] | AsyncIterable[bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkView:
-    """A WeightsChunk whose data are a part of the message they came in."""
-
-    offset_bytes: int
-    data: memoryview
-
-
-def push_messages(
-    header: PushHeader, payload: Iterable[bytes | memoryview], chunk_bytes: int = CHUNK_BYTES
-) -> Iterator[bytes]:
-    """Yields a push as serialised UpdateWeightsRequests: header, chunks, commit.
+async def push_to_all(
+    clients: Sequence[PolicyClient],
+    header: PushHeader,
+    payload: Callable[[], Payload],
+    *,
+    deadline_seconds: float,
+    patience_seconds: float,
+) -> dict[str, Outcome]:
+    """Returns what became of a push at every replica, by target, when all of it is known.
 
     Args:
-        header: what is pushed.
-        payload: contiguous pieces of any size, large and small.
-        chunk_bytes: size of every chunk but the last, which has what is left.
+        clients: of the replicas, in the order of the push; each is reached by the others under the same target.
+        header: what they shall serve; its relay_targets are set here.
+        payload: returns the payload from its beginning, as often as it is sent.
+        deadline_seconds: when it ends at the latest, whatever the replicas do.
+        patience_seconds: how long a replica may leave health checks unanswered, or refuse because it has another push
+            under way, before it is left out.
     """
-    yield policy_pb2.UpdateWeightsRequest(header=codec.encode_header(header)).SerializeToString()
-    offset = 0
-    for pieces in _in_chunks(payload, chunk_bytes):
-        yield chunk_message(offset, pieces)
-        offset += sum(map(len, pieces))
-    yield policy_pb2.UpdateWeightsRequest(commit=policy_pb2.WeightsCommit()).SerializeToString()
-
-
-def chunk_message(offset: int, pieces: Sequence[bytes | memoryview]) -> bytes:
-    """Returns a serialised UpdateWeightsRequest with a chunk whose data are the pieces, one after another."""
-    data_head = _DATA_TAG + _varint(sum(map(len, pieces)))
-    # Protobuf leaves a number of 0 out.
-    chunk_head = (_OFFSET_TAG + _varint(offset) if offset else b"") + data_head
-    chunk_bytes = len(chunk_head) + sum(map(len, pieces))
-    return b"".join((_CHUNK_TAG, _varint(chunk_bytes), chunk_head, *pieces))
-
-
-def _in_chunks(payload: Iterable[bytes | memoryview], chunk_bytes: int) -> Iterator[list[memoryview]]:
-    """Yields the payload in lists of pieces that have chunk_bytes together, the last perhaps less, but never none."""
-    pieces: list[memoryview] = []
-    room = chunk_bytes
-    for each in payload:
-        view = memoryview(each).cast("B")
-        while len(view):
-            pieces.append(view[:room])
-            view = view[room:]
-            room -= len(pieces[-1])
-            if not room:
-                yield pieces
-                pieces, room = [], chunk_bytes
-    if pieces:
-        yield pieces
-
-
-def _varint(number: int) -> bytes:
-    """Returns a number as protobuf writes it: 7 bits a byte, the least significant first, all but the last marked."""
-    encoded = bytearray()
-    while number > 127:
-        encoded.append(number & 127 | 128)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
-
-
-def parse_push_message(message: bytes) -> ChunkView | policy_pb2.UpdateWeightsRequest:
-    """Returns a serialised UpdateWeightsRequest; a chunk as a view if it is written as chunk_message would.
-
-    Raises: google.protobuf.message.DecodeError if it is no such request.
-    """
-    return _chunk_view(message) or policy_pb2.UpdateWeightsRequest.FromString(message)
-
-
-def _chunk_view(message: bytes) -> ChunkView | None:
-    """Returns the chunk that a message holds; None if it holds something else, or anything beside it."""
-    try:
-        if message[:1] != _CHUNK_TAG:
-            return None
-        chunk_bytes, at = _read_varint(message, 1)
-        if at + chunk_bytes != len(message):
-            return None
-        offset = 0
-        if message[at : at + 1] == _OFFSET_TAG:
-            offset, at = _read_varint(message, at + 1)
-        if message[at : at + 1] != _DATA_TAG:
-            return None
-        data_bytes, at = _read_varint(message, at + 1)
-    except IndexError:  # it ends inside a number
-        return None
-    # An offset from 2^63 on is a negative number; protobuf's own parser knows.
-    return ChunkView(offset, memoryview(message)[at:]) if at + data_bytes == len(message) and offset < 2**63 else None
-
-
-def _read_varint(message: bytes, at: int) -> tuple[int, int]:
-    """Returns the number that begins there, and where it ends."""
-    number = shift = 0
-    while message[at] > 127:
-        number |= (message[at] & 127) << shift
-        shift, at = shift + 7, at + 1
-    return number | message[at] << shift, at + 1
-
-
-T = TypeVar("T")
-
-FAULT_DETAILS = "Internal error from Core"
-LATE_SECONDS = 1.0
-"""How long after that fault the receiver's own word is waited for; it is on this machine already, or nearly."""
-
-
-async def send_push(
-    call: Any, messages: AsyncIterable[bytes] | Iterable[bytes]
-) -> policy_pb2.UpdateWeightsResponse | None:
-    """Sends the messages of a push, and returns the answer.
-
-    A receiver may end the call early: it refuses the push, or serves these weights already. If a message is being
-    written at that moment, grpc.aio reports INTERNAL in place of what the receiver said (grpc/grpc issue 36066), so
-    that is noted as it arrives.
-
-    Args: a StreamUnaryCall that was begun without messages; the messages, serialised.
-    Returns: None if the receiver took the push early, but the content of its answer was lost to that fault.
-    Raises: AioRpcError as the receiver ended the call.
-    """
-    end: asyncio.Future[grpc.aio.AioRpcError] = asyncio.get_running_loop().create_future()
-
-    def note(ended: Any) -> None:
-        # Called with the fault and, before or after it, with what the receiver said.
-        error = _end_of(ended)
-        if not _is_fault(error) and not end.done():
-            end.set_result(error)
-
-    call.add_done_callback(note)
-    try:
-        if isinstance(messages, AsyncIterable):
-            async for message in messages:
-                await call.write(message)
+    ends = asyncio.get_running_loop().time() + deadline_seconds
+    outcomes: dict[str, Outcome] = {}
+    while len(outcomes) < len(clients):
+        first, *others = clients[len(outcomes) :]
+        targets = tuple(client.target for client in others)
+        try:
+            result = await _push(first, replace(header, relay_targets=targets), payload, ends, patience_seconds)
+        except ServiceError as error:
+            outcomes[first.target] = error
         else:
-            for message in messages:
-                await call.write(message)
-        await call.done_writing()
-    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        pass  # the call has ended, and its end says why
-    try:
-        answer: policy_pb2.UpdateWeightsResponse = await call
-    except grpc.aio.AioRpcError as error:
-        if not _is_fault(error):
-            raise
-        await asyncio.wait({end}, timeout=LATE_SECONDS)
-        if not end.done():
-            raise
-        if end.result().code() is grpc.StatusCode.OK:
-            return None
-        raise end.result() from error
-    return answer
+            outcomes[first.target] = result
+            outcomes.update(_relayed(result, targets))
+    return outcomes
 
 
-def _is_fault(error: grpc.aio.AioRpcError) -> bool:
-    return error.code() is grpc.StatusCode.INTERNAL and error.details() == FAULT_DETAILS
+async def _push(
+    client: PolicyClient, header: PushHeader, payload: Callable[[], Payload], ends: float, patience_seconds: float
+) -> PushResult:
+    """Pushes to one replica, again while it has another push under way. Raises: ServiceError."""
+    loop = asyncio.get_running_loop()
+    gives_up = loop.time() + patience_seconds
+    while (left := ends - loop.time()) > 0:
+        call = client.update_weights(header, payload(), deadline_seconds=left)
+        try:
+            # A call outlives its deadline by little, but this wait must end whatever happens.
+            async with asyncio.timeout(left):
+                return await client.while_it_answers(call, patience_seconds)
+        except OverloadedError:
+            # Such as one whose sender has fallen silent: that push is given up after a while.
+            if loop.time() >= gives_up:
+                raise
+            await asyncio.sleep(RETRY_SECONDS)
+        except TimeoutError:
+            break
+    raise SilentError(f"{client.name}: did not answer within the push's deadline")
 
 
-def _end_of(call: Any) -> grpc.aio.AioRpcError:
-    """Returns how a call ended, in the moment in which it did."""
-    trailing = _at_once(call.trailing_metadata()) or grpc.aio.Metadata()
-    return grpc.aio.AioRpcError(
-        _at_once(call.code()), grpc.aio.Metadata(), grpc.aio.Metadata(*trailing), _at_once(call.details())
-    )
+def _relayed(result: PushResult, targets: tuple[str, ...]) -> Mapping[str, Outcome]:
+    """Returns the outcomes that a replica knows of those behind it.
 
-
-def _at_once(asking: Coroutine[Any, Any, T]) -> T:
-    """Returns what a coroutine returns that has nothing to wait for: of a call that has ended all is known."""
-    try:
-        asking.send(None)
-    except StopIteration as answer:
-        known: T = answer.value
-        return known
-    finally:
-        asking.close()
-    raise AssertionError("a call that has ended keeps its end to itself")
+    They are the first ones of the targets, or none: a replica that served the weights already has relayed nothing.
+    """
+    if tuple(each.target for each in result.relayed) != targets[: len(result.relayed)]:
+        return {}
+    return {each.target: NotReadyError(each.error) if each.error else each for each in result.relayed}

@@ -1,24 +1,20 @@
-"""Long lists in several calls: cut, a few calls in flight at once, results in order."""
+"""Client of the reward service: scores, comparisons, the model and its reports; long lists in several calls."""
 
 import asyncio
 import uuid
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from functools import partial
 from typing import TypeVar
 
 from google.protobuf.message import Message
 
 from rlhf.client import reward_types as codec
-from rlhf.client.asking import Asking
 from rlhf.client.base import ServiceClient
-from rlhf.client.breaker import CircuitBreaker
+from rlhf.client.patience import Patience, wait_out_overload
 from rlhf.client.reward_types import (
-    Comparison,
     ComparisonBatch,
     ComparisonItem,
-    ComponentReward,
     LoadedModel,
     ManyScores,
     Reward,
@@ -28,7 +24,7 @@ from rlhf.client.reward_types import (
     ScoreBatch,
     ScoreItem,
 )
-from rlhf.errors import InternalError
+from rlhf.errors import InternalError, NotReadyError
 from rlhf.v1 import reward_pb2, reward_pb2_grpc
 
 Item = TypeVar("Item")
@@ -64,22 +60,6 @@ async def in_batches(
         await asyncio.gather(*running, return_exceptions=True)
 
 
-__all__ = [
-    "Comparison",
-    "ComparisonBatch",
-    "ComparisonItem",
-    "ComponentReward",
-    "LoadedModel",
-    "ManyScores",
-    "Reward",
-    "RewardClient",
-    "RewardError",
-    "RewardModel",
-    "RewardReport",
-    "ScoreBatch",
-    "ScoreItem",
-]
-
 T = TypeVar("T")
 
 Method = Callable[[reward_pb2_grpc.RewardServiceStub], Callable[..., Awaitable[T]]]
@@ -105,8 +85,6 @@ class RewardClient(ServiceClient):
         token: str | None = None,
         caller: str = "",
         wait_when_overloaded: bool = True,
-        hedge_after_seconds: float | None = None,
-        breaker: CircuitBreaker | None = None,
     ) -> None:
         """Opens a channel; nothing is connected before the first call.
 
@@ -114,20 +92,10 @@ class RewardClient(ServiceClient):
             target, token, caller: as for ServiceClient.
             wait_when_overloaded: whether to come back when the service asks for it; OverloadedError at once if not, or
                 if that would be after the deadline.
-            hedge_after_seconds: make a second, equal call over another connection, and with several replicas perhaps to
-                another one, when a call has taken so long; the first good answer wins. None: never.
-            breaker: fails calls at once while the service is known to be away. None: every call is tried.
         """
         super().__init__(target, token=token, caller=caller)
         self._stub = reward_pb2_grpc.RewardServiceStub(self._channel)
-        self._asking = Asking(
-            f"{self.service} at {target}",
-            wait_when_overloaded=wait_when_overloaded,
-            hedge_after_seconds=hedge_after_seconds,
-            breaker=breaker,
-        )
-        self._second_channel = self._open_channel(own_connections=True) if hedge_after_seconds is not None else None
-        self._second_stub = reward_pb2_grpc.RewardServiceStub(self._second_channel or self._channel)
+        self._wait_when_overloaded = wait_when_overloaded
 
     async def score(
         self,
@@ -154,6 +122,45 @@ class RewardClient(ServiceClient):
         response = await self._ask(lambda stub: stub.Score, request, deadline_seconds)
         self._require_count(len(response.results), len(items))
         return ScoreBatch([codec.decode_score(result) for result in response.results], response.model_version)
+
+    async def score_patiently(
+        self, items: Sequence[ScoreItem], patience: Patience, *, tokenizer_digest: str = ""
+    ) -> list[Reward | RewardError]:
+        """Returns a reward for each item, or an error that asking again would not mend; waits for what is away.
+
+        Args: items, tokenizer_digest: as for score.
+        Raises: NotReadyError when the patience is spent; other ServiceErrors as score does.
+        """
+        outcomes: dict[int, Reward | RewardError] = {}
+        wanted = list(range(len(items)))
+        codes: dict[int, list[str]] = defaultdict(list)
+        # The same for all tries whose answer was lost, so that they are computed and counted once.
+        request_id = uuid.uuid4().hex
+
+        def may_pass(place: int) -> bool:
+            outcome = outcomes[place]
+            if not isinstance(outcome, RewardError) or not outcome.is_retryable:
+                return False
+            codes[place].append(outcome.code)
+            return patience.may_pass(codes[place])
+
+        async def ask() -> None:
+            nonlocal wanted, request_id
+            batch = await self.score(
+                [items[place] for place in wanted],
+                tokenizer_digest=tokenizer_digest,
+                request_id=request_id,
+                deadline_seconds=patience.deadline_seconds,
+            )
+            request_id = uuid.uuid4().hex  # the service would repeat its answer to the old one
+            outcomes.update(zip(wanted, batch.results, strict=True))
+            wanted = [place for place in wanted if may_pass(place)]
+            if wanted and isinstance(error := outcomes[wanted[0]], RewardError):
+                raise NotReadyError(f"{self.name}: {error.message}")
+
+        if items:
+            await patience.ask(self, ask)
+        return [outcomes[place] for place in range(len(items))]
 
     async def score_batches(
         self,
@@ -264,21 +271,16 @@ class RewardClient(ServiceClient):
         request = reward_pb2.LoadModelRequest(request_id=uuid.uuid4().hex, model_paths=model_paths, component=component)
         return codec.decode_loaded(await self._call(self._stub.LoadModel(request, timeout=deadline_seconds)))
 
-    async def close(self) -> None:
-        """Closes the channels; calls in flight are cancelled."""
-        if self._second_channel is not None:
-            await self._second_channel.close()
-        await super().close()
-
     async def _ask(self, method: Method[T], request: Message, deadline_seconds: float) -> T:
         """Makes a call without side effects."""
 
-        def call(stub: reward_pb2_grpc.RewardServiceStub, timeout: float) -> Awaitable[T]:
-            return self._call(method(stub)(request, timeout=timeout))
+        def call(timeout: float) -> Awaitable[T]:
+            return self._call(method(self._stub)(request, timeout=timeout))
 
-        first, second = partial(call, self._stub), partial(call, self._second_stub)
-        return await self._asking.ask(first, second, deadline_seconds)
+        return await (
+            wait_out_overload(call, deadline_seconds) if self._wait_when_overloaded else call(deadline_seconds)
+        )
 
     def _require_count(self, num_results: int, num_items: int) -> None:
         if num_results != num_items:
-            raise InternalError(f"{self.service} at {self.target} sent {num_results} results for {num_items} items")
+            raise InternalError(f"{self.name} sent {num_results} results for {num_items} items")

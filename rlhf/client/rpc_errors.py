@@ -14,6 +14,7 @@ from rlhf.errors import (
     PermissionDeniedError,
     PreconditionError,
     ServiceError,
+    SilentError,
     UnauthenticatedError,
 )
 
@@ -26,7 +27,7 @@ _CLASS_OF_STATUS: Mapping[str, type[ServiceError]] = MappingProxyType(
         **{cls.status: cls for cls in (UnauthenticatedError, PermissionDeniedError)},
         "OUT_OF_RANGE": InvalidRequestError,
         "UNAVAILABLE": NotReadyError,
-        "DEADLINE_EXCEEDED": NotReadyError,
+        "DEADLINE_EXCEEDED": SilentError,
         "CANCELLED": NotReadyError,
     }
 )

@@ -1,11 +1,10 @@
-"""An event loop in a thread of its own, for callers that have none."""
+"""The reward client for callers without an event loop: one runs in a thread of its own."""
 
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Self, TypeVar
 
-from rlhf.client.breaker import CircuitBreaker
 from rlhf.client.reward import RewardClient
 from rlhf.client.reward_types import (
     ComparisonBatch,
@@ -87,22 +86,13 @@ class SyncRewardClient:
         token: str | None = None,
         caller: str = "",
         wait_when_overloaded: bool = True,
-        hedge_after_seconds: float | None = None,
-        breaker: CircuitBreaker | None = None,
     ) -> None:
         """Opens a channel; nothing is connected before the first call. The arguments are those of RewardClient."""
         self.target = target
         self._thread = LoopThread("reward-client")
 
         async def make() -> RewardClient:  # a channel belongs to the loop that is running when it is made
-            return RewardClient(
-                target,
-                token=token,
-                caller=caller,
-                wait_when_overloaded=wait_when_overloaded,
-                hedge_after_seconds=hedge_after_seconds,
-                breaker=breaker,
-            )
+            return RewardClient(target, token=token, caller=caller, wait_when_overloaded=wait_when_overloaded)
 
         try:
             self._client = self._thread.run(make())

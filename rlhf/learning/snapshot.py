@@ -1,4 +1,4 @@
-"""The weights as they are published: a copy on the host that never changes, and the patch from the one before."""
+"""The weights as they are pushed: a copy on the host that never changes, and the patch from the one before."""
 
 import os
 from collections.abc import Iterator
@@ -55,7 +55,7 @@ class WeightsSnapshot:
     patch: SparsePatch | None = None
     """From the snapshot before; None if there was none, patches are off, or the model's tensors are others now."""
 
-    def header(self, encoding: Encoding, forward_targets: tuple[str, ...] = ()) -> PushHeader:
+    def header(self, encoding: Encoding) -> PushHeader:
         """Returns what announces a push. Raises ValueError for "sparse_patch" if there is no patch."""
         patch = self._patch() if encoding == "sparse_patch" else None
         return PushHeader(
@@ -66,7 +66,6 @@ class WeightsSnapshot:
             base_policy_version=patch.base_policy_version if patch else 0,
             base_weights_digest=patch.base_digest if patch else "",
             parts=patch.parts if patch else (),
-            forward_targets=forward_targets,
         )
 
     def payload(self, encoding: Encoding) -> Iterator[bytes | memoryview]:

@@ -21,8 +21,6 @@ from rlhf.serving.metrics import RpcMetrics
 
 log = get_logger(__name__)
 
-CALLER_KEY = "x-rlhf-caller"
-"""Metadata and HTTP header in which a caller that is not authenticated may say its name."""
 ANY_SCOPE = "any"
 """What a method needs that has no scope of its own: to be known."""
 MAX_NAME_CHARACTERS = 64

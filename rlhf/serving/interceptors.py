@@ -9,10 +9,11 @@ import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
+from rlhf.client.channel import CALLER_KEY
 from rlhf.client.rpc_errors import RETRY_AFTER_KEY
 from rlhf.client.tracing import continued
 from rlhf.errors import OverloadedError, ServiceError
-from rlhf.serving.calls import CALLER_KEY, CallCredentials, CallGuard
+from rlhf.serving.calls import CallCredentials, CallGuard
 
 # In quotes: only the type stubs know these classes as generic.
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from rlhf.v1 import rollout_pb2 as rlhf_dot_v1_dot_rollout__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14rlhf/v1/policy.proto\x12\x07rlhf.v1\x1a\x15rlhf/v1/rollout.proto\"\xa8\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12 \n\x07prompts\x18\x02 \x03(\x0b\x32\x0f.rlhf.v1.Prompt\x12)\n\x08sampling\x18\x03 \x01(\x0b\x32\x17.rlhf.v1.SamplingParams\x12\x1a\n\x12min_policy_version\x18\x04 \x01(\x03\x12\x18\n\x10tokenizer_digest\x18\x05 \x01(\t\"J\n\x06Prompt\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x12\n\nprompt_ids\x18\x02 \x03(\x05\x12\x11\n\x04seed\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x07\n\x05_seed\"\xc0\x01\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x16\n\x0emax_new_tokens\x18\x02 \x01(\x05\x12\x1e\n\x16\x63ompletions_per_prompt\x18\x03 \x01(\x05\x12\x10\n\x08stop_ids\x18\x04 \x03(\x05\x12\x12\n\x05top_p\x18\x05 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x06 \x01(\x05H\x02\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_k\"5\n\x10GenerateResponse\x12!\n\x07rollout\x18\x01 \x01(\x0b\x32\x10.rlhf.v1.Rollout\"\x9a\x01\n\x14UpdateWeightsRequest\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x16.rlhf.v1.WeightsHeaderH\x00\x12&\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x15.rlhf.v1.WeightsChunkH\x00\x12(\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x16.rlhf.v1.WeightsCommitH\x00\x42\x06\n\x04part\"\xe4\x01\n\rWeightsHeader\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x03\x12\x1b\n\x13\x62\x61se_policy_version\x18\x02 \x01(\x03\x12*\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x18.rlhf.v1.WeightsEncoding\x12$\n\x07tensors\x18\x04 \x03(\x0b\x32\x13.rlhf.v1.TensorInfo\x12\x16\n\x0eweights_digest\x18\x05 \x01(\t\x12\x1b\n\x13\x62\x61se_weights_digest\x18\x06 \x01(\t\x12\x17\n\x0f\x66orward_targets\x18\x07 \x03(\t\"t\n\nTensorInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x15\n\rchanged_count\x18\x05 \x01(\x03\x12\x13\n\x0bpatch_bytes\x18\x06 \x01(\x03\"2\n\x0cWeightsChunk\x12\x14\n\x0coffset_bytes\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x0f\n\rWeightsCommit\"\xa0\x01\n\x15UpdateWeightsResponse\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x03\x12\x16\n\x0eweights_digest\x18\x02 \x01(\t\x12\x15\n\rpause_seconds\x18\x03 \x01(\x01\x12\x15\n\rstage_seconds\x18\x04 \x01(\x01\x12)\n\tforwarded\x18\x05 \x03(\x0b\x32\x16.rlhf.v1.ForwardedPush\"\x8c\x01\n\rForwardedPush\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12\x16\n\x0epolicy_version\x18\x03 \x01(\x03\x12\x16\n\x0eweights_digest\x18\x04 \x01(\t\x12\x15\n\rpause_seconds\x18\x05 \x01(\x01\x12\x15\n\rstage_seconds\x18\x06 \x01(\x01\"\x1e\n\x1cPolicyServiceGetModelRequest\"\xd1\x02\n\x1dPolicyServiceGetModelResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x02 \x01(\t\x12\x16\n\x0epolicy_version\x18\x03 \x01(\x03\x12\x16\n\x0eweights_digest\x18\x04 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x1b\n\x13max_sequence_tokens\x18\x07 \x01(\x05\x12\x12\n\nvocab_size\x18\x08 \x01(\x05\x12\x10\n\x08stop_ids\x18\t \x03(\x05\x12\x13\n\x0bmax_prompts\x18\n \x01(\x05\x12\x17\n\x0fmax_chunk_bytes\x18\x0b \x01(\x03\x12+\n\tencodings\x18\x0c \x03(\x0e\x32\x18.rlhf.v1.WeightsEncoding\x12\x15\n\rmax_sequences\x18\r \x01(\x05*q\n\x0fWeightsEncoding\x12 \n\x1cWEIGHTS_ENCODING_UNSPECIFIED\x10\x00\x12\x19\n\x15WEIGHTS_ENCODING_FULL\x10\x01\x12!\n\x1dWEIGHTS_ENCODING_SPARSE_PATCH\x10\x02\x32\xff\x01\n\rPolicyService\x12\x41\n\x08Generate\x12\x18.rlhf.v1.GenerateRequest\x1a\x19.rlhf.v1.GenerateResponse0\x01\x12P\n\rUpdateWeights\x12\x1d.rlhf.v1.UpdateWeightsRequest\x1a\x1e.rlhf.v1.UpdateWeightsResponse(\x01\x12Y\n\x08GetModel\x12%.rlhf.v1.PolicyServiceGetModelRequest\x1a&.rlhf.v1.PolicyServiceGetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14rlhf/v1/policy.proto\x12\x07rlhf.v1\x1a\x15rlhf/v1/rollout.proto\"\xa8\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12 \n\x07prompts\x18\x02 \x03(\x0b\x32\x0f.rlhf.v1.Prompt\x12)\n\x08sampling\x18\x03 \x01(\x0b\x32\x17.rlhf.v1.SamplingParams\x12\x1a\n\x12min_policy_version\x18\x04 \x01(\x03\x12\x18\n\x10tokenizer_digest\x18\x05 \x01(\t\"J\n\x06Prompt\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x12\n\nprompt_ids\x18\x02 \x03(\x05\x12\x11\n\x04seed\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x07\n\x05_seed\"\xc0\x01\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x16\n\x0emax_new_tokens\x18\x02 \x01(\x05\x12\x1e\n\x16\x63ompletions_per_prompt\x18\x03 \x01(\x05\x12\x10\n\x08stop_ids\x18\x04 \x03(\x05\x12\x12\n\x05top_p\x18\x05 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x06 \x01(\x05H\x02\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_k\"5\n\x10GenerateResponse\x12!\n\x07rollout\x18\x01 \x01(\x0b\x32\x10.rlhf.v1.Rollout\"\x9a\x01\n\x14UpdateWeightsRequest\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x16.rlhf.v1.WeightsHeaderH\x00\x12&\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x15.rlhf.v1.WeightsChunkH\x00\x12(\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x16.rlhf.v1.WeightsCommitH\x00\x42\x06\n\x04part\"\xe2\x01\n\rWeightsHeader\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x03\x12\x1b\n\x13\x62\x61se_policy_version\x18\x02 \x01(\x03\x12*\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x18.rlhf.v1.WeightsEncoding\x12$\n\x07tensors\x18\x04 \x03(\x0b\x32\x13.rlhf.v1.TensorInfo\x12\x16\n\x0eweights_digest\x18\x05 \x01(\t\x12\x1b\n\x13\x62\x61se_weights_digest\x18\x06 \x01(\t\x12\x15\n\rrelay_targets\x18\x07 \x03(\t\"t\n\nTensorInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x15\n\rchanged_count\x18\x05 \x01(\x03\x12\x13\n\x0bpatch_bytes\x18\x06 \x01(\x03\"2\n\x0cWeightsChunk\x12\x14\n\x0coffset_bytes\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x0f\n\rWeightsCommit\"\x9c\x01\n\x15UpdateWeightsResponse\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x03\x12\x16\n\x0eweights_digest\x18\x02 \x01(\t\x12\x15\n\rpause_seconds\x18\x03 \x01(\x01\x12\x15\n\rstage_seconds\x18\x04 \x01(\x01\x12%\n\x07relayed\x18\x05 \x03(\x0b\x32\x14.rlhf.v1.RelayedPush\"\x8a\x01\n\x0bRelayedPush\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12\x16\n\x0epolicy_version\x18\x03 \x01(\x03\x12\x16\n\x0eweights_digest\x18\x04 \x01(\t\x12\x15\n\rpause_seconds\x18\x05 \x01(\x01\x12\x15\n\rstage_seconds\x18\x06 \x01(\x01\"\x1e\n\x1cPolicyServiceGetModelRequest\"\xd1\x02\n\x1dPolicyServiceGetModelResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x02 \x01(\t\x12\x16\n\x0epolicy_version\x18\x03 \x01(\x03\x12\x16\n\x0eweights_digest\x18\x04 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x1b\n\x13max_sequence_tokens\x18\x07 \x01(\x05\x12\x12\n\nvocab_size\x18\x08 \x01(\x05\x12\x10\n\x08stop_ids\x18\t \x03(\x05\x12\x13\n\x0bmax_prompts\x18\n \x01(\x05\x12\x17\n\x0fmax_chunk_bytes\x18\x0b \x01(\x03\x12+\n\tencodings\x18\x0c \x03(\x0e\x32\x18.rlhf.v1.WeightsEncoding\x12\x15\n\rmax_sequences\x18\r \x01(\x05*q\n\x0fWeightsEncoding\x12 \n\x1cWEIGHTS_ENCODING_UNSPECIFIED\x10\x00\x12\x19\n\x15WEIGHTS_ENCODING_FULL\x10\x01\x12!\n\x1dWEIGHTS_ENCODING_SPARSE_PATCH\x10\x02\x32\xff\x01\n\rPolicyService\x12\x41\n\x08Generate\x12\x18.rlhf.v1.GenerateRequest\x1a\x19.rlhf.v1.GenerateResponse0\x01\x12P\n\rUpdateWeights\x12\x1d.rlhf.v1.UpdateWeightsRequest\x1a\x1e.rlhf.v1.UpdateWeightsResponse(\x01\x12Y\n\x08GetModel\x12%.rlhf.v1.PolicyServiceGetModelRequest\x1a&.rlhf.v1.PolicyServiceGetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rlhf.v1.policy_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WEIGHTSENCODING']._serialized_start=1806
-  _globals['_WEIGHTSENCODING']._serialized_end=1919
+  _globals['_WEIGHTSENCODING']._serialized_start=1798
+  _globals['_WEIGHTSENCODING']._serialized_end=1911
   _globals['_GENERATEREQUEST']._serialized_start=57
   _globals['_GENERATEREQUEST']._serialized_end=225
   _globals['_PROMPT']._serialized_start=227
@@ -45,21 +45,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPDATEWEIGHTSREQUEST']._serialized_start=554
   _globals['_UPDATEWEIGHTSREQUEST']._serialized_end=708
   _globals['_WEIGHTSHEADER']._serialized_start=711
-  _globals['_WEIGHTSHEADER']._serialized_end=939
-  _globals['_TENSORINFO']._serialized_start=941
-  _globals['_TENSORINFO']._serialized_end=1057
-  _globals['_WEIGHTSCHUNK']._serialized_start=1059
-  _globals['_WEIGHTSCHUNK']._serialized_end=1109
-  _globals['_WEIGHTSCOMMIT']._serialized_start=1111
-  _globals['_WEIGHTSCOMMIT']._serialized_end=1126
-  _globals['_UPDATEWEIGHTSRESPONSE']._serialized_start=1129
-  _globals['_UPDATEWEIGHTSRESPONSE']._serialized_end=1289
-  _globals['_FORWARDEDPUSH']._serialized_start=1292
-  _globals['_FORWARDEDPUSH']._serialized_end=1432
-  _globals['_POLICYSERVICEGETMODELREQUEST']._serialized_start=1434
-  _globals['_POLICYSERVICEGETMODELREQUEST']._serialized_end=1464
-  _globals['_POLICYSERVICEGETMODELRESPONSE']._serialized_start=1467
-  _globals['_POLICYSERVICEGETMODELRESPONSE']._serialized_end=1804
-  _globals['_POLICYSERVICE']._serialized_start=1922
-  _globals['_POLICYSERVICE']._serialized_end=2177
+  _globals['_WEIGHTSHEADER']._serialized_end=937
+  _globals['_TENSORINFO']._serialized_start=939
+  _globals['_TENSORINFO']._serialized_end=1055
+  _globals['_WEIGHTSCHUNK']._serialized_start=1057
+  _globals['_WEIGHTSCHUNK']._serialized_end=1107
+  _globals['_WEIGHTSCOMMIT']._serialized_start=1109
+  _globals['_WEIGHTSCOMMIT']._serialized_end=1124
+  _globals['_UPDATEWEIGHTSRESPONSE']._serialized_start=1127
+  _globals['_UPDATEWEIGHTSRESPONSE']._serialized_end=1283
+  _globals['_RELAYEDPUSH']._serialized_start=1286
+  _globals['_RELAYEDPUSH']._serialized_end=1424
+  _globals['_POLICYSERVICEGETMODELREQUEST']._serialized_start=1426
+  _globals['_POLICYSERVICEGETMODELREQUEST']._serialized_end=1456
+  _globals['_POLICYSERVICEGETMODELRESPONSE']._serialized_start=1459
+  _globals['_POLICYSERVICEGETMODELRESPONSE']._serialized_end=1796
+  _globals['_POLICYSERVICE']._serialized_start=1914
+  _globals['_POLICYSERVICE']._serialized_end=2169
 # @@protoc_insertion_point(module_scope)

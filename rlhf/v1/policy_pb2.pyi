@@ -74,22 +74,22 @@ class UpdateWeightsRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[WeightsHeader, _Mapping]] = ..., chunk: _Optional[_Union[WeightsChunk, _Mapping]] = ..., commit: _Optional[_Union[WeightsCommit, _Mapping]] = ...) -> None: ...
 
 class WeightsHeader(_message.Message):
-    __slots__ = ("policy_version", "base_policy_version", "encoding", "tensors", "weights_digest", "base_weights_digest", "forward_targets")
+    __slots__ = ("policy_version", "base_policy_version", "encoding", "tensors", "weights_digest", "base_weights_digest", "relay_targets")
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     BASE_POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
     BASE_WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
-    FORWARD_TARGETS_FIELD_NUMBER: _ClassVar[int]
+    RELAY_TARGETS_FIELD_NUMBER: _ClassVar[int]
     policy_version: int
     base_policy_version: int
     encoding: WeightsEncoding
     tensors: _containers.RepeatedCompositeFieldContainer[TensorInfo]
     weights_digest: str
     base_weights_digest: str
-    forward_targets: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, policy_version: _Optional[int] = ..., base_policy_version: _Optional[int] = ..., encoding: _Optional[_Union[WeightsEncoding, str]] = ..., tensors: _Optional[_Iterable[_Union[TensorInfo, _Mapping]]] = ..., weights_digest: _Optional[str] = ..., base_weights_digest: _Optional[str] = ..., forward_targets: _Optional[_Iterable[str]] = ...) -> None: ...
+    relay_targets: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, policy_version: _Optional[int] = ..., base_policy_version: _Optional[int] = ..., encoding: _Optional[_Union[WeightsEncoding, str]] = ..., tensors: _Optional[_Iterable[_Union[TensorInfo, _Mapping]]] = ..., weights_digest: _Optional[str] = ..., base_weights_digest: _Optional[str] = ..., relay_targets: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TensorInfo(_message.Message):
     __slots__ = ("name", "dtype", "shape", "digest", "changed_count", "patch_bytes")
@@ -120,20 +120,20 @@ class WeightsCommit(_message.Message):
     def __init__(self) -> None: ...
 
 class UpdateWeightsResponse(_message.Message):
-    __slots__ = ("policy_version", "weights_digest", "pause_seconds", "stage_seconds", "forwarded")
+    __slots__ = ("policy_version", "weights_digest", "pause_seconds", "stage_seconds", "relayed")
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
     PAUSE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     STAGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
-    FORWARDED_FIELD_NUMBER: _ClassVar[int]
+    RELAYED_FIELD_NUMBER: _ClassVar[int]
     policy_version: int
     weights_digest: str
     pause_seconds: float
     stage_seconds: float
-    forwarded: _containers.RepeatedCompositeFieldContainer[ForwardedPush]
-    def __init__(self, policy_version: _Optional[int] = ..., weights_digest: _Optional[str] = ..., pause_seconds: _Optional[float] = ..., stage_seconds: _Optional[float] = ..., forwarded: _Optional[_Iterable[_Union[ForwardedPush, _Mapping]]] = ...) -> None: ...
+    relayed: _containers.RepeatedCompositeFieldContainer[RelayedPush]
+    def __init__(self, policy_version: _Optional[int] = ..., weights_digest: _Optional[str] = ..., pause_seconds: _Optional[float] = ..., stage_seconds: _Optional[float] = ..., relayed: _Optional[_Iterable[_Union[RelayedPush, _Mapping]]] = ...) -> None: ...
 
-class ForwardedPush(_message.Message):
+class RelayedPush(_message.Message):
     __slots__ = ("target", "error", "policy_version", "weights_digest", "pause_seconds", "stage_seconds")
     TARGET_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]

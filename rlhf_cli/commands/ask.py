@@ -29,8 +29,8 @@ from rlhf_cli.errors import CommandError, UsageError, print_error
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from rlhf.client import Reward, RewardError, ScoreItem
     from rlhf.client.reference import LogprobsItem
-    from rlhf.client.reward import Reward, RewardError, ScoreItem
     from rlhf.rollout import Rollout, Sampling
 
 BATCH_ITEMS = 64
@@ -191,7 +191,7 @@ def score(
     as_json: JsonOption = False,
 ) -> None:
     """Score completions with the reward service."""
-    from rlhf.client.reward import ScoreItem
+    from rlhf.client import ScoreItem
 
     records = pair_records(prompt, completion, file)
     items = [ScoreItem.text(record.text("prompt"), record.text("completion"), record.place) for record in records]
@@ -205,7 +205,7 @@ async def _score(address: str, items: Sequence["ScoreItem"], records: Sequence[R
     """Prints each item's score; returns how many have none."""
     from rich.progress import Progress
 
-    from rlhf.client.reward import RewardClient, RewardError
+    from rlhf.client import RewardClient, RewardError
 
     num_done = num_errors = 0
     async with RewardClient(address) as reward:
@@ -222,7 +222,7 @@ async def _score(address: str, items: Sequence["ScoreItem"], records: Sequence[R
 
 
 def _print_result(result: "Reward | RewardError", record: Record, model_version: str, as_json: bool) -> None:
-    from rlhf.client.reward import Reward, RewardError
+    from rlhf.client import Reward, RewardError
 
     if isinstance(result, RewardError):
         print_error(f"{result.item_id}: {result.code}: {result.message}")
@@ -235,7 +235,7 @@ def _print_result(result: "Reward | RewardError", record: Record, model_version:
 
 def _outcome(result: "Reward | RewardError") -> dict[str, object]:
     """Returns the fields of a result as JSON."""
-    from rlhf.client.reward import RewardError
+    from rlhf.client import RewardError
 
     if isinstance(result, RewardError):
         return {"error": {"code": result.code, "message": result.message}}

@@ -13,7 +13,7 @@ from rlhf_cli.commands.targets import JsonOption, ServicesOption, TargetOption, 
 from rlhf_cli.errors import CommandError
 
 if TYPE_CHECKING:
-    from rlhf.client.reward import RewardReport
+    from rlhf.client import RewardReport
 
 app = typer.Typer(no_args_is_help=True, help="Watch rewards for signs of hacking, swap the model, compare completions.")
 
@@ -77,7 +77,7 @@ def compare(
 
 async def _report(address: str, as_json: bool, interval: float | None) -> None:
     """Prints the reports once, or again and again with a pause of `interval` seconds."""
-    from rlhf.client.reward import RewardClient
+    from rlhf.client import RewardClient
 
     async with RewardClient(address) as client:
         while True:
@@ -91,7 +91,7 @@ async def _report(address: str, as_json: bool, interval: float | None) -> None:
 
 
 async def _load(address: str, paths: Sequence[str], component: str, timeout: float, as_json: bool) -> None:
-    from rlhf.client.reward import RewardClient
+    from rlhf.client import RewardClient
 
     async with RewardClient(address) as client:
         loaded = await client.load_model(paths, component=component, deadline_seconds=timeout)
@@ -107,7 +107,7 @@ async def _load(address: str, paths: Sequence[str], component: str, timeout: flo
 
 
 async def _compare(address: str, prompt: str, completions: tuple[str, str], as_json: bool) -> None:
-    from rlhf.client.reward import ComparisonItem, RewardClient, RewardError, ScoreItem
+    from rlhf.client import ComparisonItem, RewardClient, RewardError, ScoreItem
 
     first, second = (ScoreItem.text(prompt, completion) for completion in completions)
     async with RewardClient(address) as client:

@@ -81,9 +81,9 @@ async def _look_at(entry: "ServiceEntry", timeout: float) -> ServiceStatus:
 
 
 def _open_client(entry: "ServiceEntry") -> "ServiceClient":
+    from rlhf.client import RewardClient
     from rlhf.client.policy import PolicyClient
     from rlhf.client.reference import ReferenceClient
-    from rlhf.client.reward import RewardClient
     from rlhf.client.trainer import TrainerClient
 
     clients: dict[str, Callable[[str], ServiceClient]] = {

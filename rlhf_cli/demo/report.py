@@ -103,7 +103,7 @@ def _seconds(axes: Any, rows: Rows) -> None:
     parts = (
         ("generate_seconds", "generate", BLUE),
         ("update_seconds", "update", ORANGE),
-        ("publish_seconds", "push", GREEN),
+        ("fleet_push_seconds", "push", GREEN),
     )
     base = [0.0] * len(rows)
     for name, label, color in parts:

@@ -94,7 +94,7 @@ class LimitsConfig(Section):
     """How long a weight push may send nothing before it is given up, so that it cannot block the next one."""
     push_silence_seconds: float = Field(default=2.0, gt=0)
     """A weight push that has sent nothing for so long is given up at once if another one comes."""
-    link_patience_seconds: float = Field(default=5.0, gt=0)
+    relay_patience_seconds: float = Field(default=5.0, gt=0)
     """How long a replica to which a push is handed on may leave health checks unanswered before it is left out."""
     takes_patches: bool = True
     """Take pushes of what changed alone. It costs a copy of the weights in memory; without it they must be whole."""

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from rlhf.client import codec
-from rlhf.client.push import ChunkView, parse_push_message
+from rlhf.client.push_messages import ChunkView, parse_push_message
 from rlhf.errors import InvalidRequestError
 from rlhf.v1 import policy_pb2, policy_pb2_grpc
 from services.policy.config import PolicyConfig

@@ -1,4 +1,4 @@
-"""The parts of a push as they come, watched for silence."""
+"""Takes weight pushes: checks each one while it arrives, has the engine swap, and knows which weights are served."""
 
 import asyncio
 import time
@@ -6,20 +6,21 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from rlhf.client.tasks import to_the_end
 from rlhf.errors import InvalidRequestError, OverloadedError, PreconditionError, ServiceError
 from rlhf.logs import get_logger
 from rlhf.weights import PushHeader, PushResult
 from services.policy.config import LimitsConfig
 from services.policy.engine import Engine
 from services.policy.metrics import PolicyMetrics
-from services.policy.weights.full import FullStage
-from services.policy.weights.reception import Reception, to_the_end
-from services.policy.weights.relay import Forwarder
+from services.policy.weights.full import FullPayload
+from services.policy.weights.payload_writer import PayloadWriter
+from services.policy.weights.relay import Relay
 from services.policy.weights.served_copy import ServedCopy, check_manifest
 from services.policy.weights.staged import StagedPatch, StagedWeights
 
 if TYPE_CHECKING:
-    from services.policy.weights.patch import PatchStage
+    from services.policy.weights.patch import PatchPayload
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class PushCommit:
 PushPart = PushHeader | PushChunk | PushCommit
 
 
-class Incoming:
+class PushStream:
     """One push under way."""
 
     def __init__(self, parts: AsyncIterator[PushPart], idle_seconds: float) -> None:
@@ -104,7 +105,7 @@ class WeightUpdater:
         self._limits = limits
         self._metrics = metrics
         self._copy = ServedCopy(takes_patches=limits.takes_patches)
-        self._current: Incoming | None = None
+        self._current: PushStream | None = None
 
     @property
     def takes_patches(self) -> bool:
@@ -132,12 +133,12 @@ class WeightUpdater:
         """
         try:
             await self._make_room()
-            incoming = self._current = Incoming(parts, self._limits.push_idle_seconds)
+            stream = self._current = PushStream(parts, self._limits.push_idle_seconds)
             try:
-                return await self._push(incoming, deadline_seconds)
+                return await self._push(stream, deadline_seconds)
             finally:
                 self._current = None
-                incoming.ended.set()
+                stream.ended.set()
         except ServiceError as error:
             self._metrics.push_failures.labels(error.status.lower()).inc()
             raise
@@ -155,32 +156,32 @@ class WeightUpdater:
                 )
             await current.ended.wait()
 
-    async def _push(self, incoming: Incoming, deadline_seconds: float | None) -> PushResult:
+    async def _push(self, stream: PushStream, deadline_seconds: float | None) -> PushResult:
         started = time.perf_counter()
-        header = await self._receive_header(incoming)
+        header = await self._receive_header(stream)
         if header.policy_version == self.served.policy_version and header.weights_digest == self.served.digest:
             return self._result()
         self._check_base(header)
-        incoming.policy_version = header.policy_version
-        stage = self._copy.begin(header)
-        reception = Reception(stage)
-        forwarder = Forwarder(
+        stream.policy_version = header.policy_version
+        payload = self._copy.begin(header)
+        writer = PayloadWriter(payload)
+        relay = Relay(
             header,
-            reception,
-            patience_seconds=self._limits.link_patience_seconds,
+            writer,
+            patience_seconds=self._limits.relay_patience_seconds,
             deadline_seconds=deadline_seconds,
         )
         try:
-            forwarder.start()
-            await self._receive_payload(incoming, reception)
+            relay.start()
+            await self._receive_payload(stream, writer)
             # From here on the caller can leave without leaving the engine in between.
-            result = await to_the_end(self._swap(header, stage, forwarder, started))
-            return replace(result, forwarded=await forwarder.result())
+            result = await to_the_end(self._swap(header, payload, relay, started))
+            return replace(result, relayed=await relay.result())
         finally:
-            await to_the_end(self._end(stage, reception, forwarder))
+            await to_the_end(self._end(payload, writer, relay))
 
-    async def _receive_header(self, incoming: Incoming) -> PushHeader:
-        header = await incoming.next()
+    async def _receive_header(self, stream: PushStream) -> PushHeader:
+        header = await stream.next()
         if not isinstance(header, PushHeader):
             raise InvalidRequestError("the first part of a push must be its header")
         if header.encoding == "unspecified":
@@ -201,46 +202,46 @@ class WeightUpdater:
                 f"version {self.served.policy_version} with digest '{self.served.digest}': send WEIGHTS_ENCODING_FULL"
             )
 
-    async def _receive_payload(self, incoming: Incoming, reception: Reception) -> None:
-        while not isinstance(part := await incoming.next(), PushCommit):
+    async def _receive_payload(self, stream: PushStream, writer: PayloadWriter) -> None:
+        while not isinstance(part := await stream.next(), PushCommit):
             if isinstance(part, PushHeader):
                 raise InvalidRequestError("a second header came where a chunk or the commit was expected")
             if len(part.data) > self._limits.max_chunk_bytes:
                 raise InvalidRequestError(
                     f"chunk.data has {len(part.data)} bytes, the limit is {self._limits.max_chunk_bytes}; split it"
                 )
-            await reception.take(part.offset_bytes, part.data)
-        await reception.flush()
+            await writer.take(part.offset_bytes, part.data)
+        await writer.flush()
 
     async def _swap(
-        self, header: PushHeader, stage: "FullStage | PatchStage", forwarder: Forwarder, started: float
+        self, header: PushHeader, payload: "FullPayload | PatchPayload", relay: Relay, started: float
     ) -> PushResult:
-        commit: Callable[[int], StagedWeights | StagedPatch] = stage.commit
+        commit: Callable[[int], StagedWeights | StagedPatch] = payload.commit
         staged = await asyncio.to_thread(commit, header.policy_version)
         stage_seconds = time.perf_counter() - started
-        forwarder.commit()
+        relay.commit()
         pause_seconds = await self._engine.update_weights(staged)
-        self._copy.accept(stage)
+        self._copy.accept(payload)
         self._set_served(ServedWeights(header.policy_version, header.weights_digest))
-        self._record(header, stage, stage_seconds, pause_seconds)
+        self._record(header, payload, stage_seconds, pause_seconds)
         return self._result(pause_seconds, stage_seconds)
 
-    async def _end(self, stage: "FullStage | PatchStage", reception: Reception, forwarder: Forwarder) -> None:
+    async def _end(self, payload: "FullPayload | PatchPayload", writer: PayloadWriter, relay: Relay) -> None:
         """Ends everything that still works on the push; what a failed one has changed is taken back."""
-        await forwarder.cancel()
-        await reception.end()
-        await asyncio.to_thread(self._copy.end, stage)
+        await relay.cancel()
+        await writer.end()
+        await asyncio.to_thread(self._copy.end, payload)
 
     def _record(
-        self, header: PushHeader, stage: "FullStage | PatchStage", stage_seconds: float, pause_seconds: float
+        self, header: PushHeader, payload: "FullPayload | PatchPayload", stage_seconds: float, pause_seconds: float
     ) -> None:
         metrics = self._metrics
         metrics.push_seconds.labels("stage").observe(stage_seconds)
-        metrics.push_seconds.labels("verify").observe(stage.verify_seconds)
+        metrics.push_seconds.labels("verify").observe(payload.verify_seconds)
         metrics.push_seconds.labels("pause").observe(pause_seconds)
         metrics.pushes.labels(header.encoding).inc()
         metrics.push_bytes.labels(header.encoding).inc(header.payload_bytes)
-        metrics.push_changed_fraction.set(1.0 if isinstance(stage, FullStage) else stage.changed_fraction)
+        metrics.push_changed_fraction.set(1.0 if isinstance(payload, FullPayload) else payload.changed_fraction)
         log.info(
             "weights swapped",
             policy_version=header.policy_version,

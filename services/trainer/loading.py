@@ -48,7 +48,7 @@ class LoadedRun:
     step: int = 0
     """Steps completed."""
     policy_version: int = FIRST_POLICY_VERSION
-    """Of the weights as they are, published or not."""
+    """Of the weights as they are, pushed or not."""
     heldout: list[PromptItem] = field(default_factory=list)
     """What the policy is evaluated on while it learns; may be empty."""
     notes: list[str] = field(default_factory=list)

@@ -1,7 +1,7 @@
 """The loop of every online algorithm: START HERE. One step, from top to bottom:
 
     lookahead.py  collect(): the rollouts of the step; with training.max_policy_lag, later steps are sampled meanwhile
-      publishing.py   the present weights go to the policy services (fleet/), if anything is to be sampled from them
+      policy_pushes.py  the present weights go to the policy services (fleet/), if anything is to be sampled from them
       collect.py      policy services sample; each rollout gets rewards and reference log-probabilities as it arrives
       journal.py      ... and is written down, so that a killed run trains on the very same rollouts again
     batch.py      the rollouts as tensors [B, T]
@@ -38,4 +38,4 @@ async def train(run: OnlineRun) -> None:
         if run.checkpoint_due:
             await run.save_checkpoint()
         await run.evaluate_if_due()
-    await run.publish()
+    await run.push()

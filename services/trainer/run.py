@@ -13,7 +13,7 @@ from rlhf.models.loading import tokenizer_digest
 from services.trainer.config.online import OnlineRunConfig
 from services.trainer.evaluation.in_run import InRunEvaluation
 from services.trainer.fleet.peers import Peers
-from services.trainer.fleet.publishing import Publisher, Publishing
+from services.trainer.fleet.policy_pushes import PolicyPushes
 from services.trainer.loading import LoadedRun
 from services.trainer.rollouts.collect import Collected
 from services.trainer.rollouts.journal import Journal
@@ -46,7 +46,7 @@ class OnlineRun:
         metrics: TrainerMetrics,
         ranks: Ranks,
     ) -> None:
-        """Opens channels, so it needs a running event loop. Args: where to show and publish what happens."""
+        """Opens channels, so it needs a running event loop. Args: where to show what happens."""
         self.config = config
         self.control = control
         self.updater = loaded.updater
@@ -61,7 +61,7 @@ class OnlineRun:
             metrics=metrics.fleet,
         )
         lag = config.training.max_policy_lag
-        self._publishing = Publishing(Publisher(loaded.updater.policy, self.peers), ranks, in_background=lag > 0)
+        self._pushes = PolicyPushes(loaded.updater.policy, self.peers, ranks, in_background=lag > 0)
         self._ranks = ranks
         self._metric_names = tuple(step_metrics(config))
         self._loaded = loaded
@@ -77,7 +77,7 @@ class OnlineRun:
             config.run_dir, ranks, settings=loaded.settings(config), max_policy_lag=lag, report=progress.say
         )
         self._lookahead = Lookahead(
-            config, loaded.prompts, self.peers, self._publishing, self._journal, ranks, step=loaded.step
+            config, loaded.prompts, self.peers, self._pushes, self._journal, ranks, step=loaded.step
         )
         self._state = loaded.state(config, self._lookahead.prompts_state)
         if ranks.is_main:
@@ -99,7 +99,7 @@ class OnlineRun:
 
     @property
     def policy_version(self) -> int:
-        """Version of the weights as they are, published or not."""
+        """Version of the weights as they are, pushed or not."""
         return self._loaded.policy_version
 
     @property
@@ -129,14 +129,14 @@ class OnlineRun:
     async def evaluate_if_due(self) -> None:
         """Evaluates the present policy on held-out prompts, if this is the step for it and nobody asked to stop.
 
-        All ranks call it. Raises: as publish() and collect().
+        All ranks call it. Raises: as push() and collect().
         """
         if not self._evaluation.is_planned(self.step):
             return
         wanted = not self.control.stopping and not self._evaluation.is_done(self.step)
         if set(await self._tell(GO if wanted else STOP)) != {GO}:
             return
-        await self._publishing.publish_if_new(self.policy_version)
+        await self._pushes.push_if_new(self.policy_version)
         await self._evaluation.evaluate(self.step, policy_version=self.policy_version)
 
     async def collect(self) -> Collected:
@@ -157,14 +157,14 @@ class OnlineRun:
         finally:
             self._is_computing = False
 
-    async def publish(self) -> None:
-        """Makes the policy services serve the present weights. All ranks call it. Raises: as Publishing.publish."""
-        await self._publishing.publish(self.policy_version)
+    async def push(self) -> None:
+        """Makes the policy services serve the present weights. All ranks call it. Raises: as PolicyPushes.push."""
+        await self._pushes.push(self.policy_version)
 
     async def abandon(self) -> None:
         """Gives up what was begun for later steps; what has arrived is in the journal."""
         await self._lookahead.close()
-        await self._publishing.close()
+        await self._pushes.close()
 
     def finish_step(self, update: Update) -> None:
         """Counts the step whose update is done: if the policy moved, its weights are a new version."""
@@ -181,7 +181,7 @@ class OnlineRun:
             self._metric_names,
             policy_version=self.policy_version,
             lags=lags,
-            published=self._publishing.report(),
+            pushed=self._pushes.report(),
             waited_seconds=self._waited_seconds,
             generator_idle_fraction=self.peers.dispatcher.idle_fraction_since(),
             seconds=seconds,

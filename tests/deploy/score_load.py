@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 
-from rlhf.client.reward import Reward, RewardClient, ScoreItem
+from rlhf.client import Reward, RewardClient, ScoreItem
 from rlhf.errors import ServiceError
 
 ITEMS = [ScoreItem.text("What is the capital of France?", "Paris.", item_id=str(index)) for index in range(4)]

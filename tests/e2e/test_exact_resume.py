@@ -232,7 +232,7 @@ def timeless(rows: Sequence[dict[str, float]]) -> list[dict[str, float]]:
     """Returns what of the metrics is no time, and says nothing of pushes: a replay needs none."""
     others = ("_seconds", "_per_second", "_idle_fraction")
     return [
-        {name: row[name] for name in row if not name.endswith(others) and not name.startswith("publish_")}
+        {name: row[name] for name in row if not name.endswith(others) and not name.startswith("fleet_push_")}
         for row in rows
     ]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import torch
 
-from rlhf.client.push import push_messages
+from rlhf.client.push_messages import push_messages
 from rlhf.models.loading import load_policy
 from rlhf.models.sparse_patch import diff
 from rlhf.models.weights import checkpoint_tensors, load_tensors, tensor_bytes, tensor_info

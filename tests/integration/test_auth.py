@@ -13,9 +13,9 @@ import pytest
 import trustme
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from rlhf.client import Reward, RewardClient, ScoreItem
 from rlhf.client.channel import TOKEN_VARIABLE, open_channel
 from rlhf.client.policy import PolicyClient
-from rlhf.client.reward import Reward, RewardClient, ScoreItem
 from rlhf.errors import ConfigError, PermissionDeniedError, UnauthenticatedError
 from rlhf.rollout import Prompt, Sampling
 from rlhf.serving.auth import AUTH_VARIABLE

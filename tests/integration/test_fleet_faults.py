@@ -70,11 +70,11 @@ class World:
                 PROMPTS, SAMPLING, self.arrived.append, min_policy_version=version, tokenizer_digest=self.digest
             )
 
-    async def publish(self, version: int) -> Snapshot:
-        published = snapshot(self.model, version)
+    async def push(self, version: int) -> Snapshot:
+        pushed = snapshot(self.model, version)
         async with asyncio.timeout(PATIENCE_SECONDS):
-            await self.fleet.publish(published)
-        return published
+            await self.fleet.push(pushed)
+        return pushed
 
     def ready(self) -> set[str]:
         return {replica.target for replica in self.fleet.ready()}
@@ -169,10 +169,10 @@ async def test_a_replica_lost_during_the_swap_is_left_out_until_it_has_the_weigh
 ) -> None:
     async with make_world(tmp_path, tiny_model_path, swap_seconds=0.5) as world:
         victim, other = world.processes
-        publishing = asyncio.create_task(world.publish(2))
+        pushing = asyncio.create_task(world.push(2))
         await when(victim.swap_begun.exists)
         fault(victim)
-        await publishing
+        await pushing
         assert world.ready() == {other.target}
         await world.sample(version=2)
         world.require_each_once(version=2)
@@ -187,7 +187,7 @@ async def test_a_replica_lost_in_the_middle_of_a_push_is_left_out_until_it_has_t
 ) -> None:
     async with make_world(tmp_path, tiny_model_path) as world:
         victim, other = world.processes
-        published = await world.publish(2)
+        pushed = await world.push(2)
         # It starts anew, so it alone is pushed to; and is gone when it has half of the weights.
         faults: list[PolicyProcess] = []
 
@@ -195,7 +195,7 @@ async def test_a_replica_lost_in_the_middle_of_a_push_is_left_out_until_it_has_t
             fault(victim)
             faults.append(victim)
 
-        object.__setattr__(published, "half_way", half_way)
+        object.__setattr__(pushed, "half_way", half_way)
         kill(victim)
         come_back(victim)
         await when(lambda: bool(faults))
@@ -212,7 +212,7 @@ async def test_a_replica_that_serves_another_model_is_set_aside_and_the_others_g
 ) -> None:
     async with make_world(tmp_path, tiny_model_path) as world:
         first, second = world.processes
-        await world.publish(2)
+        await world.push(2)
         untied = make_tiny_model(tmp_path / "untied", tie_word_embeddings=False)
         stranger = start_policy(world.processes, untied, tmp_path)
         listed = tmp_path / "replicas"

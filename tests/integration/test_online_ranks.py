@@ -112,7 +112,7 @@ def rows(run_dir: Path, file: str = "metrics") -> list[dict[str, float]]:
             name: value
             for name, value in json.loads(line).items()
             # A patch's size depends on the last bits of the weights.
-            if not name.endswith(("_seconds", "_per_second", "_idle_fraction")) and not name.startswith("publish_")
+            if not name.endswith(("_seconds", "_per_second", "_idle_fraction")) and not name.startswith("fleet_push_")
         }
         for line in (run_dir / f"{file}.jsonl").read_text().splitlines()
     ]

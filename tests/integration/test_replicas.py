@@ -5,7 +5,7 @@ import asyncio
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from rlhf.client.reward import RewardClient, ScoreItem
+from rlhf.client import RewardClient, ScoreItem
 from rlhf.errors import NotReadyError
 from rlhf.v1 import reward_pb2
 from tests.integration.test_serving import ITEM, Toy, ToyServicer, score_one

@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 from google.protobuf.json_format import MessageToJson, ParseDict
 
-from rlhf.client.reward import ComparisonItem, Reward, ScoreItem
+from rlhf.client import ComparisonItem, Reward, ScoreItem
 from rlhf.models.loading import load_tokenizer
 from rlhf.v1 import reward_pb2
 from tests.support.http_service import length_rule, served, tiny_model

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rlhf.client.reward import Reward, RewardClient, ScoreItem
+from rlhf.client import Reward, RewardClient, ScoreItem
 from rlhf_cli.local.supervisor import is_serving
 from services.reward.scorers.config import scorer_config
 from services.trainer.config.online import PpoRunConfig

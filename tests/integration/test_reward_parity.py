@@ -11,10 +11,10 @@ from typing import Any
 import aiohttp
 import pytest
 
+from rlhf.client import Reward, RewardClient, RewardError, ScoreItem
 from rlhf.client.adapters.scoring import close_gatherers
 from rlhf.client.adapters.trl import make_async_reward
 from rlhf.client.adapters.verl import compute_score
-from rlhf.client.reward import Reward, RewardClient, RewardError, ScoreItem
 from rlhf.client.sync import SyncRewardClient
 from rlhf.models.loading import load_tokenizer
 from tests.support.node_example import NodeExample
@@ -92,7 +92,7 @@ async def test_python_in_every_form_of_item_and_size_of_batch(
         "tokens": [ScoreItem.tokens(*pair) for pair in ids],
         "sequence": [ScoreItem.sequence(prompt_ids + completion_ids) for prompt_ids, completion_ids in ids],
     }
-    async with RewardClient(service.target, hedge_after_seconds=5) as client:
+    async with RewardClient(service.target) as client:
         for form, items in forms.items():
             assert numbers((await client.score(items)).results) == same(rewards), form
             assert numbers((await client.score_many(items, batch_items=1)).results) == same(rewards), form

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.client.reward import RewardClient, ScoreItem
+from rlhf.client import RewardClient, ScoreItem
 from rlhf_cli.local.services import LocalServices
 from rlhf_cli.local.services_file import read_services
 from rlhf_cli.local.supervisor import Supervisor

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.client.reward import Comparison, ComparisonItem, Reward, RewardClient, RewardError, ScoreItem
+from rlhf.client import Comparison, ComparisonItem, Reward, RewardClient, RewardError, ScoreItem
 from services.reward.scorers.config import ScorerConfig, scorer_config
 from tests.support.fake_judge import FakeJudge, serving, sigmoid
 from tests.support.real_services import make_reward

@@ -19,8 +19,8 @@ import torch
 from prometheus_client import CollectorRegistry
 from transformers import AutoModelForSequenceClassification
 
-from rlhf.client.base import call_when_available
-from rlhf.client.reward import Reward, RewardClient, RewardError, ScoreItem
+from rlhf.client import Reward, RewardClient, RewardError, ScoreItem
+from rlhf.client.patience import Patience
 from rlhf.errors import ConfigError, InvalidRequestError, NotReadyError, OverloadedError
 from rlhf.models.loading import load_tokenizer, tokenizer_digest
 from rlhf.serving.directory import REWARD
@@ -270,7 +270,7 @@ async def test_the_command_serves_a_rule_and_its_metrics_until_sigterm():
         lines = (json.loads(line) for line in process.stderr)
         listening = next(line for line in lines if line["event"] == "listening")
         async with RewardClient(f"127.0.0.1:{listening['port']}") as client:
-            await call_when_available(client.get_model, client=client, wait_seconds=30, on_wait=print)
+            await Patience(wait_seconds=30).ask(client, client.get_model)
             batch = await client.score([ScoreItem.text("p", "x" * 150), ScoreItem.tokens([1], [2])])
         # The target is 200: 1 - |150 - 200| / 200.
         assert rewards_of(batch.results[:1]) == [0.75]

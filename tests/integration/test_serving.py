@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
-from rlhf.client.reward import Reward, RewardClient, RewardError, ScoreItem
+from rlhf.client import Reward, RewardClient, RewardError, ScoreItem
 from rlhf.client.rpc_errors import from_rpc_error
 from rlhf.errors import ConfigError, FatalError, InternalError, InvalidRequestError, NotReadyError, OverloadedError
 from rlhf.serving.config import ServerConfig

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 import trustme
 
-from rlhf.client.reward import Reward, RewardClient
+from rlhf.client import Reward, RewardClient
 from rlhf.client.tls import CA_VARIABLE, CERT_VARIABLE, KEY_VARIABLE
 from rlhf.errors import NotReadyError
 from rlhf_cli.local.supervisor import is_serving

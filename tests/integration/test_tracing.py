@@ -21,7 +21,7 @@ from tests.support.secured_service import BODY, post
 SCORE = "rlhf.v1.RewardService/Score"
 CLIENT = """
 import asyncio, sys
-from rlhf.client.reward import RewardClient, ScoreItem
+from rlhf.client import RewardClient, ScoreItem
 from rlhf.errors import InvalidRequestError
 from rlhf.client.tracing import configure_tracing
 

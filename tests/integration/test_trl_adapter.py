@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.client.reward import Reward, ScoreItem
+from rlhf.client import Reward, ScoreItem
 from rlhf.client.sync import SyncRewardClient
 from tests.support.paths import ROOT
 from tests.support.reward_process import serving_reward

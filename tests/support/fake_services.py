@@ -160,7 +160,7 @@ class FakePolicy(FakeServer, policy_pb2_grpc.PolicyServiceServicer):
             policy_version=self.version,
             weights_digest=self.digest,
             pause_seconds=0.25,
-            forwarded=await _forward(requests, list(header.forward_targets)),
+            relayed=await _relay(requests, list(header.relay_targets)),
         )
 
     async def GetModel(self, request: Any, context: Any) -> policy_pb2.PolicyServiceGetModelResponse:
@@ -179,28 +179,28 @@ class FakePolicy(FakeServer, policy_pb2_grpc.PolicyServiceServicer):
         )
 
 
-async def _forward(requests: list[Any], targets: list[str]) -> list[policy_pb2.ForwardedPush]:
-    """Hands a push on to the first of the targets that takes it, with the rest for that one's own."""
+async def _relay(requests: list[Any], targets: list[str]) -> list[policy_pb2.RelayedPush]:
+    """Relays a push to the first of the targets that takes it, with the rest for that one's own."""
     failed = []
     while targets:
         target, *targets = targets
         header = policy_pb2.WeightsHeader()
         header.CopyFrom(requests[0].header)
-        header.forward_targets[:] = targets
+        header.relay_targets[:] = targets
         async with grpc.aio.insecure_channel(target) as channel:
             push = policy_pb2_grpc.PolicyServiceStub(channel).UpdateWeights
             try:
                 answer = await push(iter([policy_pb2.UpdateWeightsRequest(header=header), *requests[1:]]))
             except grpc.aio.AioRpcError as error:
-                failed.append(policy_pb2.ForwardedPush(target=target, error=error.details()))
+                failed.append(policy_pb2.RelayedPush(target=target, error=error.details()))
                 continue
-        taken = policy_pb2.ForwardedPush(
+        taken = policy_pb2.RelayedPush(
             target=target,
             policy_version=answer.policy_version,
             weights_digest=answer.weights_digest,
             pause_seconds=answer.pause_seconds,
         )
-        return [*failed, taken, *answer.forwarded]
+        return [*failed, taken, *answer.relayed]
     return failed
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import aiohttp
 from prometheus_client import CollectorRegistry
 
-from rlhf.client.reward import Reward, RewardClient, ScoreItem
+from rlhf.client import Reward, RewardClient, ScoreItem
 from rlhf.models.loading import load_tokenizer
 from rlhf.serving.directory import REWARD
 from rlhf.serving.http.app import HttpServer

@@ -14,7 +14,7 @@ STATE_COLORS = {
 STEP_SECONDS = by_run("avg_over_time(rlhf_trainer_step_seconds[30m])")
 """A step's usual time."""
 PARTS = {
-    "publish_seconds": "push",
+    "fleet_push_seconds": "push",
     "generate_seconds": "sampling",
     "logprobs_seconds": "log-probabilities",
     "values_seconds": "values",

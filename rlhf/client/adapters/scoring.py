@@ -1,15 +1,14 @@
-"""From the prompts and completions that frameworks hand over, as text or as messages, to items of a score call."""
+"""What the adapters share: items from the texts or messages that frameworks hand over, and scores for many at once."""
 
 import asyncio
-import logging
-import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
-from rlhf.client.base import call_when_available
-from rlhf.client.reward import Reward, RewardClient, RewardError, ScoreBatch, ScoreItem, in_batches
+from rlhf.client.patience import Patience
+from rlhf.client.reward import RewardClient, in_batches
+from rlhf.client.reward_types import Reward, RewardError, ScoreItem
 
 Text: TypeAlias = "str | Sequence[Any]"
 """A text, or a list of messages: mappings or objects with `role` and `content`."""
@@ -64,14 +63,6 @@ def _field(message: Any, name: str) -> Any:
     return message.get(name) if isinstance(message, Mapping) else getattr(message, name, None)
 
 
-T = TypeVar("T")
-
-logger = logging.getLogger(__name__)
-
-MAX_CONCURRENT_CALLS = 4
-RETRY_SECONDS = 1.0
-
-
 class NoRewardError(Exception):
     """A completion has no reward, and the framework knows no way to say so."""
 
@@ -80,16 +71,7 @@ class NoRewardError(Exception):
         self.error = error
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long an adapter tries before it gives up."""
-
-    deadline_seconds: float = 120.0
-    """Of one call."""
-    wait_seconds: float = 300.0
-    """For a service that is away or overloaded to come back, in all; then NotReadyError."""
-    item_tries: int = 3
-    """How often an item is sent whose error may pass, such as a judge's endpoint that is away."""
+MAX_CONCURRENT_CALLS = 4
 
 
 class ItemScorer:
@@ -106,57 +88,25 @@ class ItemScorer:
 
         Raises: ServiceError if the service failed, or stayed away for longer than the patience lasts.
         """
-        outcomes: list[Reward | RewardError | None] = [
-            item if isinstance(item, RewardError) else None for item in items
-        ]
-        for num_tries in range(1, self._patience.item_tries + 1):
-            wanted = [
-                place for place, outcome in enumerate(outcomes) if outcome is None or _may_pass(items, place, outcome)
-            ]
-            if not wanted:
-                break
-            if num_tries > 1:
-                await asyncio.sleep(RETRY_SECONDS)
-            sent = [item for place in wanted if isinstance(item := items[place], ScoreItem)]
-            for place, outcome in zip(wanted, await self._score_all(sent), strict=True):
-                outcomes[place] = outcome
-        return [outcome for outcome in outcomes if outcome is not None]
-
-    async def _score_all(self, items: Sequence[ScoreItem]) -> list[Reward | RewardError]:
+        sent = [item for item in items if isinstance(item, ScoreItem)]
         results: list[Reward | RewardError] = []
-        size = min(self._batch_items, await self._limit())
-        async with aclosing(in_batches(items, size, self._score_batch, MAX_CONCURRENT_CALLS)) as batches:
-            async for batch in batches:
-                results += batch.results
-        return results
+        if sent:
+            size = min(self._batch_items, await self._limit())
+            async with aclosing(in_batches(sent, size, self._score_batch, MAX_CONCURRENT_CALLS)) as batches:
+                async for batch in batches:
+                    results += batch
+        scored = iter(results)
+        return [item if isinstance(item, RewardError) else next(scored) for item in items]
 
-    async def _score_batch(self, items: Sequence[ScoreItem]) -> ScoreBatch:
-        # One id for all tries: what the service has already scored is neither computed nor counted again.
-        request_id = uuid.uuid4().hex
-        deadline_seconds = self._patience.deadline_seconds
-        return await self._call(
-            lambda: self._client.score(items, request_id=request_id, deadline_seconds=deadline_seconds)
-        )
+    async def _score_batch(self, items: Sequence[ScoreItem]) -> list[Reward | RewardError]:
+        return await self._client.score_patiently(items, self._patience)
 
     async def _limit(self) -> int:
         """Returns how many items the service takes in one call, asked once."""
         if not self._max_items:
-            model = await self._call(self._client.get_model)
+            model = await self._patience.ask(self._client, self._client.get_model)
             self._max_items = model.max_items or self._batch_items
         return self._max_items
-
-    async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
-        return await call_when_available(
-            call,
-            client=self._client,
-            wait_seconds=self._patience.wait_seconds,
-            on_wait=logger.warning,
-            remedy="start it, or give the adapter more patience",
-        )
-
-
-def _may_pass(items: Sequence[ScoreItem | RewardError], place: int, outcome: Reward | RewardError) -> bool:
-    return isinstance(outcome, RewardError) and outcome.is_retryable and isinstance(items[place], ScoreItem)
 
 
 BATCH_ITEMS = 256
@@ -217,9 +167,9 @@ class Gatherer:
         if batch:
             task = asyncio.create_task(self._scorer.score([each.item for each in batch]))
             self._tasks.add(task)
-            task.add_done_callback(lambda task: self._deliver(task, [each.outcome for each in batch]))
+            task.add_done_callback(lambda task: self._hand_out(task, [each.outcome for each in batch]))
 
-    def _deliver(self, task: Scoring, outcomes: Sequence[Outcome]) -> None:
+    def _hand_out(self, task: Scoring, outcomes: Sequence[Outcome]) -> None:
         self._tasks.discard(task)
         for place, outcome in enumerate(outcomes):
             if outcome.done():

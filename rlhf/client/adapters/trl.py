@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from statistics import fmean
 from typing import Any, TypeAlias
 
-from rlhf.client.adapters.scoring import Patience, Text, close_gatherers, gatherer_for, make_item
-from rlhf.client.reward import Reward, RewardError
+from rlhf.client.adapters.scoring import Text, close_gatherers, gatherer_for, make_item
+from rlhf.client.patience import Patience
+from rlhf.client.reward_types import Reward, RewardError
 from rlhf.client.sync import LoopThread
 
 logger = logging.getLogger(__name__)

@@ -3,8 +3,9 @@
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from rlhf.client.adapters.scoring import NoRewardError, Patience, Text, gatherer_for, make_item
-from rlhf.client.reward import Reward, RewardError
+from rlhf.client.adapters.scoring import NoRewardError, Text, gatherer_for, make_item
+from rlhf.client.patience import Patience
+from rlhf.client.reward_types import Reward, RewardError
 from rlhf.errors import ServiceError
 
 

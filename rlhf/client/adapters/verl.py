@@ -10,8 +10,9 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from rlhf.client.adapters.scoring import NoRewardError, Patience, Text, gatherer_for, make_item
-from rlhf.client.reward import RewardError
+from rlhf.client.adapters.scoring import NoRewardError, Text, gatherer_for, make_item
+from rlhf.client.patience import Patience
+from rlhf.client.reward_types import RewardError
 from rlhf.client.sync import LoopThread
 from rlhf.errors import InvalidRequestError
 

@@ -16,9 +16,10 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
+from rlhf.client.channel import CALLER_KEY
 from rlhf.client.tracing import continued
 from rlhf.errors import DeadlineExceededError, InvalidRequestError, ServiceError
-from rlhf.serving.calls import CALLER_KEY, Call, CallCredentials
+from rlhf.serving.calls import Call, CallCredentials
 from rlhf.serving.http.bodies import BodyRoom, CallerLeftError, decoded, parse_json, require_json
 from rlhf.serving.http.errors import error_response
 from rlhf.serving.http.proto_json import json_of

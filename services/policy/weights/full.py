@@ -12,8 +12,8 @@ from services.policy.weights.memory_file import WeightsFile
 from services.policy.weights.staged import StagedWeights, check_digest, check_piece
 
 
-class FullStage:
-    """Implements stage.Stage: every tensor is hashed as its bytes pass."""
+class FullPayload:
+    """Implements staged.Payload: every tensor is hashed as its bytes pass."""
 
     def __init__(self, manifest: WeightsManifest, file: WeightsFile | None = None) -> None:
         """Takes nothing yet.
@@ -32,14 +32,14 @@ class FullStage:
         self._hasher = blake3()
 
     def write(self, offset_bytes: int, data: bytes | memoryview) -> None:
-        """Takes the next piece; see Stage.write."""
+        """Takes the next piece; see Payload.write."""
         check_piece(offset_bytes, len(data), self.received, self._manifest.num_bytes)
         piece = memoryview(data)
         while piece:
             piece = piece[self._write_to_tensor(piece) :]
 
     def read(self, offset_bytes: int, num_bytes: int) -> bytes:
-        """Returns a part of the payload; see Stage.read."""
+        """Returns a part of the payload; see Payload.read."""
         parts = []
         while num_bytes:
             tensor = bisect_right(self._starts, offset_bytes) - 1

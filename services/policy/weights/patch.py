@@ -15,8 +15,8 @@ from services.policy.weights.staged import PatchedTensor, StagedPatch, check_dig
 from services.policy.weights.tensors import view_tensor
 
 
-class PatchStage:
-    """Implements stage.Stage. Ends with accept() or undo(), then close()."""
+class PatchPayload:
+    """Implements staged.Payload. Ends with accept() or undo(), then close()."""
 
     def __init__(self, header: PushHeader, served: WeightsFile) -> None:
         """Takes nothing yet.
@@ -41,14 +41,14 @@ class PatchStage:
         self._file = MemoryFile()
 
     def write(self, offset_bytes: int, data: bytes | memoryview) -> None:
-        """Takes the next piece, and applies the frames that are whole; see Stage.write."""
+        """Takes the next piece, and applies the frames that are whole; see Payload.write."""
         check_piece(offset_bytes, len(data), self.received, self._header.payload_bytes)
         self._payload += data
         self.received += len(data)
         self._apply_whole_frames()
 
     def read(self, offset_bytes: int, num_bytes: int) -> bytes:
-        """Returns a part of the payload; see Stage.read."""
+        """Returns a part of the payload; see Payload.read."""
         return bytes(self._payload[offset_bytes : offset_bytes + num_bytes])
 
     def commit(self, policy_version: int) -> StagedPatch:

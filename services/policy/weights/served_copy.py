@@ -1,14 +1,14 @@
-"""Whether a push would bring exactly the tensors of the model that is served."""
+"""The copy of the served weights that patches apply to, and whether a push fits the model that is served."""
 
 from typing import TYPE_CHECKING
 
 from rlhf.errors import InvalidRequestError, PreconditionError
 from rlhf.weights import PushHeader, WeightsManifest
-from services.policy.weights.full import FullStage
+from services.policy.weights.full import FullPayload
 from services.policy.weights.memory_file import WeightsFile
 
 if TYPE_CHECKING:
-    from services.policy.weights.patch import PatchStage
+    from services.policy.weights.patch import PatchPayload
 
 
 def check_manifest(pushed: WeightsManifest, served: WeightsManifest, weights_digest: str) -> None:
@@ -48,7 +48,7 @@ def check_manifest(pushed: WeightsManifest, served: WeightsManifest, weights_dig
 
 
 class ServedCopy:
-    """Keeps the served weights, and makes the stage of each push.
+    """Keeps the served weights, and makes the payload of each push.
 
     Every push is begun, accepted unless it fails, and ended. A full push streams into a second file; once accepted the
     two change places, and the next full push finds memory that need not be mapped and cleared anew. A patch frees
@@ -60,7 +60,7 @@ class ServedCopy:
         self._keeps = takes_patches
         self._served: WeightsFile | None = None
         self._spare: WeightsFile | None = None
-        self._accepted: FullStage | PatchStage | None = None
+        self._accepted: FullPayload | PatchPayload | None = None
 
     @property
     def takes_patches(self) -> bool:
@@ -71,48 +71,48 @@ class ServedCopy:
         """Takes over the copy that was made when the engine loaded; None if none was made."""
         self._served = file
 
-    def begin(self, header: PushHeader) -> "FullStage | PatchStage":
-        """Returns the stage of a push whose header was checked.
+    def begin(self, header: PushHeader) -> "FullPayload | PatchPayload":
+        """Returns what takes the payload of a push whose header was checked.
 
         Raises: PreconditionError for a patch if there is no copy; InvalidRequestError if its parts are wrong.
         """
         if header.encoding != "sparse_patch":
-            stage = FullStage(header.manifest, self._spare)
+            payload = FullPayload(header.manifest, self._spare)
             self._spare = None
-            return stage
+            return payload
         if self._served is None:
             raise PreconditionError(
                 "header.encoding is WEIGHTS_ENCODING_SPARSE_PATCH, which this server does not take "
                 "(limits.takes_patches); send WEIGHTS_ENCODING_FULL"
             )
         # Imported here: it brings torch, which the engine has imported long before a patch can come.
-        from services.policy.weights.patch import PatchStage
+        from services.policy.weights.patch import PatchPayload
 
-        patch = PatchStage(header, self._served)
+        patch = PatchPayload(header, self._served)
         if self._spare is not None:
             self._spare.close()
             self._spare = None
         return patch
 
-    def accept(self, stage: "FullStage | PatchStage") -> None:
-        """Takes note that the engine serves what the stage brought. The payload stays readable until the push ends."""
-        self._accepted = stage
-        if not isinstance(stage, FullStage):
-            stage.accept()
+    def accept(self, payload: "FullPayload | PatchPayload") -> None:
+        """Takes note that the engine serves what the payload brought. It stays readable until the push ends."""
+        self._accepted = payload
+        if not isinstance(payload, FullPayload):
+            payload.accept()
         elif self._keeps:
-            self._spare, self._served = self._served, stage.file
+            self._spare, self._served = self._served, payload.file
 
-    def end(self, stage: "FullStage | PatchStage") -> None:
+    def end(self, payload: "FullPayload | PatchPayload") -> None:
         """Ends a push; what one that was not accepted has changed is taken back."""
-        accepted, self._accepted = self._accepted is stage, None
-        if not isinstance(stage, FullStage):
+        accepted, self._accepted = self._accepted is payload, None
+        if not isinstance(payload, FullPayload):
             if not accepted:
-                stage.undo()
-            stage.close()
+                payload.undo()
+            payload.close()
         elif not self._keeps:
-            stage.file.close()
+            payload.file.close()
         elif not accepted:
-            self._spare = stage.file
+            self._spare = payload.file
 
     def close(self) -> None:
         """Frees the memory."""

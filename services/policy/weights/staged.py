@@ -1,4 +1,4 @@
-"""What a push is while it waits outside the engine: a Stage as it arrives, then StagedWeights or a StagedPatch.
+"""What a push is while it waits outside the engine: a Payload as it arrives, then StagedWeights or a StagedPatch.
 
 The bytes lie in anonymous files in memory (memory_file.py), which the engine's workers open and map.
 """
@@ -53,8 +53,8 @@ class StagedPatch:
     """All weights as they are after the patch, for an engine that cannot apply it, or has done so by half."""
 
 
-class Stage(Protocol):
-    """Receives the payload of one push, in order, and verifies it. Its methods may run in any thread, one at a time."""
+class Payload(Protocol):
+    """Takes the payload of one push, in order, and verifies it. Its methods may run in any thread, one at a time."""
 
     received: int
     """Bytes of the payload that have arrived."""

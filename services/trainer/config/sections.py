@@ -9,7 +9,7 @@ from rlhf.config import Port, Section
 from rlhf.learning.config import KlConfig, OptimizerConfig
 from rlhf.serving.config import ServerConfig
 from rlhf.serving.directory import POLICY, REFERENCE, REWARD, TRAINER
-from services.trainer.fleet.discovery import check_entry
+from services.trainer.config.targets import check_entry
 
 Target = Annotated[str, Field(min_length=1)]
 PolicyTarget = Annotated[str, AfterValidator(check_entry)]
@@ -33,7 +33,7 @@ class ServicesConfig(Section):
     policy_targets: list[PolicyTarget] = Field(default=[POLICY.local_target], min_length=1)
     """Where the replicas of the policy service are: "host:port" of one; "dns:///name:port", all addresses of a name;
     "kubernetes:///[namespace/]service:port", the endpoints of a Service; "file:///path", a "host:port" on each line."""
-    push: Literal["parallel", "chain"] = "parallel"
+    push: Literal["parallel", "relay"] = "parallel"
     """How weights reach the replicas: from the trainer to each, or to the first, and from each to the next."""
     push_encoding: Literal["auto", "full"] = "auto"
     """"auto" sends what changed where that is less, and the replica has what it applies to; "full" always sends all."""

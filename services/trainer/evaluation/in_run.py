@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from rlhf.client.reward import Reward, RewardClient, ScoreItem
+from rlhf.client.reward import RewardClient
+from rlhf.client.reward_types import Reward, ScoreItem
 from rlhf.client.tasks import task_group
 from rlhf.errors import ServiceError
 from rlhf.learning.ranks import Ranks
@@ -55,7 +56,7 @@ class InRunEvaluation:
         say: Callable[[str], None],
         ranks: Ranks,
     ) -> None:
-        """Args: where to publish and say what comes out."""
+        """Args: where to show and say what comes out."""
         self._config = config
         self._items = loaded.heldout
         self._tokenizer = loaded.tokenizer
@@ -84,7 +85,7 @@ class InRunEvaluation:
         return step == self._evaluated_step
 
     async def evaluate(self, step: int, *, policy_version: int) -> None:
-        """Evaluates the policy as it is published. All ranks call it. Raises: as collect()."""
+        """Evaluates the policy as it is served. All ranks call it. Raises: as collect()."""
         started = time.monotonic()
         collected = await collect(
             questions_of(self._items, self._config.training.seed),
@@ -155,7 +156,7 @@ class InRunEvaluation:
         summary: Mapping[str, MeanWithInterval],
         seconds: float,
     ) -> None:
-        """Writes the evaluation down, publishes and says it."""
+        """Writes the evaluation down, shows and says it."""
         means = {name: summary[measure] for name, measure in MEANS.items() if measure in summary}
         row = {
             "policy_version": policy_version,

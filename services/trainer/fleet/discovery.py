@@ -1,43 +1,11 @@
 """Where the replicas of the policy service are: as listed, or as DNS, a file or a cluster says just now."""
 
 import asyncio
-import re
-import socket
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 from rlhf.errors import ConfigError
-
-DNS_SECONDS = 2.0
-"""Between two questions for a name; the answers of a cluster's DNS are good for 5 to 30 s."""
-FILE_SECONDS = 1.0
-"""Between two looks at a file."""
-FORMS = (
-    "'host:port', 'dns:///name:port', 'kubernetes:///service:port', 'kubernetes:///namespace/service:port' or "
-    "'file:///path'"
-)
-
-Found = Callable[[frozenset[str]], None]
-Failed = Callable[[str], None]
-
-
-class Source(Protocol):
-    """An entry of services.policy_targets."""
-
-    @property
-    def entry(self) -> str:
-        """As it stands in the configuration."""
-
-    async def follow(self, found: Found, failed: Failed) -> None:
-        """Returns once there is nothing more to learn, which may be never.
-
-        Args:
-            found: takes every answer, the same one again too.
-            failed: takes, in words, why there is none just now; as often as it is so.
-        Raises: ConfigError if there can be no answer, ever.
-        """
+from services.trainer.config.targets import check_entry
+from services.trainer.fleet.sources import DnsSource, FileSource, ListedSource, Source
 
 
 def discover(targets: Sequence[str], report: Callable[[str], None]) -> "Discovery":
@@ -49,33 +17,6 @@ def discover(targets: Sequence[str], report: Callable[[str], None]) -> "Discover
     Raises: ConfigError for an entry that has none of the forms, or whose form needs what is not installed.
     """
     return Discovery([_source(entry) for entry in targets], report)
-
-
-def check_entry(entry: str) -> str:
-    """Returns the entry. Raises: ValueError if it has none of the forms of services.policy_targets."""
-    scheme, mark, rest = entry.partition("://")
-    if not mark:
-        check_address(entry)
-    elif scheme not in ("dns", "kubernetes", "file") or not rest.startswith("/"):
-        raise ValueError(f"'{entry}' is no form of target; write {FORMS}")
-    elif scheme == "file":
-        if len(rest) == 1 or rest.endswith("/"):
-            raise ValueError(f"'{entry}' names no file; write 'file:///path', with one 'host:port' on each line of it")
-    else:
-        *namespaces, service = rest[1:].split("/")
-        check_address(service)
-        if len(namespaces) > (scheme == "kubernetes") or "" in namespaces:
-            raise ValueError(f"'{entry}' has parts that are too many or empty; write {FORMS}")
-    return entry
-
-
-def check_address(address: str) -> str:
-    """Returns the address. Raises: ValueError if it is not "host:port"."""
-    host, _, port = address.rpartition(":")
-    is_host = re.fullmatch(r"[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+(%\w+)?\]", host)
-    if not is_host or not re.fullmatch(r"\d{1,5}", port) or not 0 < int(port) < 65536:
-        raise ValueError(f"'{address}' is not 'host:port' with a port from 1 to 65535")
-    return address
 
 
 class Discovery:
@@ -152,68 +93,6 @@ class _Answer:
 
 def _count(number: int) -> str:
     return "1 replica" if number == 1 else f"{number} replicas"
-
-
-@dataclass(frozen=True)
-class ListedSource:
-    """One replica, named."""
-
-    entry: str
-
-    async def follow(self, found: Found, failed: Failed) -> None:
-        """Returns at once."""
-        del failed
-        found(frozenset({self.entry}))
-
-
-@dataclass(frozen=True)
-class DnsSource:
-    """The addresses of a name, such as that of a headless Service: one replica at each."""
-
-    entry: str
-    seconds: float = DNS_SECONDS
-
-    async def follow(self, found: Found, failed: Failed) -> None:
-        """Asks for ever."""
-        host, _, port = self.entry.removeprefix("dns:///").rpartition(":")
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                infos = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
-            except OSError as error:
-                failed(f"{error.strerror or error}")
-            else:
-                # A name with addresses of both families has each replica twice: only the preferred family counts.
-                addresses = {str(info[4][0]) for info in infos if info[0] == infos[0][0]}
-                found(frozenset(f"[{each}]:{port}" if ":" in each else f"{each}:{port}" for each in addresses))
-            await asyncio.sleep(self.seconds)
-
-
-@dataclass(frozen=True)
-class FileSource:
-    """The lines of a file; empty ones, and what follows a #, are left out."""
-
-    entry: str
-    seconds: float = FILE_SECONDS
-
-    async def follow(self, found: Found, failed: Failed) -> None:
-        """Reads for ever."""
-        path = Path(self.entry.removeprefix("file://"))
-        while True:
-            try:
-                text = await asyncio.to_thread(path.read_text)
-                found(frozenset(_addresses(text)))
-            except OSError as error:
-                failed(f"{error.strerror}")
-            except ValueError as error:  # an address, or bytes that are no text
-                failed(f"{error}")
-            await asyncio.sleep(self.seconds)
-
-
-def _addresses(text: str) -> Iterable[str]:
-    for line in text.splitlines():
-        if address := line.partition("#")[0].strip():
-            yield check_address(address)
 
 
 def _source(entry: str) -> Source:

@@ -1,17 +1,15 @@
-"""What was asked of the fleet, and the calls that ask its replicas for it."""
+"""Gives prompts to the replicas of a fleet, each to one that has room, and again to another one if that fails."""
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
-from rlhf.client.tasks import task_group
+from rlhf.client.tasks import News, first_of, task_group
 from rlhf.errors import InternalError, NotReadyError, OverloadedError, PreconditionError, ServiceError
 from rlhf.rollout import Prompt, Rollout, Sampling, expected_ids
 from services.trainer.config.sections import ServicesConfig
 from services.trainer.fleet.fleet import Fleet
-from services.trainer.fleet.idle import IdleClock
 from services.trainer.fleet.replica import Replica
 
 
@@ -95,6 +93,32 @@ class Call:
         return len(lacking)
 
 
+class IdleClock:
+    """Adds up, for the replicas that can be reached, the time in which nothing was asked of them."""
+
+    def __init__(self, fleet: Fleet, now: Callable[[], float] = time.monotonic) -> None:
+        """Args: the replicas; a clock in seconds."""
+        self._fleet = fleet
+        self._now = now
+        self._last = now()
+        self._idle_seconds = self._seconds = 0.0
+
+    def tick(self) -> None:
+        """Adds the time since the last tick; call it before what a replica has to do changes."""
+        now = self._now()
+        passed, self._last = now - self._last, now
+        present = [each for each in self._fleet.replicas.values() if each.state in ("joining", "ready")]
+        self._seconds += passed * len(present)
+        self._idle_seconds += passed * sum(each.outstanding <= 0 for each in present)
+
+    def read(self) -> float:
+        """Returns the idle share of the time since the last reading; 0 if there was none."""
+        self.tick()
+        fraction = self._idle_seconds / self._seconds if self._seconds else 0.0
+        self._idle_seconds = self._seconds = 0.0
+        return fraction
+
+
 FULL_SECONDS = 1.0
 """Until a replica is asked again that said it has no room, and not when it will."""
 MAX_FAILURES = 5
@@ -111,7 +135,7 @@ class Dispatcher:
         self._rank = rank
         self._asked: list[Asked] = []
         self._full: set[Replica] = set()
-        self._news = asyncio.Event()
+        self._news = News()
         self._clock = IdleClock(fleet)
 
     async def sample(
@@ -149,7 +173,7 @@ class Dispatcher:
                         await self._fleet.changed()
         finally:
             self._asked.remove(mine)
-            self._tell()
+            self._news.tell()
 
     def idle_fraction_since(self) -> float:
         """Returns for which share of the time since the last call of this a replica had nothing to sample: their mean.
@@ -188,7 +212,7 @@ class Dispatcher:
             if replica.served is not None and replica.served[0] < asked.min_policy_version:
                 raise PreconditionError(
                     f"{replica.name}: the weights are version {replica.served[0]}, not version "
-                    f"{asked.min_policy_version} or later, and nothing newer was published"
+                    f"{asked.min_policy_version} or later, and nothing newer was pushed"
                 )
 
     def _start(self, call: Call, calls: asyncio.TaskGroup) -> None:
@@ -198,16 +222,16 @@ class Dispatcher:
         def ended(_: asyncio.Task[None]) -> None:
             self._clock.tick()
             call.end()  # here, because a task that is cancelled early never runs
-            self._tell()
+            self._news.tell()
 
         calls.create_task(self._run(call)).add_done_callback(ended)
-        self._tell()
+        self._news.tell()
 
     async def _run(self, call: Call) -> None:
         """Makes a call; what it does not bring is waiting again afterwards."""
         metrics = self._fleet.metrics
         try:
-            await _until_set(call.lost, self._read(call))
+            done = await first_of(self._read(call), call.lost.wait())
         except OverloadedError as error:
             self._hold(call.replica, error.retry_after_seconds)
             metrics.prompts_retried.inc(call.give_back(self._judge, error))
@@ -217,9 +241,10 @@ class Dispatcher:
         except NotReadyError as error:
             self._fleet.lost(call.replica, error)
             metrics.prompts_redispatched.inc(call.give_back(self._judge, error))
-        except _GivenUpError:
-            given_up = NotReadyError(call.replica.reason or f"{call.replica.name} was given up")
-            metrics.prompts_redispatched.inc(call.give_back(self._judge, given_up))
+        else:
+            if done is None:  # the replica is away, whatever its call says
+                given_up = NotReadyError(call.replica.reason or f"{call.replica.name} was given up")
+                metrics.prompts_redispatched.inc(call.give_back(self._judge, given_up))
 
     async def _read(self, call: Call) -> None:
         asked = call.asked
@@ -250,27 +275,3 @@ class Dispatcher:
         seconds = time.monotonic() - first_at
         if num_failures > MAX_FAILURES and seconds > self._config.wait_for_services_seconds:
             raise NotReadyError(f"{error}; the same prompt has failed {num_failures} times in {seconds:.0f} s")
-
-    def _tell(self) -> None:
-        """Has every sampling look whether it can go on."""
-        self._news.set()
-        self._news = asyncio.Event()
-
-
-class _GivenUpError(Exception):
-    """The replica is away, whatever its call says."""
-
-
-async def _until_set(event: asyncio.Event, work: Awaitable[None]) -> None:
-    """Returns once the work is done. Raises: _GivenUpError if the event is set before; what the work raises."""
-    working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(event.wait())
-    tasks: list[asyncio.Future[Any]] = [working, waiting]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise _GivenUpError
-        working.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -7,21 +7,22 @@ from contextlib import suppress
 
 from prometheus_client import CollectorRegistry
 
+from rlhf.client.tasks import News
 from rlhf.errors import ConfigError
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.snapshot import WeightsSnapshot
 from rlhf.weights import Encoding
 from services.trainer.config.sections import ServicesConfig
 from services.trainer.fleet.discovery import discover
-from services.trainer.fleet.keeper import Members
+from services.trainer.fleet.goal import FleetPush, Goal
 from services.trainer.fleet.metrics import FleetMetrics
-from services.trainer.fleet.orders import Orders, Publication
-from services.trainer.fleet.push import deliver_chain
-from services.trainer.fleet.replica import Patience, Replica, State
+from services.trainer.fleet.push import push_by_relay
+from services.trainer.fleet.replica import FleetPatience, Replica, State
+from services.trainer.fleet.supervision import Membership
 
 
 class Fleet:
-    """All replicas of the policy service of a run. A task for each keeps it at what is published.
+    """All replicas of the policy service of a run. A task for each keeps it at what was pushed last.
 
     Every rank has a fleet of its own; the main one's pushes, the others' wait until the replicas have the weights.
     """
@@ -51,18 +52,18 @@ class Fleet:
         ranks = Ranks() if ranks is None else ranks
         self.metrics = FleetMetrics(CollectorRegistry()) if metrics is None else metrics
         self._config = config
-        self._orders = Orders(
+        self._goal = Goal(
             config=config,
             tokenizer_digest=tokenizer_digest,
             pushes=ranks.is_main,
             metrics=self.metrics,
             move=self._move,
         )
-        self._change = asyncio.Event()
-        self._patience = Patience(self.replicas, config, report)
-        self._members = Members(
+        self._change = News()
+        self._patience = FleetPatience(self.replicas, config, report)
+        self._membership = Membership(
             self.replicas,
-            self._orders,
+            self._goal,
             discover(config.policy_targets, report),
             caller=caller,
             on_change=self._notify,
@@ -74,12 +75,12 @@ class Fleet:
 
         Raises: ConfigError if one of those that answer has another tokenizer; else as wait_ready().
         """
-        self._members.begin()
-        while not self._members.have_looked and not self.ready():
+        self._membership.begin()
+        while not self._membership.have_looked and not self.ready():
             await self.changed()
         with suppress(TimeoutError):  # the others have a moment to say what they are
             async with asyncio.timeout(self._config.replica_probe_seconds):
-                while not self._members.have_looked:
+                while not self._membership.have_looked:
                     await self.changed()
         self._require_same_models()
         await self.wait_ready()
@@ -87,11 +88,11 @@ class Fleet:
 
     async def close(self) -> None:
         """Stops looking after the replicas, and closes all channels; calls in flight are cancelled."""
-        await self._members.close()
+        await self._membership.close()
 
     def ready(self) -> list[Replica]:
-        """Returns the replicas that are healthy and serve what is published; any weights if nothing is."""
-        wanted = self._orders.wanted
+        """Returns the replicas that are healthy and serve what was pushed; any weights if nothing was."""
+        wanted = self._goal.served
         return [
             replica
             for replica in self.replicas.values()
@@ -112,7 +113,7 @@ class Fleet:
             self._patience.require_hope()
             left = self._patience.seconds_left()
             # A push has a deadline of its own.
-            is_updating = self._orders.pushes and any(each.state == "joining" for each in self.replicas.values())
+            is_updating = self._goal.pushes and any(each.state == "joining" for each in self.replicas.values())
             if left <= 0 and not is_updating:
                 raise self._patience.spent()
             self.waiting_for = self._patience.reasons()
@@ -127,9 +128,9 @@ class Fleet:
 
         Raises: ConfigError if it can never be known who the replicas are.
         """
-        self._members.require_alive()
+        self._membership.require_alive()
         await self._change.wait()
-        self._members.require_alive()
+        self._membership.require_alive()
 
     def lost(self, replica: Replica, error: Exception) -> None:
         """Takes a replica away whose call failed, until it is well again; its other calls should be given up."""
@@ -139,7 +140,7 @@ class Fleet:
         replica.served = None
         replica.lost.set()
         self._move(replica, "away", str(error), None)
-        self._members.keepers[replica.target].hold_off()
+        self._membership.supervisors[replica.target].hold_off()
 
     def stale(self, replica: Replica) -> None:
         """Has a replica brought current that says its weights are too old; its other calls may end."""
@@ -148,9 +149,9 @@ class Fleet:
         replica.failures += 1
         replica.served = None
         self._move(replica, "joining", f"{replica.name} has other weights than it was sent", None)
-        self._members.keepers[replica.target].hold_off()
+        self._membership.supervisors[replica.target].hold_off()
 
-    async def publish(self, snapshot: WeightsSnapshot) -> Publication:
+    async def push(self, snapshot: WeightsSnapshot) -> FleetPush:
         """Makes a snapshot what all replicas shall serve.
 
         Returns when every replica that was ready has it, or is away or set aside; on other ranks than the main one, at
@@ -160,47 +161,46 @@ class Fleet:
             has it within the patience; if all are set aside, what was wrong with the first.
         """
         started = time.monotonic()
-        is_first = self._orders.snapshot is None
-        self._orders.snapshot = snapshot
-        self._orders.deliveries.clear()
+        is_first = self._goal.snapshot is None
+        self._goal.snapshot = snapshot
+        self._goal.taken.clear()
         healthy = [replica for replica in self.replicas.values() if replica.state == "ready"]
         for replica in healthy:
             self._move(replica, "joining", f"{replica.name} is being brought to {snapshot.policy_version}", None)
-        chained = healthy if self._orders.pushes and self._config.push == "chain" else []
-        await self._deliver_along_chains(chained, snapshot)
-        for keeper in self._members.keepers.values():
-            keeper.wake()
-        if not self._orders.pushes:
-            return Publication(seconds=time.monotonic() - started)
+        if self._goal.pushes and self._config.push == "relay":
+            await self._push_by_relay(healthy, snapshot)
+        for supervisor in self._membership.supervisors.values():
+            supervisor.wake()
+        if not self._goal.pushes:
+            return FleetPush(seconds=time.monotonic() - started)
         while any(each.state == "joining" for each in healthy if self.replicas.get(each.target) is each):
             await self.changed()
         if is_first:
             self._require_same_models()
         await self.wait_ready()
-        return self._orders.publication(time.monotonic() - started)
+        return self._goal.summary(time.monotonic() - started)
 
-    async def _deliver_along_chains(self, replicas: Sequence[Replica], snapshot: WeightsSnapshot) -> None:
-        """Pushes to replicas that need the same bytes along a chain of them; keepers see to who is left out."""
-        keepers = [self._members.keepers[replica.target] for replica in replicas]
-        for keeper in keepers:
-            keeper.is_held = True
-            keeper.wake()
+    async def _push_by_relay(self, replicas: Sequence[Replica], snapshot: WeightsSnapshot) -> None:
+        """Pushes by relay to replicas that need the same bytes; their supervisors see to who is left out."""
+        supervisors = [self._membership.supervisors[replica.target] for replica in replicas]
+        for supervisor in supervisors:
+            supervisor.is_held = True
+            supervisor.wake()
         try:
             by_encoding: dict[Encoding, list[Replica]] = {}
             for replica in replicas:
-                by_encoding.setdefault(self._orders.encoding_for(replica, snapshot), []).append(replica)
-            for encoding, chain in by_encoding.items():
-                if len(chain) > 1:
-                    await deliver_chain(chain, snapshot, encoding, self._orders)
+                by_encoding.setdefault(self._goal.encoding_for(replica, snapshot), []).append(replica)
+            for encoding, alike in by_encoding.items():
+                if len(alike) > 1:
+                    await push_by_relay(alike, snapshot, encoding, self._goal)
         finally:
-            for keeper in keepers:
-                keeper.is_held = False
+            for supervisor in supervisors:
+                supervisor.is_held = False
 
     def _notify(self) -> None:
         if _any_reliable(self.ready()):
             self._patience.renew()
-        self._change.set()
-        self._change = asyncio.Event()
+        self._change.tell()
 
     def _move(self, replica: Replica, state: State, reason: str, error: Exception | None) -> None:
         """Gives a replica another state; says so if it is not well, and when it is again."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import ConfigError
-from services.trainer.fleet.discovery import Failed, Found
+from services.trainer.fleet.sources import Failed, Found
 
 Json = Mapping[str, Any]
 

@@ -25,7 +25,7 @@ class FleetMetrics:
         )
         self.push_bytes = Counter(
             "rlhf_trainer_push_bytes_total",
-            "Bytes of weights that replicas got, from the trainer or along a chain.",
+            "Bytes of weights that replicas got, from the trainer or relayed.",
             ["replica", "encoding"],
             registry=registry,
         )
@@ -34,7 +34,7 @@ class FleetMetrics:
         )
         self.push_changed_fraction = Gauge(
             "rlhf_trainer_push_changed_fraction",
-            "Share of the weights' elements that changed from one published version to the next.",
+            "Share of the weights' elements that changed from one pushed version to the next.",
             registry=registry,
         )
         self.replica_pause_seconds = Gauge(

@@ -3,7 +3,8 @@
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Self, TypeVar
 
-from rlhf.client.base import ServiceClient, call_when_available
+from rlhf.client.base import ServiceClient
+from rlhf.client.patience import Patience
 from rlhf.client.reference import ReferenceClient
 from rlhf.client.reward import RewardClient
 from rlhf.learning.ranks import Ranks
@@ -14,6 +15,7 @@ from services.trainer.fleet.dispatch import Dispatcher
 from services.trainer.fleet.fleet import Fleet
 from services.trainer.fleet.metrics import FleetMetrics
 from services.trainer.fleet.push import require_tokenizer
+from services.trainer.fleet.replica import REMEDY
 
 T = TypeVar("T")
 
@@ -56,6 +58,15 @@ class Peers:
         self.rewards = {name: RewardClient(target, caller=self.caller) for name, target in targets.items()}
         self.reference = ReferenceClient(config.reference_target, caller=self.caller)
         self.reference_version = ""
+        self.patience = Patience(
+            deadline_seconds=config.score_deadline_seconds,
+            wait_seconds=config.wait_for_services_seconds,
+            item_tries=None,
+            remedy=REMEDY,
+            on_wait=self._note_absence,
+            on_answer=self._note_return,
+        )
+        """With the services beside the policy."""
         self._report = report
         self._away: dict[ServiceClient, str] = {}
 
@@ -70,17 +81,7 @@ class Peers:
         Raises: NotReadyError once the patience is spent; other ServiceErrors at once.
         """
 
-        def note_absence(message: str) -> None:
-            if client not in self._away:
-                self._away[client] = message
-                self._report(message)
-
-        result = await call_when_available(
-            make_call, client=client, wait_seconds=self.config.wait_for_services_seconds, on_wait=note_absence
-        )
-        if self._away.pop(client, None) is not None:
-            self._report(f"{client.service} at {client.target} is back")
-        return result
+        return await self.patience.ask(client, make_call)
 
     async def check(self) -> None:
         """Waits until a policy service and every other one answers, and learns what they serve.
@@ -106,5 +107,14 @@ class Peers:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    def _note_absence(self, client: ServiceClient, message: str) -> None:
+        if client not in self._away:
+            self._away[client] = message
+            self._report(message)
+
+    def _note_return(self, client: ServiceClient) -> None:
+        if self._away.pop(client, None) is not None:
+            self._report(f"{client.name} is back")
+
     def _require_tokenizer(self, client: ServiceClient, digest: str) -> None:
-        require_tokenizer(f"{client.service} at {client.target}", digest, self.tokenizer_digest)
+        require_tokenizer(client.name, digest, self.tokenizer_digest)

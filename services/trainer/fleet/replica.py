@@ -1,4 +1,4 @@
-"""One replica of the policy service, as the fleet knows it."""
+"""One replica of the policy service as the fleet knows it, and how long a run does without replicas."""
 
 import asyncio
 import time
@@ -10,12 +10,12 @@ from rlhf.errors import NotReadyError
 from services.trainer.config.sections import ServicesConfig
 
 State = Literal["joining", "ready", "away", "set_aside"]
-"""joining: it is being asked, or brought to the published weights; ready: it has them; away: it cannot be reached,
-hangs or says that it cannot serve; set_aside: it answers, but it cannot be used."""
+"""joining: it is being asked, or brought to the weights that are pushed; ready: it has them; away: it cannot be
+reached, hangs or says that it cannot serve; set_aside: it answers, but it cannot be used."""
 
 
 class Replica:
-    """What is known of one policy service. The fleet and its keeper write it; whoever samples writes `outstanding`."""
+    """What is known of one policy service. Its supervisor and the fleet write it, `outstanding` whoever samples."""
 
     def __init__(self, target: str, *, caller: str = "", on_change: Callable[[], None] = lambda: None) -> None:
         """Opens a channel. Args: where it is; the name it knows us by; told when anything here changes."""
@@ -40,7 +40,7 @@ class Replica:
     @property
     def name(self) -> str:
         """For messages."""
-        return f"{self.client.service} at {self.target}"
+        return self.client.name
 
     @property
     def outstanding(self) -> int:
@@ -79,7 +79,7 @@ class Replica:
 REMEDY = "start it again, then continue with --resume"
 
 
-class Patience:
+class FleetPatience:
     """Patience with a fleet: it is renewed by every replica that can be relied on."""
 
     def __init__(self, replicas: Mapping[str, Replica], config: ServicesConfig, report: Callable[[str], None]) -> None:

@@ -20,8 +20,9 @@ from rlhf.errors import RunError, ServiceError
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.sample import Sample
 from rlhf.rollout import Prompt, Rollout, Sampling, expected_ids
+from services.trainer.all_ranks import exchange_failure
 from services.trainer.fleet.peers import Peers
-from services.trainer.rollouts.gather import Part, gather, gather_failure
+from services.trainer.rollouts.gather import Part, gather
 from services.trainer.rollouts.journal import StepJournal
 from services.trainer.rollouts.scoring import Scoring, UnusableError
 
@@ -108,7 +109,7 @@ class Collection:
         Args:
             policy_version: the version that every token must be sampled by, or by a later one if newest_version is
                 given; None takes any.
-            newest_version: returns the last version that was published, or is just being; None allows no later one.
+            newest_version: returns the last version that was pushed, or is just being; None allows no later one.
             prompts, sampling, peers, journal, ranks: as for collect().
         """
         self._prompts = prompts
@@ -165,7 +166,7 @@ class Collection:
         try:
             mine = await share
         except (ServiceError, RunError) as error:
-            await gather_failure(error, self._ranks)
+            await exchange_failure(error, self._ranks)
             raise
         whole = await gather(mine, self._ranks)
         order = [rollout_id for prompt in self._prompts for rollout_id in expected_ids(prompt, self._sampling)]

@@ -22,7 +22,7 @@ from rlhf.learning.sample import Sample
 from rlhf.rollout import Prompt, Sampling
 from services.trainer.config.online import OnlineRunConfig
 from services.trainer.fleet.peers import Peers
-from services.trainer.fleet.publishing import Publishing
+from services.trainer.fleet.policy_pushes import PolicyPushes
 from services.trainer.rollouts.collect import Collected, Collection, collect_groups
 from services.trainer.rollouts.gather import Part
 from services.trainer.rollouts.journal import Journal, StepJournal
@@ -49,7 +49,7 @@ class Lookahead:
         config: OnlineRunConfig,
         prompts: PromptSampler,
         peers: Peers,
-        publishing: Publishing,
+        pushes: PolicyPushes,
         journal: Journal,
         ranks: Ranks,
         *,
@@ -62,7 +62,7 @@ class Lookahead:
         self._max_lag = config.training.max_policy_lag
         self._prompts = prompts
         self._peers = peers
-        self._publishing = publishing
+        self._pushes = pushes
         self._journal = journal
         self._ranks = ranks
         self._sampling = Sampling(
@@ -114,13 +114,13 @@ class Lookahead:
     async def _begin(self, journal: StepJournal, prompts: Sequence[Prompt], policy_version: int) -> _Ahead:
         """Starts to sample and score some prompts; what the journal knows needs no service, and so no push."""
         if not journal.is_complete(prompts, self._sampling, policy_version):
-            await self._publishing.publish_if_new(policy_version)
+            await self._pushes.push_if_new(policy_version)
         collection = Collection(
             prompts,
             self._sampling,
             self._peers,
             policy_version=policy_version,
-            newest_version=(lambda: self._publishing.policy_version) if self._max_lag else None,
+            newest_version=(lambda: self._pushes.policy_version) if self._max_lag else None,
             journal=journal,
             ranks=self._ranks,
         )
@@ -128,7 +128,7 @@ class Lookahead:
         return _Ahead(journal, collection, task, self._prompts.state())
 
     async def _finish(self, ahead: _Ahead) -> Collected:
-        return await ahead.collection.finish(self._publishing.unless_it_fails(ahead.task))
+        return await ahead.collection.finish(self._pushes.unless_it_fails(ahead.task))
 
     async def _collect_groups(self, journal: StepJournal, policy_version: int) -> Collected:
         """Collects rounds of prompts until the step has its groups: each round is begun and finished at once."""

@@ -2,23 +2,19 @@
 
 import math
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from rlhf.client.reference import LogprobsItem
-from rlhf.client.reward import Reward, RewardClient, RewardError, ScoreItem
+from rlhf.client.reward import RewardClient
+from rlhf.client.reward_types import Reward, RewardError, ScoreItem
 from rlhf.client.tasks import task_group
-from rlhf.errors import InternalError, NotReadyError, RunError
+from rlhf.errors import InternalError, RunError
 from rlhf.learning.sample import Sample
 from rlhf.rollout import Rollout
 from services.trainer.fleet.peers import Peers
 
 T = TypeVar("T")
-
-MAX_TIMEOUTS = 3
-"""How often a scorer may take too long over a rollout before it is dropped: it may be one that it never gets done with,
-and a run shall not end for it."""
 
 
 class UnusableError(Exception):
@@ -86,8 +82,10 @@ class Scoring:
         return bool(versions) and oldest <= min(versions) and max(versions) <= newest
 
     async def _score(self, client: RewardClient, rollout: Rollout) -> Reward:
-        asking = _Asking(client, rollout, self._peers)
-        result = await self._peers.call(client, asking.ask)
+        item = ScoreItem.tokens(rollout.prompt_ids, rollout.completion_ids, rollout.rollout_id)
+        digest = self._peers.tokenizer_digest
+        results = await client.score_patiently([item], self._peers.patience, tokenizer_digest=digest)
+        result = _only(results, client.name)
         self.scored_at = time.monotonic()
         if isinstance(result, RewardError):
             raise UnusableError(f"score_{result.code}")
@@ -108,58 +106,25 @@ class Scoring:
             ),
         )
         self.referenced_at = time.monotonic()
-        source = f"{client.service} at {client.target}"
         if batch.reference_version != self._peers.reference_version:
             raise RunError(
-                f"{source} now serves {batch.reference_version[:12]}, the run began with "
+                f"{client.name} now serves {batch.reference_version[:12]}, the run began with "
                 f"{self._peers.reference_version[:12]}: start it with the first model again, then use --resume"
             )
-        logprobs = _only(batch.logprobs, client.service, client.target)
+        logprobs = _only(batch.logprobs, client.name)
         if len(logprobs) != len(rollout.completion_ids):
             raise InternalError(
-                f"{source} sent {len(logprobs)} log-probabilities for {len(rollout.completion_ids)} tokens of rollout "
-                f"{rollout.rollout_id!r}"
+                f"{client.name} sent {len(logprobs)} log-probabilities for {len(rollout.completion_ids)} tokens of "
+                f"rollout {rollout.rollout_id!r}"
             )
         if not _all_finite(logprobs):
             raise UnusableError("reference_not_finite")
         return logprobs
 
 
-class _Asking:
-    """Asks for one rollout's score, as often as the reward service is away, or says that its scorer is."""
-
-    def __init__(self, client: RewardClient, rollout: Rollout, peers: Peers) -> None:
-        self._client = client
-        self._item = ScoreItem.tokens(rollout.prompt_ids, rollout.completion_ids, rollout.rollout_id)
-        self._peers = peers
-        self._request_id = uuid.uuid4().hex
-        self._num_timeouts = 0
-
-    async def ask(self) -> Reward | RewardError:
-        """Returns the reward, or an error that asking again would not mend.
-
-        Raises: NotReadyError if it may be mended later; other ServiceErrors of the call.
-        """
-        batch = await self._client.score(
-            [self._item],
-            tokenizer_digest=self._peers.tokenizer_digest,
-            # The same each time, so that a call whose answer was lost is computed and counted once.
-            request_id=self._request_id,
-            deadline_seconds=self._peers.config.score_deadline_seconds,
-        )
-        result = _only(batch.results, self._client.service, self._client.target)
-        if not isinstance(result, RewardError) or not result.is_retryable:
-            return result
-        self._request_id = uuid.uuid4().hex  # the service would repeat its answer to the old one
-        self._num_timeouts += result.code == "timeout"
-        if self._num_timeouts == MAX_TIMEOUTS:
-            return result
-        raise NotReadyError(f"{self._client.service} at {self._client.target}: {result.message}")
-
-
-def _only(results: Sequence[T], service: str, target: str) -> T:
+def _only(results: Sequence[T], name: str) -> T:
     if len(results) != 1:
-        raise InternalError(f"{service} at {target} sent {len(results)} results for 1 item")
+        raise InternalError(f"{name} sent {len(results)} results for 1 item")
     return results[0]
 
 

@@ -10,8 +10,8 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 
 from rlhf.files import write_whole
 from rlhf.statistics import spearman
+from services.trainer.fleet.goal import FleetPush
 from services.trainer.fleet.metrics import FleetMetrics
-from services.trainer.fleet.orders import Publication
 from services.trainer.rollouts.collect import Collected
 from services.trainer.telemetry.gauges import LateGauges, evaluation_gauges
 
@@ -23,7 +23,7 @@ def describe_step(
     *,
     policy_version: int,
     lags: Mapping[int, int],
-    published: Publication,
+    pushed: FleetPush,
     waited_seconds: float,
     generator_idle_fraction: float,
     seconds: float,
@@ -33,7 +33,7 @@ def describe_step(
     Args:
         collected: its rollouts. training: what the update returned. names: those of step_metrics() for the run.
         policy_version: after the step. lags: how many tokens were how many versions older than the weights before it.
-        published: the push that ended since the step before. waited_seconds: how long training waited for the rollouts.
+        pushed: the push that ended since the step before. waited_seconds: how long training waited for the rollouts.
         generator_idle_fraction: how long the policy services had nothing to sample. seconds: time of the whole step.
     """
     rollouts = [sample.rollout for sample in collected.samples]
@@ -61,10 +61,10 @@ def describe_step(
         "reference_wait_seconds": collected.reference_wait_seconds,
         "policy_lag_mean": sum(lag * count for lag, count in lags.items()) / num_lagging if num_lagging else 0.0,
         "policy_lag_max": max(lags, default=0),
-        "publish_seconds": published.seconds,
-        "publish_pause_seconds": published.pause_seconds,
-        "publish_bytes": published.num_bytes,
-        "publish_changed_fraction": published.changed_fraction or 0.0,
+        "fleet_push_seconds": pushed.seconds,
+        "fleet_push_pause_seconds": pushed.pause_seconds,
+        "fleet_push_bytes": pushed.num_bytes,
+        "fleet_push_changed_fraction": pushed.changed_fraction or 0.0,
         "generator_idle_fraction": generator_idle_fraction,
         "trainer_idle_fraction": min(waited_seconds / seconds, 1.0),
         "step_seconds": seconds,

@@ -84,11 +84,11 @@ _TIMES = {
     "logprobs_seconds": "Forward passes of the policy before the advantages.",
     "values_seconds": "Forward passes of a separate critic before the advantages.",
     "update_seconds": "Losses, backward passes and optimizer steps.",
-    "publish_seconds": "The weight push that ended since the step before: copies, digests, and until every policy "
+    "fleet_push_seconds": "The weight push that ended since the step before: copies, digests, and until every policy "
     "service had it; 0 if there was none.",
-    "publish_pause_seconds": "How long that push kept a policy service from sampling.",
-    "publish_bytes": "What the trainer sent for it.",
-    "publish_changed_fraction": "Share of the elements that it changed; 0 where that is not known, as for the first.",
+    "fleet_push_pause_seconds": "How long that push kept a policy service from sampling.",
+    "fleet_push_bytes": "What the trainer sent for it.",
+    "fleet_push_changed_fraction": "Share of the elements that it changed; 0 where that is not known, as at first.",
     "generator_idle_fraction": "Share of the policy services' time since the step before without anything to sample.",
     "trainer_idle_fraction": "Share of the step in which training waited for its rollouts.",
     "step_seconds": "The whole step, without checkpoints.",

@@ -28,7 +28,7 @@ COLUMNS = (
     ("lag", "policy_lag_mean", "{:.2f}"),
     ("generate s", "generate_seconds", "{:.1f}"),
     ("update s", "update_seconds", "{:.1f}"),
-    ("push s", "publish_seconds", "{:.1f}"),
+    ("push s", "fleet_push_seconds", "{:.1f}"),
     ("step s", "step_seconds", "{:.1f}"),
 )
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rlhf.client.base import call_when_available
+from rlhf.client.patience import Patience
 from rlhf.client.reference import LogprobsItem, ReferenceClient, ReferenceModel
 from rlhf.errors import ConfigError, RunError
 from rlhf.files import whole
@@ -136,7 +136,12 @@ class ReferenceLogprobs:
         return logps
 
     async def _call(self, client: ReferenceClient, call: Callable[[], Awaitable[T]]) -> T:
-        return await call_when_available(call, client=client, wait_seconds=self._config.wait_seconds, on_wait=self._say)
+        patience = Patience(
+            wait_seconds=self._config.wait_seconds,
+            remedy="start it again, then continue with --resume",
+            on_wait=lambda _, message: self._say(message),
+        )
+        return await patience.ask(client, call)
 
     def _find(self, digest: str, version: str) -> list[float] | None:
         """Returns what is kept for these completions under this version; None if nothing whole is."""

@@ -9,11 +9,11 @@ import pytest
 
 from rlhf.client import codec
 from rlhf.client.policy import PolicyClient
-from rlhf.client.push import CHUNK_BYTES
+from rlhf.client.push_messages import CHUNK_BYTES
 from rlhf.client.rpc_errors import RETRY_AFTER_KEY
 from rlhf.errors import InvalidRequestError, OverloadedError, PreconditionError
 from rlhf.v1 import policy_pb2, policy_pb2_grpc
-from rlhf.weights import ForwardedPush, PatchPart, PushHeader, PushResult, TensorInfo, WeightsManifest
+from rlhf.weights import PatchPart, PushHeader, PushResult, RelayedPush, TensorInfo, WeightsManifest
 
 MANIFEST = WeightsManifest((TensorInfo("w", "F32", (3,), "d"), TensorInfo("v", "F32", (1_000_000,), "e")))
 RESULT = PushResult(
@@ -21,7 +21,7 @@ RESULT = PushResult(
     weights_digest=MANIFEST.digest,
     pause_seconds=0.25,
     stage_seconds=1.5,
-    forwarded=(ForwardedPush(target="b:1", error="is away"),),
+    relayed=(RelayedPush(target="b:1", error="is away"),),
 )
 
 
@@ -107,7 +107,7 @@ async def test_the_small_frames_of_a_patch_travel_together(receiver: Receiver):
         base_policy_version=2,
         base_weights_digest="base",
         parts=(PatchPart(2, 20), PatchPart(3, 2)),
-        forward_targets=("b:1",),
+        relay_targets=("b:1",),
     )
     await push(receiver, header, [b"f" * 20, b"gg"])
     assert receiver.header == header

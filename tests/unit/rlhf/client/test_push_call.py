@@ -6,7 +6,7 @@ from typing import Any
 import grpc
 import pytest
 
-from rlhf.client.push import chunk_message, send_push
+from rlhf.client.push_messages import chunk_message, send_push
 from rlhf.v1 import policy_pb2, policy_pb2_grpc
 
 MESSAGES = [chunk_message(number << 20, [bytes(1 << 20)]) for number in range(8)]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf.client import codec
-from rlhf.client.push import CHUNK_BYTES, chunk_message, push_messages
+from rlhf.client.push_messages import CHUNK_BYTES, chunk_message, push_messages
 from rlhf.v1 import policy_pb2
 from rlhf.weights import PatchPart, PushHeader, TensorInfo, WeightsManifest
 
@@ -18,7 +18,7 @@ HEADER = PushHeader(
     base_policy_version=6,
     base_weights_digest="w6",
     parts=(PatchPart(1, 20), PatchPart(0, 0)),
-    forward_targets=("b:1", "c:1"),
+    relay_targets=("b:1", "c:1"),
 )
 
 

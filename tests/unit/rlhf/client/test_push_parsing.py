@@ -3,7 +3,7 @@
 import pytest
 from google.protobuf.message import DecodeError
 
-from rlhf.client.push import ChunkView, chunk_message, parse_push_message
+from rlhf.client.push_messages import ChunkView, chunk_message, parse_push_message
 from rlhf.v1 import policy_pb2
 
 

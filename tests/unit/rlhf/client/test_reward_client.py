@@ -7,9 +7,8 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
-from rlhf.client.breaker import CircuitBreaker
-from rlhf.client.reward import Comparison, ComparisonItem, Reward, RewardClient, RewardError, ScoreItem
-from rlhf.errors import InvalidRequestError, NotReadyError, OverloadedError
+from rlhf.client import Comparison, ComparisonItem, Reward, RewardClient, RewardError, ScoreItem
+from rlhf.errors import InvalidRequestError, OverloadedError
 from tests.support.fake_text_reward import FakeTextReward
 
 UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, "")
@@ -177,39 +176,3 @@ async def test_comparisons_loads_and_reports_are_decoded(service: FakeTextReward
         (report,) = await client.get_report()
         assert (report.caller, report.reward_mean, report.drift, report.warnings) == ("me", 1.5, 0.25, ("odd",))
         assert report.heldout_gap is None
-
-
-async def test_a_slow_call_is_hedged_with_the_same_id_and_the_slow_one_is_cancelled(service: FakeTextReward):
-    service.holds.append(asyncio.Event())  # the first call never ends by itself
-    async with RewardClient(service.target, hedge_after_seconds=0.05) as client:
-        batch = await client.score([text("abc")], deadline_seconds=20)
-        assert batch.results == [Reward("id of abc", 3.0)]
-        assert [request.request_id for request in service.requests] == [service.requests[0].request_id] * 2
-        assert len(set(service.connections)) == 2  # the first one may be what is slow
-        await asyncio.wait_for(service.cancelled.wait(), 5)
-
-
-async def test_a_quick_call_is_not_hedged(service: FakeTextReward):
-    async with RewardClient(service.target, hedge_after_seconds=20) as client:
-        await client.score([text("abc")])
-    assert len(service.requests) == 1
-
-
-async def test_an_open_breaker_fails_calls_at_once_and_a_good_trial_closes_it():
-    now = 0.0
-    breaker = CircuitBreaker(failures_to_open=2, open_seconds=10, clock=lambda: now)
-    service = FakeTextReward()
-    await service.start()
-    async with RewardClient(service.target, breaker=breaker) as client:
-        await service.kill()
-        for _ in range(2):
-            with pytest.raises(NotReadyError):
-                await client.score([text("x")], deadline_seconds=0.2)
-        await service.start()
-        with pytest.raises(NotReadyError, match="2 calls in a row failed, so none is made"):
-            await client.score([text("x")])
-        assert service.requests == []
-        now = 10.0
-        assert (await client.score([text("x")])).results == [Reward("id of x", 1.0)]
-        assert breaker.state == "closed"
-    await service.kill()

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from rlhf.client.reward import ComparisonItem, Reward, ScoreItem
+from rlhf.client import ComparisonItem, Reward, ScoreItem
 from rlhf.client.sync import LoopThread, SyncRewardClient
 from rlhf.errors import NotReadyError
 from tests.support.fake_text_reward import FakeTextReward

@@ -174,8 +174,8 @@ def test_an_update_reports_what_the_run_s_metrics_are(make: Maker) -> None:
         *("rollouts", "dropped_rollouts", "uniform_groups", "uniform_rollouts", "tokens", "policy_version"),
         *("completion_tokens_mean", "stopped_fraction", "reward_length_correlation", "reward_spread_mean"),
         *("tokens_per_second", "generate_tokens_per_second", "generate_seconds", "score_wait_seconds"),
-        *("reference_wait_seconds", "publish_seconds", "publish_pause_seconds", "step_seconds"),
-        *("publish_bytes", "publish_changed_fraction", "generator_idle_fraction", "trainer_idle_fraction"),
+        *("reference_wait_seconds", "fleet_push_seconds", "fleet_push_pause_seconds", "step_seconds"),
+        *("fleet_push_bytes", "fleet_push_changed_fraction", "generator_idle_fraction", "trainer_idle_fraction"),
     }
     for algorithm in ALGORITHM_NAMES:
         sections = {"reward": {"clip": 1.0}, "ptx": {"path": "unused", "coef": 0.1}}

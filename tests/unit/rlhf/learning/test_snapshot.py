@@ -159,10 +159,10 @@ def test_headers_say_what_follows(model: TrainedModel) -> None:
     first = take_snapshot(model, 1, None, patches=True)
     change(model, EMBEDDING, 9)
     second = take_snapshot(model, 2, first, patches=True)
-    full = second.header("full", ("b:1", "c:1"))
+    full = second.header("full")
     assert (full.encoding, full.policy_version, full.weights_digest) == ("full", 2, second.digest)
     assert (full.base_policy_version, full.base_weights_digest, full.parts) == (0, "", ())
-    assert full.forward_targets == ("b:1", "c:1")
+    assert full.relay_targets == ()
     assert sum(len(piece) for piece in second.payload("full")) == full.payload_bytes == second.manifest.num_bytes
     patch = second.header("sparse_patch")
     assert (patch.base_policy_version, patch.base_weights_digest) == (1, first.digest)

@@ -13,7 +13,7 @@ from services.policy.metrics import PolicyMetrics
 from services.policy.updater import PushChunk, PushCommit, PushPart, ServedWeights, WeightUpdater
 from services.policy.weights.memory_file import WeightsFile
 from tests.unit.services.policy.fake_engine import INFO, LOADED, FakeEngine, manifest_of, read_staged
-from tests.unit.services.policy.test_patch_stage import HEADER, NEW, PATCH
+from tests.unit.services.policy.test_patch_payload import HEADER, NEW, PATCH
 
 OLD = ServedWeights(0, manifest_of(LOADED).digest)
 PUSH = replace(HEADER, base_policy_version=0, base_weights_digest=OLD.digest)

@@ -12,10 +12,10 @@ import pytest
 from rlhf.errors import NotReadyError, RunError, ServiceError
 from rlhf.learning.ranks import Ranks
 from rlhf.rollout import Prompt, Sampling
+from services.trainer.all_ranks import exchange, exchange_failure
 from services.trainer.config.sections import ServicesConfig
 from services.trainer.fleet.peers import Peers
 from services.trainer.rollouts.collect import Collected, collect
-from services.trainer.rollouts.gather import gather_failure, gather_success
 from services.trainer.rollouts.journal import Journal
 from tests.support.fake_services import TOKENIZER, FakePolicy, FakeReference, FakeReward
 
@@ -177,9 +177,9 @@ async def test_every_rank_asks_for_its_share_and_gets_the_samples_of_all(tmp_pat
 async def test_ranks_wait_for_one_another_and_hear_of_a_failure() -> None:
     meeting = Meeting(2)
     ranks = [ThreadRanks(rank, meeting) for rank in range(2)]
-    await asyncio.gather(*map(gather_success, ranks))
+    await asyncio.gather(*(exchange({}, each) for each in ranks))
     results = await asyncio.gather(
-        gather_failure(RunError("the disk is full"), ranks[0]), gather_success(ranks[1]), return_exceptions=True
+        exchange_failure(RunError("the disk is full"), ranks[0]), exchange({}, ranks[1]), return_exceptions=True
     )
     assert isinstance(results[1], RunError)
     assert str(results[1]) == "rank 0: the disk is full"

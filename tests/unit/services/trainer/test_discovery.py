@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from rlhf.errors import ConfigError
-from services.trainer.fleet.discovery import Discovery, DnsSource, Failed, FileSource, Found, check_entry, discover
+from services.trainer.config.targets import check_entry
+from services.trainer.fleet.discovery import Discovery, discover
+from services.trainer.fleet.sources import DnsSource, Failed, FileSource, Found
 
 
 class Watched:

@@ -17,9 +17,8 @@ from rlhf.models.weights import tensor_info
 from rlhf.rollout import Prompt, Rollout, Sampling
 from rlhf.weights import WeightsManifest
 from services.trainer.config.sections import ServicesConfig
-from services.trainer.fleet.dispatch import Dispatcher
+from services.trainer.fleet.dispatch import Dispatcher, IdleClock
 from services.trainer.fleet.fleet import Fleet
-from services.trainer.fleet.idle import IdleClock
 from services.trainer.fleet.metrics import FleetMetrics
 from tests.support.fake_services import TOKENIZER, FakePolicy
 from tests.support.trainer_world import until
@@ -170,7 +169,7 @@ async def test_a_replica_without_room_is_asked_again_later() -> None:
 
 async def test_a_replica_with_older_weights_is_brought_to_the_published_ones_before_it_samples() -> None:
     async with make_world() as world:
-        await world.fleet.publish(snapshot(3))
+        await world.fleet.push(snapshot(3))
         world.policies[0].version, world.policies[0].digest = 0, ""  # started anew, and nobody has looked yet
         await world.sample(prompts(2), version=3)
         assert world.policies[0].pushed_versions == [3, 3]

@@ -13,7 +13,7 @@ from tests.support.fleet_world import make_fleet, make_snapshot
 async def test_a_restarted_replica_is_brought_current_before_it_is_ready() -> None:
     fakes = FakePolicy(), FakePolicy()
     async with make_fleet(*fakes) as world:
-        await world.fleet.publish(make_snapshot(1))
+        await world.fleet.push(make_snapshot(1))
         await fakes[0].kill()
         await world.until(lambda: world.states == ["away", "ready"])
         assert world.reports[0].startswith(f"policy service at {fakes[0].target}: ")
@@ -28,7 +28,7 @@ async def test_a_restarted_replica_is_brought_current_before_it_is_ready() -> No
 async def test_a_replica_that_restarts_between_two_looks_is_found_out() -> None:
     fake = FakePolicy()
     async with make_fleet(fake) as world:
-        await world.fleet.publish(make_snapshot(1))
+        await world.fleet.push(make_snapshot(1))
         fake.restart()
         await world.until(lambda: fake.version == 1)
         assert fake.pushed_versions == [1, 1]
@@ -39,7 +39,7 @@ async def test_a_replica_that_joins_is_brought_current_before_it_is_ready(tmp_pa
     async with FakePolicy() as first, FakePolicy() as second:
         list_of_replicas.write_text(f"{first.target}\n")
         async with make_fleet(policy_targets=[f"file://{list_of_replicas}"]) as world:
-            await world.fleet.publish(make_snapshot(1))
+            await world.fleet.push(make_snapshot(1))
             list_of_replicas.write_text(f"{first.target}\n{second.target}\n")
             await world.until(lambda: len(world.fleet.ready()) == 2)
             assert second.pushed_versions == [1]
@@ -89,10 +89,10 @@ async def test_a_replica_that_hangs_in_a_push_is_left_behind() -> None:
     fakes = FakePolicy(), FakePolicy()
     async with make_fleet(*fakes) as world:
         fakes[0].hold_push = asyncio.Event()
-        publishing = asyncio.create_task(world.fleet.publish(make_snapshot(1)))
+        pushing = asyncio.create_task(world.fleet.push(make_snapshot(1)))
         await fakes[0].arriving.wait()
         fakes[0].runs.clear()
-        await publishing
+        await pushing
         assert world.states == ["away", "ready"]
         assert [fake.version for fake in fakes] == [0, 1]
         fakes[0].hold_push = None
@@ -106,10 +106,10 @@ async def test_a_replica_that_dies_in_a_push_is_left_behind() -> None:
     fakes = FakePolicy(), FakePolicy()
     async with make_fleet(*fakes) as world:
         fakes[0].hold_push = asyncio.Event()
-        publishing = asyncio.create_task(world.fleet.publish(make_snapshot(1)))
+        pushing = asyncio.create_task(world.fleet.push(make_snapshot(1)))
         await fakes[0].arriving.wait()
         await fakes[0].kill()
-        await publishing
+        await pushing
         assert world.states == ["away", "ready"]
         fakes[0].hold_push = None
         await fakes[0].start()
@@ -128,7 +128,7 @@ async def test_a_run_begins_with_the_replicas_that_there_are() -> None:
 async def test_while_all_are_away_the_fleet_waits_and_says_so_once() -> None:
     fake = FakePolicy()
     async with make_fleet(fake) as world:
-        await world.fleet.publish(make_snapshot(1))
+        await world.fleet.push(make_snapshot(1))
         await fake.kill()
         await world.until(lambda: world.states == ["away"])
         waiting = asyncio.create_task(world.fleet.wait_ready())
@@ -171,7 +171,7 @@ async def test_a_replica_that_looks_well_but_fails_every_call_spends_the_patienc
 async def test_a_replica_that_says_its_weights_are_old_is_brought_current() -> None:
     fake = FakePolicy()
     async with make_fleet(fake, replica_probe_seconds=30) as world:
-        await world.fleet.publish(make_snapshot(1))
+        await world.fleet.push(make_snapshot(1))
         fake.restart()
         world.fleet.stale(world.replica(0))
         assert world.fleet.ready() == []

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 
 from rlhf.learning.sample import Sample
-from services.trainer.fleet.fleet import Publication
+from services.trainer.fleet.goal import FleetPush
 from services.trainer.rollouts.collect import Collected
 from services.trainer.telemetry.step import MetricsFile, TrainerMetrics, describe_step
 from services.trainer.telemetry.step_metrics import STEP_METRICS
@@ -28,7 +28,7 @@ def make_step(samples: list[Sample] = SAMPLES) -> dict[str, float]:
         STEP_METRICS,
         policy_version=5,
         lags={0: 3, 1: 1, 3: 2},
-        published=Publication(seconds=0.5, pause_seconds=0.25, num_bytes=1000, changed_fraction=0.01),
+        pushed=FleetPush(seconds=0.5, pause_seconds=0.25, num_bytes=1000, changed_fraction=0.01),
         waited_seconds=1.0,
         generator_idle_fraction=0.75,
         seconds=4.0,
@@ -44,9 +44,9 @@ def test_a_step_has_every_metric_and_counts_what_was_trained_on() -> None:
     assert metrics["tokens_per_second"] == 3.0
     assert metrics["generate_tokens_per_second"] == 3.0
     assert (metrics["rollouts"], metrics["dropped_rollouts"], metrics["stopped_fraction"]) == (3.0, 2.0, 1.0)
-    assert (metrics["policy_version"], metrics["publish_pause_seconds"]) == (5.0, 0.25)
+    assert (metrics["policy_version"], metrics["fleet_push_pause_seconds"]) == (5.0, 0.25)
     assert metrics["kl"] == 0.125
-    assert (metrics["publish_bytes"], metrics["publish_changed_fraction"]) == (1000.0, 0.01)
+    assert (metrics["fleet_push_bytes"], metrics["fleet_push_changed_fraction"]) == (1000.0, 0.01)
     assert (metrics["generator_idle_fraction"], metrics["trainer_idle_fraction"]) == (0.75, 0.25)
     # Of 6 tokens one was sampled by the version before, and two by the one three before: 7 / 6.
     assert (metrics["policy_lag_mean"], metrics["policy_lag_max"]) == (pytest.approx(7 / 6), 3.0)

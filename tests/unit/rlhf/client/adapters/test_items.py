@@ -2,8 +2,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from rlhf.client import RewardError, ScoreItem
 from rlhf.client.adapters.scoring import make_item
-from rlhf.client.reward import RewardError, ScoreItem
 
 USER = {"role": "user", "content": "Hi"}
 ASSISTANT = {"role": "assistant", "content": "Hello"}

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
-from rlhf.client import base as waiting
-from rlhf.client.adapters import scoring
+from rlhf.client import Reward, RewardClient, RewardError, ScoreItem
+from rlhf.client import patience as waiting
 from rlhf.client.adapters import scoring as gathering
-from rlhf.client.adapters.scoring import Gatherer, ItemScorer, Patience, close_gatherers, gatherer_for
-from rlhf.client.reward import Reward, RewardClient, RewardError, ScoreItem
+from rlhf.client.adapters.scoring import Gatherer, ItemScorer, close_gatherers, gatherer_for
+from rlhf.client.patience import Patience
 from rlhf.errors import InvalidRequestError, NotReadyError
 from tests.support.fake_text_reward import FakeTextReward
 
@@ -21,7 +21,6 @@ LOCAL_ERROR = RewardError("", "invalid_item", "only text is scored")
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(waiting, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(scoring, "RETRY_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -68,7 +67,7 @@ async def test_a_restart_of_the_service_is_waited_out_with_one_id(service: FakeT
 
 async def test_a_service_that_stays_away_is_an_error_with_the_remedy():
     async with RewardClient("127.0.0.1:1") as client:
-        with pytest.raises(NotReadyError, match="did not come back in time: start it, or give the adapter more"):
+        with pytest.raises(NotReadyError, match="did not come back in time: start it, or give the caller more"):
             await ItemScorer(client, Patience(deadline_seconds=0.2, wait_seconds=0.2)).score([text("a")])
 
 

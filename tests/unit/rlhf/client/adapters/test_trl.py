@@ -7,8 +7,9 @@ from collections import deque
 
 import pytest
 
-from rlhf.client.adapters.scoring import Patience, close_gatherers
+from rlhf.client.adapters.scoring import close_gatherers
 from rlhf.client.adapters.trl import GrpcReward, make_async_reward
+from rlhf.client.patience import Patience
 from rlhf.errors import NotReadyError
 from tests.support.fake_text_reward import FakeTextReward
 

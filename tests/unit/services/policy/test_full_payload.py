@@ -5,7 +5,7 @@ import pytest
 
 from rlhf.errors import InvalidRequestError
 from rlhf.weights import WeightsManifest
-from services.policy.weights.full import FullStage
+from services.policy.weights.full import FullPayload
 from services.policy.weights.memory_file import aligned_offsets
 from services.policy.weights.served_copy import check_manifest
 from tests.unit.services.policy.fake_engine import manifest_of
@@ -17,7 +17,7 @@ PAYLOAD = b"".join(TENSORS.values())  # 20 + 80 + 4 = 104 bytes
 
 @pytest.fixture
 def stage():
-    stage = FullStage(MANIFEST)
+    stage = FullPayload(MANIFEST)
     yield stage
     stage.file.close()
 

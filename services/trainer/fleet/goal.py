@@ -1,4 +1,4 @@
-"""What all replicas of a fleet shall serve, and what became of it."""
+"""What all replicas of a fleet shall serve, and what it took to bring them there."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,8 +11,8 @@ from services.trainer.fleet.replica import Replica, State
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Publication:
-    """What it took to have the fleet serve a snapshot."""
+class FleetPush:
+    """What it took to have the whole fleet serve a snapshot."""
 
     seconds: float
     pause_seconds: float = 0.0
@@ -24,7 +24,7 @@ class Publication:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
+class ReplicaPush:
     """A push that a replica has taken."""
 
     replica: Replica
@@ -34,13 +34,13 @@ class Delivery:
     seconds: float
     pause_seconds: float
     """How long the replica sampled nothing."""
-    is_forwarded: bool = False
+    is_relayed: bool = False
     """Whether another replica sent it, not the trainer."""
 
 
 @dataclass(kw_only=True)
-class Orders:
-    """What all keepers of a fleet have in common."""
+class Goal:
+    """What the supervisors of a fleet have in common."""
 
     config: ServicesConfig
     tokenizer_digest: str
@@ -51,11 +51,11 @@ class Orders:
     """Gives a replica another state."""
     snapshot: WeightsSnapshot | None = None
     """What all shall serve; None takes any weights."""
-    deliveries: list[Delivery] = field(default_factory=list)
-    """Since the snapshot was published."""
+    taken: list[ReplicaPush] = field(default_factory=list)
+    """Pushes of the snapshot."""
 
     @property
-    def wanted(self) -> tuple[int, str] | None:
+    def served(self) -> tuple[int, str] | None:
         """Version and digest that all shall serve; None takes any."""
         return None if self.snapshot is None else (self.snapshot.policy_version, self.snapshot.digest)
 
@@ -65,23 +65,23 @@ class Orders:
             return "full"
         return snapshot.cheaper_for(replica.served, takes_patches=replica.model.takes_patches)
 
-    def note(self, delivery: Delivery, snapshot: WeightsSnapshot) -> None:
+    def note(self, push: ReplicaPush, snapshot: WeightsSnapshot) -> None:
         """Counts a push that was taken."""
-        target = delivery.replica.target
-        delivery.replica.served = (snapshot.policy_version, snapshot.digest)
-        self.deliveries.append(delivery)
-        self.metrics.push_seconds.labels(delivery.encoding).observe(delivery.seconds)
-        self.metrics.push_bytes.labels(target, delivery.encoding).inc(delivery.num_bytes)
-        self.metrics.replica_pause_seconds.labels(target).set(delivery.pause_seconds)
+        target = push.replica.target
+        push.replica.served = (snapshot.policy_version, snapshot.digest)
+        self.taken.append(push)
+        self.metrics.push_seconds.labels(push.encoding).observe(push.seconds)
+        self.metrics.push_bytes.labels(target, push.encoding).inc(push.num_bytes)
+        self.metrics.replica_pause_seconds.labels(target).set(push.pause_seconds)
 
-    def publication(self, seconds: float) -> Publication:
-        """Returns what it took to bring the snapshot to the fleet, so far. Args: since it was published."""
+    def summary(self, seconds: float) -> FleetPush:
+        """Returns what it took to bring the snapshot to the fleet, so far. Args: since its push began."""
         fraction = None if self.snapshot is None else self.snapshot.changed_fraction
         if fraction is not None:
             self.metrics.push_changed_fraction.set(fraction)
-        return Publication(
+        return FleetPush(
             seconds=seconds,
-            pause_seconds=max((each.pause_seconds for each in self.deliveries), default=0.0),
-            num_bytes=sum(each.num_bytes for each in self.deliveries if not each.is_forwarded),
+            pause_seconds=max((each.pause_seconds for each in self.taken), default=0.0),
+            num_bytes=sum(each.num_bytes for each in self.taken if not each.is_relayed),
             changed_fraction=fraction,
         )

@@ -1,4 +1,4 @@
-"""Publishing a model's weights, and knowing that they arrived."""
+"""Pushing a model's weights, and knowing that they arrived."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,27 +15,28 @@ from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.loading import load_policy
 from rlhf.models.weights import model_manifest
 from services.trainer.config.sections import ServicesConfig
-from services.trainer.fleet.orders import Publication
+from services.trainer.fleet.goal import FleetPush
 from services.trainer.fleet.peers import Peers
-from services.trainer.fleet.publishing import Publisher
+from services.trainer.fleet.policy_pushes import PolicyPushes
 from tests.support.fake_services import TOKENIZER, FakePolicy
 
 
 @dataclass
-class Publishing:
+class World:
     """A model, and the services that shall have its weights."""
 
     model: TrainedModel
-    publisher: Publisher
+    pushes: PolicyPushes
 
-    async def publish(self, version: int) -> Publication:
-        return await self.publisher.deliver(await self.publisher.snapshot(version))
+    async def push(self, version: int) -> FleetPush:
+        await self.pushes.push(version)
+        return self.pushes.report()
 
 
 @asynccontextmanager
-async def make_publishing(
+async def make_world(
     path: Path, *fakes: FakePolicy, lora: LoraConfig | None = None, ranks: Ranks | None = None
-) -> AsyncIterator[Publishing]:
+) -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
         for fake in fakes:
             await stack.enter_async_context(fake)
@@ -45,27 +46,27 @@ async def make_publishing(
         model = TrainedModel("policy", load_policy(path, dtype="float32"), OptimizerConfig(), total_steps=1, lora=lora)
         if ranks is not None:
             model.ranks = ranks
-        yield Publishing(model, Publisher(model, peers))
+        yield World(model, PolicyPushes(model, peers, Ranks() if ranks is None else ranks))
 
 
 async def test_every_policy_service_gets_the_weights(tiny_model_path: Path) -> None:
     fakes = FakePolicy(), FakePolicy()
-    async with make_publishing(tiny_model_path, *fakes) as world:
-        publication = await world.publish(1)
-        digest = world.publisher.weights_digest
+    async with make_world(tiny_model_path, *fakes) as world:
+        push = await world.push(1)
+        digest = world.pushes.weights_digest
         assert digest == model_manifest(world.model.module).digest
         assert [(fake.version, fake.digest) for fake in fakes] == [(1, digest)] * 2
-        assert publication.pause_seconds == 0.25
+        assert push.pause_seconds == 0.25
 
 
 async def test_changed_weights_arrive_as_a_patch(tiny_model_path: Path) -> None:
     fake = FakePolicy()
     fake.takes_patches = True
-    async with make_publishing(tiny_model_path, fake) as world:
-        full = await world.publish(1)
+    async with make_world(tiny_model_path, fake) as world:
+        full = await world.push(1)
         with torch.no_grad():
             next(world.model.module.parameters())[0, 0] += 1.0
-        patch = await world.publish(2)
+        patch = await world.push(2)
         assert (fake.version, fake.digest) == (2, model_manifest(world.model.module).digest)
         assert fake.pushes == ["full", "patch"]
         # One frame of one float32: 4 bytes of gap and 4 of step, in zstd's own few.
@@ -76,9 +77,9 @@ async def test_changed_weights_arrive_as_a_patch(tiny_model_path: Path) -> None:
 
 async def test_a_service_of_another_dtype_is_refused_before_the_bytes_travel(tiny_model_path: Path) -> None:
     fake = FakePolicy(dtype="BF16")
-    async with make_publishing(tiny_model_path, fake) as world:
+    async with make_world(tiny_model_path, fake) as world:
         with pytest.raises(ConfigError, match=r"policy service at .* serves BF16, the trainer has F32"):
-            await world.publish(1)
+            await world.push(1)
         assert not fake.arriving.is_set()
 
 
@@ -89,29 +90,29 @@ async def test_a_lone_service_that_answers_with_other_weights_ends_the_run(tiny_
             response.weights_digest = "something-else"
             return response
 
-    async with make_publishing(tiny_model_path, Liar()) as world:
+    async with make_world(tiny_model_path, Liar()) as world:
         with pytest.raises(RunError, match=r"answered a push of version 1 .* it does not serve what was pushed"):
-            await world.publish(1)
+            await world.push(1)
 
 
 async def test_adapters_are_merged_once_for_all_services(
     tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fakes = FakePolicy(), FakePolicy()
-    async with make_publishing(tiny_model_path, *fakes, lora=LoraConfig(rank=2, alpha=4)) as world:
+    async with make_world(tiny_model_path, *fakes, lora=LoraConfig(rank=2, alpha=4)) as world:
         weights, calls = world.model.weights, []
         monkeypatch.setattr(world.model, "weights", lambda: calls.append(1) or weights())
-        await world.publish(1)
-        assert [(fake.version, fake.digest) for fake in fakes] == [(1, world.publisher.weights_digest)] * 2
+        await world.push(1)
+        assert [(fake.version, fake.digest) for fake in fakes] == [(1, world.pushes.weights_digest)] * 2
         assert len(calls) == 1
 
 
 async def test_another_rank_pushes_nothing_and_knows_what_the_main_one_does(tiny_model_path: Path) -> None:
     fake = FakePolicy()
     digest = model_manifest(load_policy(tiny_model_path, dtype="float32")).digest
-    async with make_publishing(tiny_model_path, fake, ranks=OtherRank(rank=1, digest=digest)) as world:
-        publication = await world.publish(1)
-        assert (world.publisher.weights_digest, publication.num_bytes) == (digest, 0)
+    async with make_world(tiny_model_path, fake, ranks=OtherRank(rank=1, digest=digest)) as world:
+        push = await world.push(1)
+        assert (world.pushes.weights_digest, push.num_bytes) == (digest, 0)
         assert not fake.arriving.is_set()
 
 

@@ -1,4 +1,4 @@
-"""Replicas of a chain that keep a push in memory, over real sockets; each can be made to fail in its own way."""
+"""Replicas that relay a push and keep a push in memory, over real sockets; each can be made to fail in its own way."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,13 +12,13 @@ from rlhf.client import codec
 from rlhf.serving.probe import LIVE
 from rlhf.v1 import policy_pb2, policy_pb2_grpc
 from rlhf.weights import PushResult
-from services.policy.weights.relay import Forwarder
+from services.policy.weights.relay import Relay
 
 PATIENCE_SECONDS = 0.4
 
 
-class MemoryReceipt:
-    """Implements forward.Receipt."""
+class MemorySource:
+    """Implements relay.Source."""
 
     def __init__(self, data: bytes = b"") -> None:
         self._data = bytearray(data)
@@ -42,14 +42,14 @@ class MemoryReceipt:
         return len(self._data)
 
 
-class ChainReplica(policy_pb2_grpc.PolicyServiceServicer):
-    """Takes pushes and hands them on. `served` is the payload it has committed; what makes it fail is set by tests."""
+class RelayingReplica(policy_pb2_grpc.PolicyServiceServicer):
+    """Takes pushes and relays them. `served` is the payload it has committed; what makes it fail is set by tests."""
 
     def __init__(self) -> None:
         self.target = ""
         self.served = b""
         self.asked: list[tuple[str, ...]] = []
-        """The forward_targets of each push that came."""
+        """The relay_targets of each push that came."""
         self.tokens: list[str | None] = []
         self.was_asked = asyncio.Event()
         self.has_ended = asyncio.Event()
@@ -64,7 +64,7 @@ class ChainReplica(policy_pb2_grpc.PolicyServiceServicer):
     async def UpdateWeights(self, request_iterator: Any, context: Any) -> policy_pb2.UpdateWeightsResponse:
         requests = aiter(request_iterator)
         header = codec.decode_header((await anext(requests)).header)
-        self.asked.append(header.forward_targets)
+        self.asked.append(header.relay_targets)
         self.was_asked.set()
         self.tokens.append(dict(context.invocation_metadata()).get("authorization"))
         if self.refusals:
@@ -72,44 +72,44 @@ class ChainReplica(policy_pb2_grpc.PolicyServiceServicer):
         result = PushResult(policy_version=header.policy_version, weights_digest=header.weights_digest, pause_seconds=1)
         if self.has_it_already:
             return codec.encode_push_result(result)
-        receipt = MemoryReceipt()
+        source = MemorySource()
         left = context.time_remaining()
-        forwarder = Forwarder(header, receipt, patience_seconds=PATIENCE_SECONDS, deadline_seconds=left)
-        forwarder.start()
+        relay = Relay(header, source, patience_seconds=PATIENCE_SECONDS, deadline_seconds=left)
+        relay.start()
         try:
-            await self._receive(requests, receipt)
+            await self._receive(requests, source)
             if self.never_ends:
                 await asyncio.sleep(60)
-            forwarder.commit()
-            self.served = receipt.data
-            forwarded = await forwarder.result()
+            relay.commit()
+            self.served = source.data
+            relayed = await relay.result()
         finally:
-            await forwarder.cancel()
+            await relay.cancel()
             self.has_ended.set()
         return policy_pb2.UpdateWeightsResponse(
             policy_version=result.policy_version,
             weights_digest=result.weights_digest,
-            forwarded=codec.encode_push_result(
-                PushResult(policy_version=0, weights_digest="", pause_seconds=0, forwarded=forwarded)
-            ).forwarded,
+            relayed=codec.encode_push_result(
+                PushResult(policy_version=0, weights_digest="", pause_seconds=0, relayed=relayed)
+            ).relayed,
         )
 
-    async def _receive(self, requests: AsyncIterator[Any], receipt: MemoryReceipt) -> None:
+    async def _receive(self, requests: AsyncIterator[Any], source: MemorySource) -> None:
         async for request in requests:
             if request.WhichOneof("part") == "commit":
                 return
-            receipt.arrive(request.chunk.data)
-            if self.dies_after is not None and len(receipt.data) >= self.dies_after:
+            source.arrive(request.chunk.data)
+            if self.dies_after is not None and len(source.data) >= self.dies_after:
                 await asyncio.gather(self.server.stop(None), asyncio.sleep(60))
         raise ConnectionError("the push was given up")
 
 
 @asynccontextmanager
-async def chain_of(num_replicas: int) -> AsyncIterator[list[ChainReplica]]:
+async def replicas_of(num_replicas: int) -> AsyncIterator[list[RelayingReplica]]:
     """Serves that many replicas, healthy."""
     replicas = []
     for _ in range(num_replicas):
-        replica = ChainReplica()
+        replica = RelayingReplica()
         replica.server = grpc.aio.server()
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(replica, replica.server)
         servicer = health.aio.HealthServicer()

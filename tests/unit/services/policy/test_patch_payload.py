@@ -9,7 +9,7 @@ from rlhf.errors import InvalidRequestError
 from rlhf.models.sparse_patch import TensorPatch, diff
 from rlhf.weights import PatchPart, PushHeader
 from services.policy.weights.memory_file import WeightsFile
-from services.policy.weights.patch import PatchStage
+from services.policy.weights.patch import PatchPayload
 from tests.unit.services.policy.fake_engine import LOADED, manifest_of, read_patch, read_staged
 
 # LOADED has b = [0, 0] and a = [x, x, x], where x has the bytes 01 01 01 01. The header's order is the other one.
@@ -45,7 +45,7 @@ def served() -> Iterator[WeightsFile]:
 
 @pytest.mark.parametrize("chunk_bytes", [1, 7, len(PATCH.frame)])
 def test_a_patch_in_pieces_changes_the_copy_and_says_what_it_changed(served, chunk_bytes):
-    stage = PatchStage(HEADER, served)
+    stage = PatchPayload(HEADER, served)
     for start in range(0, len(PATCH.frame), chunk_bytes):
         stage.write(start, PATCH.frame[start : start + chunk_bytes])
     staged = stage.commit(5)
@@ -61,7 +61,7 @@ def test_a_patch_in_pieces_changes_the_copy_and_says_what_it_changed(served, chu
 
 
 def test_undoing_gives_the_copy_back_bit_for_bit(served):
-    stage = PatchStage(HEADER, served)
+    stage = PatchPayload(HEADER, served)
     stage.write(0, PATCH.frame)
     assert read_staged(served.staged(0)) == NEW
     stage.undo()
@@ -72,7 +72,7 @@ def test_undoing_gives_the_copy_back_bit_for_bit(served):
 
 def test_a_result_with_another_digest_is_refused_and_can_be_undone(served):
     other = manifest_of({**NEW, "a": struct.pack("<3f", X, 1.5, 2.0)})
-    stage = PatchStage(replace(HEADER, manifest=other), served)
+    stage = PatchPayload(replace(HEADER, manifest=other), served)
     with pytest.raises(InvalidRequestError, match="tensor 'a' arrived with digest"):
         stage.write(0, PATCH.frame)
     stage.undo()
@@ -82,7 +82,7 @@ def test_a_result_with_another_digest_is_refused_and_can_be_undone(served):
 def test_an_empty_patch_changes_the_version_alone(served):
     manifest = manifest_of(LOADED)
     header = replace(HEADER, manifest=manifest, weights_digest=manifest.digest, parts=(PatchPart(0, 0),) * 2)
-    staged = PatchStage(header, served).commit(6)
+    staged = PatchPayload(header, served).commit(6)
     assert (staged.policy_version, staged.tensors, staged.num_bytes) == (6, (), 0)
     assert read_staged(staged.whole) == LOADED
 
@@ -97,14 +97,14 @@ def test_an_empty_patch_changes_the_version_alone(served):
     ],
 )
 def test_a_piece_that_cannot_be_of_the_patch_is_refused(served, offset, data, message):
-    stage = PatchStage(HEADER, served)
+    stage = PatchPayload(HEADER, served)
     with pytest.raises(InvalidRequestError, match=message):
         stage.write(offset, data)
     assert read_staged(served.staged(0)) == LOADED
 
 
 def test_a_commit_of_a_short_patch_says_where_it_stopped(served):
-    stage = PatchStage(HEADER, served)
+    stage = PatchPayload(HEADER, served)
     stage.write(0, PATCH.frame[:9])
     with pytest.raises(InvalidRequestError, match=r"after 9 of \d+ bytes, inside the patch of tensor 'a'"):
         stage.commit(5)
@@ -124,4 +124,4 @@ def test_a_commit_of_a_short_patch_says_where_it_stopped(served):
 )
 def test_a_header_that_contradicts_itself_is_refused_before_anything_comes(served, part, message):
     with pytest.raises(InvalidRequestError, match=message):
-        PatchStage(replace(HEADER, parts=(part, PatchPart(0, 0))), served)
+        PatchPayload(replace(HEADER, parts=(part, PatchPart(0, 0))), served)

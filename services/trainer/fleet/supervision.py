@@ -1,13 +1,13 @@
-"""Looks after one replica: watches its health, and brings it to the published weights before it gets prompts.
+"""Supervises the replicas of a fleet: finds them, watches their health, and brings each to the weights that are pushed.
 
     health --silent--> away, its calls are given up        health --refused, not serving--> away
       |
-    GetModel --another tokenizer--> set aside              serves what is published --> ready
+    GetModel --another tokenizer--> set aside              serves what is wanted --> ready
       |
     push: a patch if it has what the patch applies to, else all weights --refused, late, other weights--> set aside
 
-It is asked each time what it serves: it may have been started anew. One that is set aside is tried again when there are
-other weights to serve, or after it was away.
+A replica is asked each time what it serves: it may have been started anew. One that is set aside is tried again when
+there are other weights to serve, or after it was away.
 """
 
 import asyncio
@@ -16,11 +16,11 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
-from rlhf.errors import ConfigError, NotReadyError, OverloadedError, RunError, ServiceError
+from rlhf.errors import ConfigError, NotReadyError, OverloadedError, RunError, ServiceError, SilentError
 from rlhf.learning.snapshot import WeightsSnapshot
 from services.trainer.fleet.discovery import Discovery
-from services.trainer.fleet.orders import Orders
-from services.trainer.fleet.push import HungError, deliver, require_health, require_tokenizer
+from services.trainer.fleet.goal import Goal
+from services.trainer.fleet.push import push_to_replica, require_tokenizer
 from services.trainer.fleet.replica import Replica
 
 ABSENT_SECONDS = 1.0
@@ -31,22 +31,22 @@ HOLD_OFF_SECONDS = (0.25, 8.0)
 """How long a replica whose calls fail is left alone: after the first failure, and at most."""
 
 
-class Keeper:
+class Supervisor:
     """Looks after one replica until it is told to leave it."""
 
-    def __init__(self, replica: Replica, orders: Orders) -> None:
+    def __init__(self, replica: Replica, goal: Goal) -> None:
         self.replica = replica
         self.has_looked = False
         """Whether its first look is over."""
         self.is_held = False
-        """Whether the replica gets its weights along a chain just now."""
-        self._orders = orders
+        """Whether the replica gets its weights by relay just now."""
+        self._goal = goal
         self._news = asyncio.Event()
         self._leaving = False
         self._not_before = 0.0
         self._follow_seconds = FOLLOW_SECONDS[0]
         self._refused: WeightsSnapshot | None = None
-        """What it was set aside over; None before anything was published."""
+        """What it was set aside over; None before anything was pushed."""
 
     async def run(self) -> None:
         """Looks, and looks again; returns once the replica is left and has no call to end. Closes its channel."""
@@ -62,7 +62,7 @@ class Keeper:
         finally:
             self.replica.lost.set()
             if self._leaving:
-                self._orders.metrics.forget(self.replica.target)  # a push may have ended after it left
+                self._goal.metrics.forget(self.replica.target)  # a push may have ended after it left
             await self.replica.client.close()
 
     def wake(self) -> None:
@@ -88,68 +88,68 @@ class Keeper:
         """Finds out how the replica is, and does what is needed; returns the seconds until the next look."""
         if (wait := self._not_before - time.monotonic()) > 0:
             return wait
-        replica, move = self.replica, self._orders.move
-        probe_seconds = self._orders.config.replica_probe_seconds
+        replica, move = self.replica, self._goal.move
+        probe_seconds = self._goal.config.replica_probe_seconds
         try:
-            await require_health(replica, self._orders.config)
+            await replica.client.check_health(self._goal.config.replica_hang_seconds)
             if self._leaving or self.is_held or (replica.state == "set_aside" and self._is_refused()):
                 return probe_seconds
             return await self._bring_current()
-        except HungError as silence:
+        except SilentError as silence:
             replica.lost.set()
             self._take_away(silence)
         except (NotReadyError, OverloadedError) as absence:
             self._take_away(absence)
         except (ServiceError, ConfigError, RunError) as fault:
-            self._refused = self._orders.snapshot
+            self._refused = self._goal.snapshot
             move(replica, "set_aside", str(fault), fault)
             return probe_seconds
         return min(ABSENT_SECONDS, probe_seconds)
 
     def _is_refused(self) -> bool:
-        return self._refused is self._orders.snapshot
+        return self._refused is self._goal.snapshot
 
     def _take_away(self, error: ServiceError) -> None:
         self.replica.served = None
         if self._leaving:
             self.replica.lost.set()
-        self._orders.move(self.replica, "away", str(error), None)
+        self._goal.move(self.replica, "away", str(error), None)
 
     async def _bring_current(self) -> float:
-        """Brings a replica that can serve to what is published."""
-        replica, orders = self.replica, self._orders
-        model = await replica.client.get_model(orders.config.replica_hang_seconds)
-        require_tokenizer(replica.name, model.tokenizer_digest, orders.tokenizer_digest)
+        """Brings a replica that can serve to what is pushed."""
+        replica, goal = self.replica, self._goal
+        model = await replica.client.get_model(goal.config.replica_hang_seconds)
+        require_tokenizer(replica.name, model.tokenizer_digest, goal.tokenizer_digest)
         if self._news.is_set():
             return 0.0  # what it answered may be out of date
         replica.model = model
         replica.served = (model.policy_version, model.weights_digest)
-        snapshot = orders.snapshot
-        if snapshot is None or replica.served == orders.wanted:
+        snapshot = goal.snapshot
+        if snapshot is None or replica.served == goal.served:
             if replica.state != "ready":
-                orders.move(replica, "ready", "", None)
-            return orders.config.replica_probe_seconds
+                goal.move(replica, "ready", "", None)
+            return goal.config.replica_probe_seconds
         reason = f"{replica.name} serves version {model.policy_version}"
-        if not orders.pushes:
+        if not goal.pushes:
             wanted = f"the main rank has not brought it to version {snapshot.policy_version}"
-            orders.move(replica, "joining", f"{reason}, and {wanted}", None)
+            goal.move(replica, "joining", f"{reason}, and {wanted}", None)
             self._follow_seconds = min(2 * self._follow_seconds, FOLLOW_SECONDS[1])
             return self._follow_seconds
-        orders.move(replica, "joining", f"{reason}, and is being brought to {snapshot.policy_version}", None)
-        await deliver(replica, snapshot, orders)
-        if replica.served == orders.wanted and not self._news.is_set():
-            orders.move(replica, "ready", "", None)
-            return orders.config.replica_probe_seconds
+        goal.move(replica, "joining", f"{reason}, and is being brought to {snapshot.policy_version}", None)
+        await push_to_replica(replica, snapshot, goal)
+        if replica.served == goal.served and not self._news.is_set():
+            goal.move(replica, "ready", "", None)
+            return goal.config.replica_probe_seconds
         return 0.0
 
 
-class Members:
+class Membership:
     """Keeps the replicas of a fleet those that are found."""
 
     def __init__(
         self,
         replicas: dict[str, Replica],
-        orders: Orders,
+        goal: Goal,
         discovery: Discovery,
         *,
         caller: str,
@@ -159,14 +159,14 @@ class Members:
         """Finds nobody before begin().
 
         Args:
-            replicas: by target, filled here. orders: for their keepers. discovery: says who they are.
+            replicas: by target, filled here. goal: of their supervisors. discovery: says who they are.
             caller: the name under which they know these calls.
             on_change, on_leave: told when anything changes, and when a replica is no longer of the fleet.
         """
-        self.keepers: dict[str, Keeper] = {}
+        self.supervisors: dict[str, Supervisor] = {}
         """By target."""
         self._replicas = replicas
-        self._orders = orders
+        self._goal = goal
         self._discovery = discovery
         self._caller = caller
         self._on_change = on_change
@@ -178,7 +178,7 @@ class Members:
     @property
     def have_looked(self) -> bool:
         """Whether it is known who the replicas are, and every one was looked at."""
-        return self._is_found and all(keeper.has_looked for keeper in self.keepers.values())
+        return self._is_found and all(supervisor.has_looked for supervisor in self.supervisors.values())
 
     def begin(self) -> None:
         """Begins to find them, unless it has."""
@@ -191,7 +191,7 @@ class Members:
             raise self._failure
 
     async def close(self) -> None:
-        """Ends all keepers, and closes all channels."""
+        """Ends all supervisors, and closes all channels."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -206,16 +206,16 @@ class Members:
         """Takes in replicas that are new, and leaves those that are gone."""
         for target in sorted(self._replicas.keys() - targets):
             replica = self._replicas.pop(target)
-            self.keepers.pop(target).leave()
+            self.supervisors.pop(target).leave()
             self._on_leave(replica)
-            self._orders.metrics.forget(target)
+            self._goal.metrics.forget(target)
             replica.become("away", f"{replica.name} is no longer of the fleet")
         for target in sorted(targets - self._replicas.keys()):
             replica = Replica(target, caller=self._caller, on_change=self._on_change)
-            keeper = Keeper(replica, self._orders)
-            self._replicas[target], self.keepers[target] = replica, keeper
-            self._run(keeper.run())
-        self._orders.metrics.show(self._replicas.values())
+            supervisor = Supervisor(replica, self._goal)
+            self._replicas[target], self.supervisors[target] = replica, supervisor
+            self._run(supervisor.run())
+        self._goal.metrics.show(self._replicas.values())
         self._on_change()
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:

@@ -1,12 +1,9 @@
 """Takes the pieces of a push off the event loop, and lets others follow how far it has come."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
 
-from services.policy.weights.staged import Stage
-
-T = TypeVar("T")
+from rlhf.client.tasks import News
+from services.policy.weights.staged import Payload
 
 WRITE_BYTES = 2 * 1024 * 1024
 """Of pieces that are written at once: to hand work to a thread and to hear that it is done takes time of its own."""
@@ -16,16 +13,16 @@ MAX_WAITING_BYTES = 8 * 1024 * 1024
 """Of pieces that have arrived and are not yet written; the sender waits when there are more."""
 
 
-class Reception:
-    """Implements forward.Receipt for a stage. While a thread writes and hashes some pieces, the next ones arrive."""
+class PayloadWriter:
+    """Implements relay.Source for a payload. While a thread writes and hashes some pieces, the next ones arrive."""
 
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
+    def __init__(self, payload: Payload) -> None:
+        self._payload = payload
         self._waiting: list[tuple[int, bytes | memoryview]] = []
         self._waiting_bytes = 0
         self._flushing = False
         self._received = 0
-        self._moved = asyncio.Event()
+        self._moved = News()
         self._writing: asyncio.Task[None] | None = None
 
     async def take(self, offset_bytes: int, data: bytes | memoryview) -> None:
@@ -54,7 +51,7 @@ class Reception:
 
     def read(self, offset_bytes: int, num_bytes: int) -> bytes:
         """Returns a part of the payload, which must have arrived."""
-        return self._stage.read(offset_bytes, num_bytes)
+        return self._payload.read(offset_bytes, num_bytes)
 
     async def wait_beyond(self, offset_bytes: int) -> int:
         """Returns how many bytes of the payload have arrived, as soon as they are more than `offset_bytes`."""
@@ -74,25 +71,11 @@ class Reception:
             while self._waiting_bytes >= WRITE_BYTES or (self._flushing and self._waiting):
                 pieces, self._waiting, self._waiting_bytes = self._waiting, [], 0
                 await asyncio.to_thread(self._write, pieces)
-                self._received = self._stage.received
-                self._tell()
+                self._received = self._payload.received
+                self._moved.tell()
         finally:
-            self._tell()
+            self._moved.tell()
 
     def _write(self, pieces: list[tuple[int, bytes | memoryview]]) -> None:
         for offset_bytes, data in pieces:
-            self._stage.write(offset_bytes, data)
-
-    def _tell(self) -> None:
-        self._moved.set()
-        self._moved = asyncio.Event()
-
-
-async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """Returns what `work` returns; a cancellation of the caller takes effect only when it has ended."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
+            self._payload.write(offset_bytes, data)

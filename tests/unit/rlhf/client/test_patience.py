@@ -1,8 +1,9 @@
 import pytest
 
-from rlhf.client import base as waiting
-from rlhf.client.base import call_when_available
-from rlhf.client.reward import RewardClient
+from rlhf.client import RewardClient
+from rlhf.client import patience as waiting
+from rlhf.client.base import ServiceClient
+from rlhf.client.patience import Patience
 from rlhf.errors import InvalidRequestError, NotReadyError, OverloadedError
 
 
@@ -28,6 +29,7 @@ def _fast_polls(monkeypatch):
 async def test_it_waits_for_health_then_calls_again_and_reports_once(error_class):
     outcomes = [error_class("reward service at nowhere:1: away"), error_class("still away"), "rewards"]
     messages: list[str] = []
+    answered: list[ServiceClient] = []
 
     async def call():
         outcome = outcomes.pop(0)
@@ -36,7 +38,9 @@ async def test_it_waits_for_health_then_calls_again_and_reports_once(error_class
         return outcome
 
     client = FakeClient(serving_from=3)
-    assert await call_when_available(call, client=client, wait_seconds=60, on_wait=messages.append) == "rewards"
+    patience = Patience(wait_seconds=60, on_wait=lambda _, message: messages.append(message), on_answer=answered.append)
+    assert await patience.ask(client, call) == "rewards"
+    assert answered == [client]
     assert messages == ["reward service at nowhere:1: away; waiting up to 60 s for it"]
     assert client.questions == 4  # twice not serving, serving; the second failure asks once more
 
@@ -46,9 +50,7 @@ async def test_it_gives_up_after_the_wait_with_the_remedy():
         raise NotReadyError("reward service at nowhere:1: away")
 
     with pytest.raises(NotReadyError, match=r"reward service at nowhere:1: away; .*--resume"):
-        await call_when_available(
-            call, client=FakeClient(serving_from=10**9), wait_seconds=0.05, on_wait=lambda message: None
-        )
+        await Patience(wait_seconds=0.05, remedy="go on with --resume").ask(FakeClient(serving_from=10**9), call)
 
 
 async def test_a_wrong_request_is_not_repeated():
@@ -60,7 +62,5 @@ async def test_a_wrong_request_is_not_repeated():
         raise InvalidRequestError("items is empty")
 
     with pytest.raises(InvalidRequestError):
-        await call_when_available(
-            call, client=FakeClient(serving_from=1), wait_seconds=60, on_wait=lambda message: None
-        )
+        await Patience(wait_seconds=60).ask(FakeClient(serving_from=1), call)
     assert calls == 1
