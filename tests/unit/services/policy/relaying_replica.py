@@ -100,7 +100,9 @@ class RelayingReplica(policy_pb2_grpc.PolicyServiceServicer):
                 return
             source.arrive(request.chunk.data)
             if self.dies_after is not None and len(source.data) >= self.dies_after:
-                await asyncio.gather(self.server.stop(None), asyncio.sleep(60))
+                # Not by this call itself, which ends with its caller: a stop must not be cut short.
+                self._stopping = asyncio.create_task(self.server.stop(None))
+                await asyncio.sleep(60)
         raise ConnectionError("the push was given up")
 
 
