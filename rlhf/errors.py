@@ -38,10 +38,6 @@ class NotReadyError(ServiceError):
     status = "UNAVAILABLE"
 
 
-class SilentError(NotReadyError):
-    """The service did not answer within the time that it was given."""
-
-
 class OverloadedError(ServiceError):
     """The service has as much to do as it accepts; the same request may succeed later."""
 

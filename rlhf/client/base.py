@@ -8,9 +8,9 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from rlhf.client.channel import open_channel
-from rlhf.client.rpc_errors import from_rpc_error
+from rlhf.client.rpc_errors import SilentError, from_rpc_error
 from rlhf.client.tasks import first_of
-from rlhf.errors import NotReadyError, ServiceError, SilentError
+from rlhf.errors import NotReadyError, ServiceError
 
 T = TypeVar("T")
 

@@ -9,7 +9,8 @@ from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from rlhf.client.policy import PolicyClient
-from rlhf.errors import NotReadyError, OverloadedError, ServiceError, SilentError
+from rlhf.client.rpc_errors import SilentError
+from rlhf.errors import NotReadyError, OverloadedError, ServiceError
 from rlhf.weights import PushHeader, PushResult, RelayedPush
 
 RETRY_SECONDS = 0.25

@@ -14,12 +14,16 @@ from rlhf.errors import (
     PermissionDeniedError,
     PreconditionError,
     ServiceError,
-    SilentError,
     UnauthenticatedError,
 )
 
 RETRY_AFTER_KEY = "retry-after-ms"
 """Trailing metadata of an OverloadedError, in whole milliseconds; the status carries google.rpc.RetryInfo as well."""
+
+
+class SilentError(NotReadyError):
+    """The service did not answer within the time that it was given."""
+
 
 _CLASS_OF_STATUS: Mapping[str, type[ServiceError]] = MappingProxyType(
     {

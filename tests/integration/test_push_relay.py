@@ -9,7 +9,8 @@ import pytest
 
 from rlhf.client.policy import PolicyClient
 from rlhf.client.push import Outcome, push_to_all
-from rlhf.errors import ServiceError, SilentError
+from rlhf.client.rpc_errors import SilentError
+from rlhf.errors import ServiceError
 from rlhf.learning.snapshot import SparsePatch, WeightsSnapshot
 from rlhf.models.loading import load_policy
 from rlhf.models.sparse_patch import diff

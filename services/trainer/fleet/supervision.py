@@ -16,7 +16,8 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
-from rlhf.errors import ConfigError, NotReadyError, OverloadedError, RunError, ServiceError, SilentError
+from rlhf.client.rpc_errors import SilentError
+from rlhf.errors import ConfigError, NotReadyError, OverloadedError, RunError, ServiceError
 from rlhf.learning.snapshot import WeightsSnapshot
 from services.trainer.fleet.discovery import Discovery
 from services.trainer.fleet.goal import Goal
