@@ -1,6 +1,6 @@
-"""Configuration: sections of values, read from TOML, variables and flags together, and every fault in plain words.
+"""Configuration from defaults, a TOML file, the environment and flags.
 
-A fault names the dotted path, the value, where it came from and the remedy. A typo never passes in silence.
+Errors name the dotted path, the value, its origin and the remedy. Unknown keys are errors.
 """
 
 import difflib
@@ -21,11 +21,11 @@ from rlhf.errors import ConfigError
 C = TypeVar("C", bound=BaseModel)
 Port = Annotated[int, Field(ge=0, le=65535)]
 KIND = "kind"
-"""The key by which sections are told apart where a field may have one of several: a discriminated union."""
+"""The key that selects the section of a field that may have one of several: a discriminated union."""
 
 
 class Section(BaseModel):
-    """Base of every configuration class: immutable, no unknown keys, and a docstring under each field as its help."""
+    """Base of every configuration class: immutable, without unknown keys. A field's docstring is its help text."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, protected_namespaces=()
@@ -33,14 +33,14 @@ class Section(BaseModel):
 
 
 def load_config(cls: type[C], *, prog: str, argv: Sequence[str] | None, env_prefix: str) -> C:
-    """Returns the configuration of a command, from all four sources; prints help and exits 0 on --help.
+    """Returns the configuration of a command from all four sources. Prints help and exits with 0 on --help.
 
     Args:
         cls: the configuration class.
         prog: the command's name, for help.
-        argv: its arguments; None takes the process's own.
+        argv: its arguments; None takes those of the process.
         env_prefix: such as "RLHF_POLICY"; the variables are RLHF_POLICY__SERVER__PORT and so on.
-    Raises: ConfigError.
+    Raises: ConfigError with every fault, one per line.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     path, arguments = _take_config_flag(arguments)
@@ -71,30 +71,58 @@ def load_config(cls: type[C], *, prog: str, argv: Sequence[str] | None, env_pref
 
 
 def load_toml(cls: type[C], path: Path, overrides: Mapping[str, object] | None = None) -> C:
-    """Returns the configuration in a TOML file, with `overrides` (nested likewise) over it. Raises: ConfigError."""
+    """Returns the configuration in a TOML file, with nested `overrides` applied. Raises: ConfigError."""
     return _validate(cls, {str(path): _read_toml(path), "the overrides": dict(overrides or {})})
 
 
 def load_values(cls: type[C], values: Mapping[str, object], source: str) -> C:
-    """Returns the configuration in nested values; `source` says in errors where they stand. Raises: ConfigError."""
+    """Returns the configuration in nested values; `source` names their origin in errors. Raises: ConfigError."""
     return _validate(cls, {source: values})
 
 
 def write_config(path: Path, config: Section) -> None:
-    """Writes the values that were set, none that is a default, for load_config to read. Raises: OSError."""
+    """Writes the values that were set, without defaults, as TOML for load_config. Raises: OSError."""
     values = config.model_dump(mode="json", exclude_unset=True, exclude_none=True)
     path.write_text(tomli_w.dumps(values), encoding="utf-8")
 
 
 @contextmanager
 def exit_on_config_error(prog: str) -> Iterator[None]:
-    """Turns a ConfigError into a line on stderr and exit code 2, as a command's main should."""
+    """Turns a ConfigError into lines on stderr and exit code 2, for the main of a command."""
     try:
         yield
     except ConfigError as error:
         for line in str(error).splitlines():
             print(f"{prog}: {line}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def explain_fault(
+    cls: type[BaseModel], loc: tuple[int | str, ...], fault: dict[str, Any], sources: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """Returns one line for one of pydantic's faults: its origin, the dotted path, the value, the remedy."""
+    _, around, kinds = _follow(cls, loc[:-1])
+    loc, sections, _ = _follow(cls, loc)
+    path = ".".join(map(str, loc))
+    origin = next((name for name, values in reversed(list(sources.items())) if _has(values, loc)), "")
+    prefix = f"{origin}: " if origin else ""
+    match fault["type"]:
+        case "missing" | "union_tag_not_found":
+            names = " and ".join(_required(path, sections))
+            # An entry of a list has no flag of its own.
+            flag = "" if any(isinstance(part, int) for part in loc) else f" or as --{names.split()[0]}"
+            return f"{names} is required: set it in the TOML file{flag}"
+        case "union_tag_invalid":
+            return f"{prefix}{path}.{KIND} is '{fault['ctx']['tag']}'; it should be {fault['ctx']['expected_tags']}"
+        case "extra_forbidden":
+            return prefix + _explain_unknown(path, str(loc[-1]), around, kinds)
+    message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    verb = "it should be " if fault["msg"].startswith("Input should be ") else ""
+    # Sections are not printed: the message names the key.
+    value = fault["input"]
+    shown = not isinstance(value, Mapping | BaseModel) and not (isinstance(value, list) and _holds_sections(value))
+    subject = f"{path} is {value!r}; " if path and shown else f"{path}: " if path else ""
+    return f"{prefix}{subject}{verb}{message}"
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
@@ -105,7 +133,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def kinds_of(section: type[BaseModel]) -> tuple[str, ...]:
-    """Returns the values of its KIND by which a section of a union is chosen; none if it has no such key."""
+    """Returns the values of KIND that select a section of a union; none if it has no such key."""
     field = section.model_fields.get(KIND)
     return () if field is None else get_args(field.annotation)
 
@@ -145,7 +173,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _refuse_unknown_variables(cls: type[BaseModel], prefix: str) -> None:
-    """Raises ConfigError for a variable of our prefix that names no field: a typo must not pass in silence."""
+    """Raises ConfigError if a variable with the prefix names no field, so that no typo is ignored."""
     for variable in os.environ:
         if not variable.upper().startswith(prefix):
             continue
@@ -159,7 +187,7 @@ def _refuse_unknown_variables(cls: type[BaseModel], prefix: str) -> None:
 
 
 def _validate(cls: type[C], sources: Mapping[str, Mapping[str, Any]]) -> C:
-    """Returns cls built from the sources, later ones winning. Raises ConfigError with every fault, one a line."""
+    """Returns the configuration built from the sources; later ones override. Raises: ConfigError with every fault."""
     merged: dict[str, Any] = {}
     for values in sources.values():
         _merge(merged, values)
@@ -179,7 +207,7 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
 
 
 def _explain_flag_error(message: str, cls: type[BaseModel], prog: str) -> str:
-    """Returns what is wrong with the flags, with a suggestion for one that is not known."""
+    """Returns the message for a fault in the flags, with a suggestion for an unknown one."""
     message = message.removeprefix("error parsing CLI: ")
     unknown = message.removeprefix("unrecognized arguments: ")
     if unknown == message:
@@ -197,36 +225,8 @@ def _flags(cls: type[BaseModel], prefix: str = "") -> list[str]:
     return names
 
 
-def explain_fault(
-    cls: type[BaseModel], loc: tuple[int | str, ...], fault: dict[str, Any], sources: Mapping[str, Mapping[str, Any]]
-) -> str:
-    """Returns one line on one fault: where it came from, the dotted path, the value, the remedy."""
-    _, around, kinds = _follow(cls, loc[:-1])
-    loc, sections, _ = _follow(cls, loc)
-    path = ".".join(map(str, loc))
-    origin = next((name for name, values in reversed(list(sources.items())) if _has(values, loc)), "")
-    prefix = f"{origin}: " if origin else ""
-    match fault["type"]:
-        case "missing" | "union_tag_not_found":
-            names = " and ".join(_required(path, sections))
-            # An entry of a list has no flag of its own.
-            flag = "" if any(isinstance(part, int) for part in loc) else f" or as --{names.split()[0]}"
-            return f"{names} is required: set it in the TOML file{flag}"
-        case "union_tag_invalid":
-            return f"{prefix}{path}.{KIND} is '{fault['ctx']['tag']}'; it should be {fault['ctx']['expected_tags']}"
-        case "extra_forbidden":
-            return prefix + _explain_unknown(path, str(loc[-1]), around, kinds)
-    message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    verb = "it should be " if fault["msg"].startswith("Input should be ") else ""
-    # A section is not shown whole: the message says which of its keys it is about.
-    value = fault["input"]
-    shown = not isinstance(value, Mapping | BaseModel) and not (isinstance(value, list) and _holds_sections(value))
-    subject = f"{path} is {value!r}; " if path and shown else f"{path}: " if path else ""
-    return f"{prefix}{subject}{verb}{message}"
-
-
 def _explain_unknown(path: str, key: str, sections: Sequence[type[BaseModel]], kinds: Sequence[type[BaseModel]]) -> str:
-    """Returns what is wrong with a key that its section has not: another kind's, or nobody's."""
+    """Returns the message for a key that its section does not have: another kind's key, or an unknown one."""
     takers = [kind for section in kinds if key in section.model_fields for kind in kinds_of(section)]
     if takers:
         (own,) = (kind for section in sections for kind in kinds_of(section))
@@ -241,7 +241,7 @@ def _either(words: Sequence[str]) -> str:
 
 
 def _required(path: str, sections: Sequence[type[BaseModel]]) -> list[str]:
-    """Returns the dotted paths that must be given at a missing place: the place itself, or a section's own fields."""
+    """Returns the dotted paths that are required at a missing place: itself, or its section's required fields."""
     if len(sections) > 1:
         return [f"{path}.{KIND}"]
     names = [f"{path}.{name}" for each in sections for name, field in each.model_fields.items() if field.is_required()]
@@ -264,11 +264,10 @@ def _has(values: Mapping[str, Any], loc: tuple[int | str, ...]) -> bool:
 def _follow(
     cls: type[BaseModel], loc: Sequence[int | str]
 ) -> tuple[tuple[int | str, ...], list[type[BaseModel]], list[type[BaseModel]]]:
-    """Follows the place of a fault, as pydantic names it, from a class.
+    """Follows the location of one of pydantic's faults, starting from a class.
 
-    Returns:
-        The place without the kinds of unions, which pydantic names too; the sections that stand there; and all that
-        might, for another kind.
+    Returns: (the location without kinds of unions, which pydantic includes; the sections at that location; the
+        sections of all kinds that it could have).
     """
     path: list[int | str] = []
     sections, kinds = [cls], [cls]

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and are on the disk when they appear."""
+"""Atomic writes: files and folders that appear completely or not at all, and are synced to disk before."""
 
 import os
 import shutil
@@ -9,12 +9,12 @@ from pathlib import Path
 
 @contextmanager
 def whole(target: Path) -> Iterator[Path]:
-    """Gives a path beside the target; what the block makes there, a file or a folder, is the target when it ends.
+    """Yields a path beside the target. The file or folder that the block makes there becomes the target at its end.
 
-    If the block fails, the target is as before and nothing is left beside it. A process that is killed may leave a
-    hidden ".NAME.partial", which the next attempt removes. One process at a time may make a target.
+    If the block fails, the target is unchanged and nothing is left beside it. A killed process may leave a hidden
+    ".NAME.partial", which the next attempt removes. Only one process at a time may make a target.
 
-    Raises: OSError if the disk is full or refuses, or if the target is a folder with something in it.
+    Raises: OSError if the disk is full or fails, or if the target is a folder that is not empty.
     """
     partial = target.with_name(f".{target.name}.partial")
     _remove(partial)
@@ -27,15 +27,15 @@ def whole(target: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a text file in UTF-8, or replaces one. Raises: OSError, and what was there is then untouched."""
+    """Writes or replaces a text file in UTF-8. Raises: OSError; the old file is then unchanged."""
     with whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def put_in_place(made: Path, target: Path) -> None:
-    """Gives a finished file or folder its name, once all of it is on the disk. Both are in the same file system.
+    """Renames a finished file or folder to the target after syncing it. Both must be in the same file system.
 
-    Raises: OSError, as whole() does.
+    Raises: OSError, as whole().
     """
     for path in (*made.rglob("*"), made):
         sync(path)
@@ -44,7 +44,7 @@ def put_in_place(made: Path, target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Returns once a file's content, or the names in a folder, would outlive a power failure. Raises: OSError."""
+    """Syncs a file's content, or the names in a folder, to disk, to survive a power failure. Raises: OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
