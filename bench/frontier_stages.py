@@ -214,7 +214,6 @@ class FrontierStages:
         def build(policy: str, reward: str, reference: str) -> Section:
             fills: dict[str, object] = {
                 **changes,
-                "models.policy_path": str(self._options.model),
                 "model.path": str(self._options.model),
                 "data.path": str(self.pairs),
                 "critic.path": str(self.reward_model),
@@ -225,7 +224,6 @@ class FrontierStages:
                 "services.policy_targets": [policy],
                 "services.reward_target": reward,
                 "services.reference_target": reference,
-                "reference.target": reference,
             }
             table_left = {key: value for key, value in table.items() if key != "kl"}  # changes say it
             return build_config(training, table_left, fills, run_dir=self._folder(name) / "run", source=name)

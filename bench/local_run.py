@@ -65,7 +65,7 @@ def _trainer_flags(
 ) -> list[str]:
     settings = {
         "run_dir": run_dir,
-        "models.policy_path": work.policy_path,
+        "model.path": work.policy_path,
         "critic.path": work.scalar_path,
         "prompts.path": work.prompts_path,
         "services.policy_targets": json.dumps([policy.target]),

@@ -78,7 +78,7 @@ def _ppo(work: TrainWork) -> Callable[[], object]:
     config = PpoRunConfig.model_validate(
         {
             "run_dir": "unused",
-            "models": {"policy_path": work.policy_path},
+            "model": {"path": work.policy_path},
             "prompts": {"path": "unused"},
             "critic": {"path": work.scalar_path},
             "training": {"prompts_per_step": len(work.conversations)},

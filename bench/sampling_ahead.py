@@ -110,9 +110,9 @@ def _trainer_flags(lag: int, steps: int, folder: Path, model: Path, services: Se
     policy, reward, reference = (entry.target for entry in services)
     settings = {
         "run_dir": folder / "run",
-        "models.policy_path": model,
-        "models.dtype": "float32",
-        "models.device": "cpu",
+        "model.path": model,
+        "model.dtype": "float32",
+        "model.device": "cpu",
         "prompts.path": folder / "prompts.jsonl",
         "services.policy_targets": json.dumps([policy]),
         "services.reward_target": reward,

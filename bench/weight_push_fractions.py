@@ -116,15 +116,15 @@ class _Run:
         config = PpoRunConfig.model_validate(
             {
                 "run_dir": "unused",
-                "models": {"policy_path": work.policy_path},
+                "model": {"path": work.policy_path},
                 "prompts": {"path": "unused"},
                 "critic": {"path": work.scalar_path},
-                "policy_optimizer": {"learning_rate": rate},
+                "optimizer": {"learning_rate": rate},
                 "training": {"prompts_per_step": num_prompts},
             }
         )
         self._module = PolicyModel(load_policy(work.policy_path, dtype="bfloat16"))
-        self._policy = TrainedModel("policy", self._module, config.policy_optimizer, total_steps=config.training.steps)
+        self._policy = TrainedModel("policy", self._module, config.optimizer, total_steps=config.training.steps)
         self._updater = _updater(config, self._policy, work)
         self._snapshot = take_snapshot(self._policy, 1, None, patches=True)
         self._received = [tensor.clone() for tensor in self._snapshot.tensors]

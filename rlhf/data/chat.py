@@ -65,6 +65,7 @@ def load_chat_examples(
     max_tokens: int,
     split: str = "train",
     train_on: TrainOn = "all",
+    field: str = "data.path",
 ) -> ChatExamples:
     """Returns the examples of a JSONL or Parquet file, or of a data set's split.
 
@@ -76,11 +77,12 @@ def load_chat_examples(
         tokenizer: of the model to be trained.
         max_tokens: longer examples are left out and counted; nothing is cut.
         train_on: every assistant turn, or only the last.
+        field: the dotted path of the setting that named the source, for errors.
     Raises: ConfigError naming the place of a malformed row, or if no example is usable.
     """
     examples: list[ChatExample] = []
     skipped: Counter[str] = Counter()
-    for place, record in read_records(source, split):
+    for place, record in read_records(source, split, field=field):
         try:
             example = read_chat_example(record, tokenizer, train_on)
         except ValueError as error:
@@ -92,7 +94,7 @@ def load_chat_examples(
         else:
             examples.append(example)
     if not examples:
-        raise no_row_left(source, "example", skipped, max_tokens, more="examples")
+        raise no_row_left(source, "example", skipped, max_tokens, more="examples", field=field)
     return ChatExamples(examples, dict(skipped))
 
 

@@ -36,7 +36,9 @@ class PromptSet:
     """Number of prompts that were left out because they are too long."""
 
 
-def load_prompts(path: Path, tokenizer: PreTrainedTokenizerBase, *, max_prompt_tokens: int) -> PromptSet:
+def load_prompts(
+    path: Path, tokenizer: PreTrainedTokenizerBase, *, max_prompt_tokens: int, field: str = "prompts.path"
+) -> PromptSet:
     """Returns the prompts of a JSONL file, each line {"prompt": text} or {"messages": [{"role":, "content":}, ...]}.
 
     A text becomes a user's message if the tokenizer has a chat template; otherwise it is used as it is.
@@ -45,14 +47,15 @@ def load_prompts(path: Path, tokenizer: PreTrainedTokenizerBase, *, max_prompt_t
         path: the file.
         tokenizer: of the policy.
         max_prompt_tokens: longer prompts are left out and counted.
+        field: the dotted path of the setting that named the file, for errors.
     Raises: ConfigError naming the file and the line that is malformed, or if no prompt is usable.
     """
     if not path.is_file():
-        raise ConfigError(f"prompts.path is '{path}': no such file; give a JSONL file with a prompt on each line")
+        raise ConfigError(f"{field} is '{path}': no such file; give a JSONL file with a prompt on each line")
     try:
         lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would also cut at U+2028 inside a text
     except UnicodeDecodeError as error:
-        raise ConfigError(f"prompts.path is '{path}': not UTF-8: {error}") from None
+        raise ConfigError(f"{field} is '{path}': not UTF-8: {error}") from None
     items: list[PromptItem] = []
     num_too_long = 0
     for number, line in enumerate(lines, start=1):
@@ -68,7 +71,7 @@ def load_prompts(path: Path, tokenizer: PreTrainedTokenizerBase, *, max_prompt_t
             items.append(item)
     if not items:
         raise ConfigError(
-            f"prompts.path is '{path}': it holds no usable prompt ({num_too_long} are longer than "
+            f"{field} is '{path}': it holds no usable prompt ({num_too_long} are longer than "
             f"prompts.max_prompt_tokens, {max_prompt_tokens})"
         )
     return PromptSet(items, num_too_long)

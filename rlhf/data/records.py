@@ -169,8 +169,9 @@ def no_row_left(
         max_tokens: the limit that applied.
         more: what to give more of, such as "preferences".
     """
+    limit = f"{field.rpartition('.')[0]}.max_tokens"
     reasons = ", ".join(f"{count} left out for {reason}" for reason, count in sorted(skipped.items()))
     return ConfigError(
-        f"{field} is '{source}': no {rows} left ({reasons or 'it is empty'}; data.max_tokens is {max_tokens}); "
-        f"give more {more}, or raise data.max_tokens"
+        f"{field} is '{source}': no {rows} left ({reasons or 'it is empty'}; {limit} is {max_tokens}); "
+        f"give more {more}, or raise {limit}"
     )

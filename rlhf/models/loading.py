@@ -154,11 +154,17 @@ def max_positions(path: Path) -> int:
 def resolve_device(name: str, field: str) -> torch.device:
     """Returns the device that a configuration names. "auto" is CUDA if torch sees a CUDA device, else the CPU.
 
-    Raises: ConfigError naming `field`, the dotted path of the setting, if it names a CUDA device that does not exist.
+    Raises: ConfigError naming `field`, the dotted path of the setting, if there is no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+        if device.type != "cuda":
+            torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{field} is '{name}': {reason}; use 'auto', 'cpu' or a device that exists") from None
     num_devices = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= num_devices:
         raise ConfigError(f"{field} is '{name}', but torch sees {num_devices} CUDA devices; use --{field} auto")

@@ -58,7 +58,6 @@ class Actions:
         found: dict[str, object] = {
             "services.policy_targets": list(policies),
             "services.reference_target": reference,
-            "reference.target": reference,
         }
         return found if reward is None else {**found, "services.reward_target": reward}
 

@@ -61,7 +61,7 @@ class _Planner:
         config = self._config
         start = self._training(SFT, {"model.path": config.model, **self._shared_fills()}) or config.model
         pairs = self._pairs(start)
-        fills: dict[str, object] = {"models.policy_path": start, "model.path": start, **self._shared_fills()}
+        fills: dict[str, object] = {"model.path": start, **self._shared_fills()}
         pair_fills = {} if pairs is None else {"data.path": pairs}
         reward_model = self._training(REWARD_MODEL, {**fills, **pair_fills})
         policies: dict[str, Path] = {}
@@ -184,7 +184,6 @@ class _Planner:
         fills: dict[str, object] = {
             "prompts.path": config.prompts.path,
             "prompts.max_prompt_tokens": config.prompts.max_prompt_tokens,
-            "models.dtype": config.services.dtype,
             "model.dtype": config.services.dtype,
             "services.wait_for_services_seconds": config.services.wait_for_services_seconds,
         }

@@ -11,7 +11,7 @@ from services.trainer.trainings import Training
 
 OURS = ("enabled", "artifact")
 """Keys of a training's table that are the pipeline's own."""
-UNCOMPARED = ("run_dir", "services", "server", "reference", "evaluation", "watch")
+UNCOMPARED = ("run_dir", "services", "server", "evaluation", "watch")
 """Sections that say where something is, or what is looked at: another address makes no other model."""
 
 

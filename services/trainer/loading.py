@@ -1,12 +1,10 @@
 """What an online run trains: models, optimizers and prompts, as configured or as a checkpoint left them."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from blake3 import blake3
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,7 +21,13 @@ from rlhf.learning.ranks import Ranks
 from rlhf.learning.shaping import RewardShaper
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.learning.update import KlController, UpdateOptions, Updater
-from rlhf.models.loading import enable_activation_checkpointing, load_policy, load_tokenizer, tokenizer_digest
+from rlhf.models.loading import (
+    enable_activation_checkpointing,
+    load_policy,
+    load_tokenizer,
+    resolve_device,
+    tokenizer_digest,
+)
 from rlhf.models.policy_model import PolicyModel
 from rlhf.models.scalar_model import ScalarModel
 from services.trainer.config.online import OnlineDpoRunConfig, OnlineRunConfig, PolicyGradientRunConfig, PpoRunConfig
@@ -88,18 +92,17 @@ def load_run(config: OnlineRunConfig, checkpoint: Path | None, *, resume: bool, 
 
     Raises: ConfigError if a path, the prompt file or the checkpoint does not fit.
     """
-    device = _device(config.models.device)
+    device = str(resolve_device(config.model.device, "model.device"))
     notes: list[str] = []
-    with _naming("model.path", "models.policy_path"):
-        tokenizer = load_tokenizer(config.models.policy_path)
+    tokenizer = load_tokenizer(config.model.path)
     limit = config.prompts.max_prompt_tokens
     prompt_set = load_prompts(config.prompts.path, tokenizer, max_prompt_tokens=limit)
     if prompt_set.num_too_long:
         notes.append(f"{prompt_set.num_too_long} prompts are longer than prompts.max_prompt_tokens ({limit}): left out")
     demonstrations = _load_demonstrations(config, tokenizer, notes)
     if checkpoint is not None:
-        require_same_model(checkpoint / "policy", config.models.policy_path, "models.policy_path")
-        _require_same_tokenizer(checkpoint, tokenizer, config.models.policy_path)
+        require_same_model(checkpoint / "policy", config.model.path, "model.path")
+        _require_same_tokenizer(checkpoint, tokenizer, config.model.path)
     run = LoadedRun(
         tokenizer=tokenizer,
         prompts=PromptSampler(prompt_set.items, seed=config.training.seed),
@@ -118,9 +121,8 @@ def _load_updater(
     config: OnlineRunConfig, demonstrations: list[ChatExample] | None, device: str, ranks: Ranks
 ) -> Updater:
     """Returns the updater with the models that the run begins with."""
-    models, training = config.models, config.training
-    with _naming("model.path", "models.policy_path"):
-        model = load_policy(models.policy_path, dtype=models.dtype, device=device)
+    training, dtype = config.training, config.model.dtype
+    model = load_policy(config.model.path, dtype=dtype, device=device)
     per_step = training.epochs * training.minibatches
     head, critic, policy_steps = None, None, training.steps
     if isinstance(config, PpoRunConfig):
@@ -128,8 +130,7 @@ def _load_updater(
         if config.critic.kind == "head":
             head = _zero_head(model)
         elif config.critic.path is not None:
-            with _naming("model.path", "critic.path"):
-                scalar = ScalarModel.load(config.critic.path, models.dtype).to(device)
+            scalar = ScalarModel.load(config.critic.path, dtype, field="critic.path").to(device)
             if training.activation_checkpointing:
                 enable_activation_checkpointing(scalar)
             critic = TrainedModel(
@@ -140,7 +141,7 @@ def _load_updater(
     policy = TrainedModel(
         "policy",
         PolicyModel(model, head),
-        config.policy_optimizer,
+        config.optimizer,
         total_steps=policy_steps * per_step,
         ranks=ranks,
         lora=config.lora,
@@ -226,8 +227,7 @@ def _load_demonstrations(
 ) -> list[ChatExample] | None:
     if config.ptx.path is None:
         return None
-    with _naming("data.", "ptx."):
-        loaded = load_chat_examples(config.ptx.path, tokenizer, max_tokens=config.ptx.max_tokens)
+    loaded = load_chat_examples(config.ptx.path, tokenizer, max_tokens=config.ptx.max_tokens, field="ptx.path")
     notes += [f"{count} demonstrations of ptx.path were left out: {why}" for why, count in loaded.skipped.items()]
     return loaded.examples
 
@@ -237,10 +237,12 @@ def _load_heldout(
 ) -> list[PromptItem]:
     if config.evaluation.prompts_path is None:
         return []
-    with _naming("prompts.path", "evaluation.prompts_path"):
-        loaded = load_prompts(
-            config.evaluation.prompts_path, tokenizer, max_prompt_tokens=config.prompts.max_prompt_tokens
-        )
+    loaded = load_prompts(
+        config.evaluation.prompts_path,
+        tokenizer,
+        max_prompt_tokens=config.prompts.max_prompt_tokens,
+        field="evaluation.prompts_path",
+    )
     items = loaded.items[: config.evaluation.num_prompts]
     known = {tuple(item.prompt_ids) for item in trained_on}
     if num_shared := sum(tuple(item.prompt_ids) in known for item in items):
@@ -269,27 +271,6 @@ def _require_same_tokenizer(checkpoint: Path, tokenizer: PreTrainedTokenizerBase
     saved, wanted = tokenizer_digest(load_tokenizer(checkpoint / "policy")), tokenizer_digest(tokenizer)
     if saved != wanted:
         raise ConfigError(
-            f"{checkpoint} has tokenizer {saved[:12]}, models.policy_path ('{policy_path}') has {wanted[:12]}; resume "
+            f"{checkpoint} has tokenizer {saved[:12]}, model.path ('{policy_path}') has {wanted[:12]}; resume "
             "with the model that the run began with, or choose another run_dir"
         )
-
-
-@contextmanager
-def _naming(said: str, meant: str) -> Iterator[None]:
-    """Makes the errors of a loader, which speak of its own fields, name those that are meant here."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(str(error).replace(said, meant)) from None
-
-
-def _device(name: str) -> str:
-    """Returns the device to train on. Raises: ConfigError if torch does not know it."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"models.device is '{name}': {reason}; use 'auto', 'cpu' or a device that exists") from None
-    return name

@@ -45,7 +45,7 @@ def run_online(config: OnlineRunConfig, *, resume: bool, console: Console) -> in
         console: shows progress; a live table if it is a terminal.
     Raises: ConfigError if the run cannot begin as configured.
     """
-    paths = [("models.policy_path", config.models.policy_path)]
+    paths = [("model.path", config.model.path)]
     if isinstance(config, PpoRunConfig) and config.critic.path is not None:
         paths.append(("critic.path", config.critic.path))
     for field, path in paths:

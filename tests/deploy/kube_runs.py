@@ -13,8 +13,8 @@ PROMPTS_PER_STEP = 4
 CONFIG = f"""
 run_dir = "runs/here"
 
-[models]
-policy_path = "/models/policy"
+[model]
+path = "/models/policy"
 
 [critic]
 kind = "head"

@@ -23,8 +23,8 @@ SERVICES = ("policy", "reward", "reward-gold", "reference")
 PROMPTS_PER_STEP, GROUP_SIZE = 8, 2
 RUN = """
 run_dir = "/runs/set-by-compose"
-[models]
-policy_path = "/models/policy"
+[model]
+path = "/models/policy"
 [critic]
 kind = "head"
 [prompts]
@@ -39,7 +39,7 @@ max_new_tokens = 128
 steps = {steps}
 prompts_per_step = 8
 group_size = 2
-[policy_optimizer]
+[optimizer]
 learning_rate = 1e-3
 [checkpoint]
 every_steps = 0

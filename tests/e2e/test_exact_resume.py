@@ -23,8 +23,8 @@ CHECKPOINT_EVERY = 2
 CONFIG = f"""
 run_dir = "{{run_dir}}"
 
-[models]
-policy_path = "{{policy}}"
+[model]
+path = "{{policy}}"
 dtype = "float32"
 device = "cpu"
 
@@ -49,7 +49,7 @@ minibatches = 2
 max_dropped_fraction = 0.5
 max_policy_lag = {{lag}}
 
-[policy_optimizer]
+[optimizer]
 learning_rate = 1e-3
 warmup_steps = 4
 final_learning_rate_fraction = 0.1

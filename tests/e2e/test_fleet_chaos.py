@@ -27,8 +27,8 @@ PROMPTS_PER_STEP, GROUP_SIZE = 8, 2
 CONFIG = """
 run_dir = "{folder}/run"
 
-[models]
-policy_path = "{model}"
+[model]
+path = "{model}"
 dtype = "float32"
 device = "cpu"
 
@@ -55,7 +55,7 @@ prompts_per_step = 8
 group_size = 2
 max_policy_lag = {lag}
 
-[policy_optimizer]
+[optimizer]
 learning_rate = 1e-3
 
 [checkpoint]

@@ -32,7 +32,7 @@ def make_config(
     return PpoRunConfig.model_validate(
         {
             "run_dir": folder / "run",
-            "models": {"policy_path": policy, "dtype": "float32", "device": "cpu"},
+            "model": {"path": policy, "dtype": "float32", "device": "cpu"},
             "critic": {"path": critic},
             "prompts": {"path": prompts},
             "services": {
@@ -49,7 +49,7 @@ def make_config(
                 "minibatches": 2,
             },
             "kl": {"coef": 0.01, **kl},
-            "policy_optimizer": {"learning_rate": 1e-3},
+            "optimizer": {"learning_rate": 1e-3},
             "critic_optimizer": {"learning_rate": 3e-3},
             "checkpoint": {"every_steps": 4, "keep_last": 2},
             "server": {"host": "127.0.0.1", "port": 0, "metrics_port": 0, "drain_seconds": 0, "log_level": "warning"},

@@ -21,8 +21,8 @@ from services.trainer.config.offline import (
     DpoConfig,
     DpoDataConfig,
     DpoOptimizerConfig,
-    DpoReferenceConfig,
     DpoRunConfig,
+    DpoServicesConfig,
     FitConfig,
     OfflineModelConfig,
 )
@@ -161,7 +161,7 @@ def make_dpo_config(folder: Path, model_path: Path, target: str, variant: str, r
         optimizer=DpoOptimizerConfig(learning_rate=1e-3, warmup_steps=0),
         checkpoint=CheckpointConfig(every_steps=2),
         dpo=DpoConfig.model_validate({"variant": variant}),
-        reference=DpoReferenceConfig(target=target, wait_seconds=5.0),
+        services=DpoServicesConfig(reference_target=target, wait_for_services_seconds=5.0),
     )
 
 
@@ -182,7 +182,7 @@ def test_dpo_starts_at_the_reference_learns_and_keeps_the_reference_log_probabil
     # The service has gone: a run that names the kept version needs it no more, and leads to the same weights.
     version = read_version(kept)
     again = make_dpo_config(tmp_path, tiny_model_path, "127.0.0.1:1", "sigmoid", "again")
-    again = again.model_copy(update={"reference": again.reference.model_copy(update={"version": version})})
+    again = again.model_copy(update={"services": again.services.model_copy(update={"reference_version": version})})
     assert run_dpo(again, resume=False, console=QUIET) == 0
     one, other = (load_file(each.run_dir / "final/model.safetensors") for each in (config, again))
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -47,9 +47,9 @@ class World:
         run_dir = self.folder / name
         arguments = {
             "run_dir": run_dir,
-            "models.policy_path": self.model,
-            "models.dtype": "float32",
-            "models.device": "cpu",
+            "model.path": self.model,
+            "model.dtype": "float32",
+            "model.device": "cpu",
             "prompts.path": self.folder / "prompts.jsonl",
             "services.policy_targets": self.policy.target,
             "services.reward_target": self.reward.target,
@@ -60,7 +60,7 @@ class World:
             "training.epochs": 2,
             "training.minibatches": 2,
             "training.micro_batch_tokens": 10,
-            "policy_optimizer.learning_rate": 1e-3,
+            "optimizer.learning_rate": 1e-3,
             "checkpoint.every_steps": 1,
             "server.host": "127.0.0.1",
             "server.port": 0,

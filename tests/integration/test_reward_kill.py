@@ -141,7 +141,7 @@ def make_config(folder: Path, policy: Path, critic: Path, targets: dict[str, obj
     return PpoRunConfig.model_validate(
         {
             "run_dir": folder / "run",
-            "models": {"policy_path": policy, "dtype": "float32", "device": "cpu"},
+            "model": {"path": policy, "dtype": "float32", "device": "cpu"},
             "critic": {"path": critic},
             "prompts": {"path": prompts},
             "services": {**targets, "wait_for_services_seconds": START_SECONDS},

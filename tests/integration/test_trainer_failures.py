@@ -268,9 +268,9 @@ async def test_sigterm_ends_the_process_after_its_step_with_a_checkpoint_and_cod
     config = world.config
     arguments = {
         "run_dir": config.run_dir,
-        "models.policy_path": config.models.policy_path,
+        "model.path": config.model.path,
         "critic.path": world.settings["critic"]["path"],
-        "models.dtype": "float32",
+        "model.dtype": "float32",
         "prompts.path": config.prompts.path,
         "services.policy_targets": world.policy.target,
         "services.reward_target": world.reward.target,
@@ -301,8 +301,8 @@ async def test_sigterm_ends_the_process_after_its_step_with_a_checkpoint_and_cod
 
 def test_wrong_flags_are_refused_before_torch_is_imported(tmp_path: Path) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "services.trainer", "--run_dir", str(tmp_path)]
-    command += ["--models.policy_path", "nowhere", "--critic.path", "r", "--prompts.path", "p"]
+    command += ["--model.path", "nowhere", "--critic.path", "r", "--prompts.path", "p"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert "rlhf-trainer: models.policy_path is 'nowhere': no such directory" in done.stderr
+    assert "rlhf-trainer: model.path is 'nowhere': no such directory" in done.stderr
     assert " torch\n" not in done.stderr

@@ -12,7 +12,7 @@ from rlhf_cli.main import main
 from tests.support.fake_kubernetes import FakeKubernetes, fake_kubernetes
 from tests.support.ports import free_port
 
-CONFIG = '[models]\npolicy_path = "/models/policy"\n[prompts]\npath = "prompts.jsonl"\n[critic]\nkind = "head"\n'
+CONFIG = '[model]\npath = "/models/policy"\n[prompts]\npath = "prompts.jsonl"\n[critic]\nkind = "head"\n'
 TEMPLATE: dict[str, Any] = {
     "kind": "PodTemplate",
     "metadata": {"name": "trainer"},

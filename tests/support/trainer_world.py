@@ -105,7 +105,7 @@ async def make_world(tmp_path: Path, tiny_model_path: Path, tiny_reward_path: Pa
     ):
         settings: dict[str, Any] = {
             "run_dir": tmp_path / "run",
-            "models": {"policy_path": tiny_model_path, "dtype": "float32"},
+            "model": {"path": tiny_model_path, "dtype": "float32"},
             "critic": {"path": tiny_reward_path},
             "prompts": {"path": prompts},
             "services": {

@@ -1,4 +1,4 @@
-"""Sections of configuration that all offline trainings share."""
+"""Configuration of trainings on data: `rlhf train sft`, `reward-model` and `dpo`."""
 
 from pathlib import Path
 from typing import Literal, Self
@@ -8,19 +8,12 @@ from pydantic import Field, model_validator
 from rlhf.config import Port, Section
 from rlhf.learning.config import LoraConfig, OptimizerConfig
 from rlhf.serving.directory import REFERENCE
-from services.trainer.config.sections import CheckpointConfig, Target
+from services.trainer.config.sections import CheckpointConfig, ModelConfig, Target
 
 
-class OfflineModelConfig(Section):
+class OfflineModelConfig(ModelConfig):
     """The model that is trained."""
 
-    path: Path
-    """Hugging Face checkpoint of a causal language model."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Element type of the forward and backward pass and of the saved model. With bfloat16 the optimizer keeps float32
-    master weights."""
-    device: str = Field(default="auto", min_length=1)
-    """A torch device; "auto" takes CUDA where there is one, else the CPU."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: a third more time, far less memory."""
 
@@ -234,18 +227,18 @@ class DpoConfig(Section):
         return self
 
 
-class DpoReferenceConfig(Section):
+class DpoServicesConfig(Section):
     """Where the reference's log-probabilities come from. They are computed once and kept beside the data."""
 
-    target: Target = REFERENCE.local_target
+    reference_target: Target = REFERENCE.local_target
     """"host:port" of the reference service, which serves the model that training starts from."""
-    version: str = ""
+    reference_version: str = ""
     """Take kept log-probabilities of this reference version without calling the service; empty asks the service."""
-    wait_seconds: float = Field(default=300.0, ge=0)
+    wait_for_services_seconds: float = Field(default=300.0, ge=0)
     """How long the service may be away before the run ends with an error."""
-    deadline_seconds: float = Field(default=600.0, gt=0)
+    reference_deadline_seconds: float = Field(default=600.0, gt=0)
     """Longest time for one call."""
-    items_per_call: int = Field(default=64, ge=1)
+    reference_items_per_call: int = Field(default=64, ge=1)
     """Completions sent in one call."""
 
 
@@ -261,5 +254,5 @@ class DpoRunConfig(PolicyRunConfig):
 
     data: DpoDataConfig
     dpo: DpoConfig = DpoConfig()
-    reference: DpoReferenceConfig = DpoReferenceConfig()
+    services: DpoServicesConfig = DpoServicesConfig()
     optimizer: DpoOptimizerConfig = DpoOptimizerConfig()

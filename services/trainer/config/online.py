@@ -23,7 +23,7 @@ from services.trainer.config.sections import (
     GroupsConfig,
     GroupTrainingConfig,
     LossKlConfig,
-    ModelsConfig,
+    ModelConfig,
     OnlineTrainingConfig,
     PairTrainingConfig,
     PromptsConfig,
@@ -45,13 +45,13 @@ class OnlineRunConfig(Section):
 
     run_dir: Path
     """Directory of the run: metrics.jsonl, checkpoints/, and at the end final/ (the policy, in Hugging Face form)."""
-    models: ModelsConfig
+    model: ModelConfig
     prompts: PromptsConfig
     services: ServicesConfig = ServicesConfig()
     sampling: SamplingConfig = SamplingConfig()
     training: OnlineTrainingConfig = OnlineTrainingConfig()
     reward: RewardShapingConfig = RewardShapingConfig()
-    policy_optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
     ptx: PtxConfig = PtxConfig()
     groups: GroupsConfig = GroupsConfig()
     lora: LoraConfig | None = None

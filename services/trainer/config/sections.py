@@ -55,6 +55,18 @@ class ServicesConfig(Section):
     """Longest time for one weight push; a replica that does not have the weights by then is set aside."""
 
 
+class ModelConfig(Section):
+    """The model that is trained."""
+
+    path: Path
+    """Hugging Face checkpoint of a causal language model."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Element type of the forward and backward pass, and of the weights that are pushed and saved. With bfloat16 the
+    optimizers keep float32 master weights."""
+    device: str = Field(default="auto", min_length=1)
+    """A torch device; "auto" takes CUDA where there is one, else the CPU."""
+
+
 class PromptsConfig(Section):
     """Where the prompts come from."""
 
@@ -119,18 +131,6 @@ class EvaluationConfig(Section):
                 "file of held-out prompts, or remove the target"
             )
         return self
-
-
-class ModelsConfig(Section):
-    """The policy that is trained."""
-
-    policy_path: Path
-    """Hugging Face checkpoint of the initial policy."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Element type of the forward and backward pass, and of the pushed weights: what the policy service serves. With
-    bfloat16 the optimizers keep float32 master weights."""
-    device: str = Field(default="auto", min_length=1)
-    """A torch device; "auto" takes CUDA where there is one, else the CPU."""
 
 
 class OnlineTrainingConfig(Section):

@@ -93,8 +93,8 @@ def require_dtype(replica: Replica, snapshot: WeightsSnapshot) -> None:
     ours = snapshot.manifest.tensors[0].dtype
     if replica.model is not None and replica.model.dtype != ours:
         raise ConfigError(
-            f"{replica.name} serves {replica.model.dtype}, the trainer has {ours} (models.dtype): start the service "
-            "with the trainer's dtype, or set models.dtype to the service's"
+            f"{replica.name} serves {replica.model.dtype}, the trainer has {ours} (model.dtype): start the service "
+            "with the trainer's dtype, or set model.dtype to the service's"
         )
 
 

@@ -87,7 +87,7 @@ def _train(
         console=console,
         resume=resume,
         ranks=ranks,
-        settings=config.model_dump(mode="json", exclude={"run_dir", "reference", "server"}),
+        settings=config.model_dump(mode="json", exclude={"run_dir", "services", "server"}),
         metrics_port=config.server.metrics_port,
     )
     task = make_task(policy, ranks)

@@ -14,7 +14,7 @@ def test_the_configurations_that_are_written_read_back_equal(tmp_path: Path) -> 
     values = demo_values()
     for training in TRAININGS.values():
         if training.stage in values:
-            fills = {"models.policy_path": 'mo"del', "model.path": 'mo"del', "prompts.path": "p", "data.path": "d"}
+            fills = {"model.path": 'mo"del', "prompts.path": "p", "data.path": "d"}
             fills["critic.path"] = "c"
             config = build_config(training, values[training.stage], fills, run_dir=tmp_path, source="demo.toml")
             write_config(tmp_path / "config.toml", config)

@@ -24,7 +24,7 @@ from rlhf.client.patience import Patience
 from rlhf.client.reference import LogprobsItem, ReferenceClient, ReferenceModel
 from rlhf.errors import ConfigError, RunError
 from rlhf.files import whole
-from services.trainer.config.offline import DpoReferenceConfig
+from services.trainer.config.offline import DpoServicesConfig
 
 T = TypeVar("T")
 Ids = tuple[int, ...]
@@ -47,10 +47,11 @@ class ReferenceLogprobs:
     """Gives the reference's log-probabilities of completions, from the kept file or from the service."""
 
     def __init__(
-        self, config: DpoReferenceConfig, *, tokenizer_digest: str, data_path: str, run_dir: Path, console: Console
+        self, config: DpoServicesConfig, *, tokenizer_digest: str, data_path: str, run_dir: Path, console: Console
     ) -> None:
         """Args: the folder of the data is where files are kept; run_dir if there is none, or it cannot be written."""
         self._config = config
+        self._target = config.reference_target
         self._tokenizer_digest = tokenizer_digest
         self._console = console
         data = Path(data_path)
@@ -67,15 +68,16 @@ class ReferenceLogprobs:
 
     async def _logps(self, completions: Sequence[PromptedCompletion]) -> list[float]:
         digest = blake3("".join(map(repr, completions)).encode()).hexdigest()
-        if self._config.version:
-            kept = self._find(digest, self._config.version)
+        if self._config.reference_version:
+            kept = self._find(digest, self._config.reference_version)
             if kept is None:
                 raise ConfigError(
-                    f"reference.version is '{self._config.version}': no log-probabilities of it are kept for these "
-                    f"data in {' or '.join(map(str, self._folders))}; leave it out, so that the service is asked"
+                    f"services.reference_version is '{self._config.reference_version}': no log-probabilities of it are "
+                    f"kept for these data in {' or '.join(map(str, self._folders))}; leave it out, so that the "
+                    "service is asked"
                 )
             return kept
-        async with ReferenceClient(self._config.target) as client:
+        async with ReferenceClient(self._target) as client:
             model = await self._call(client, client.get_model)
             self._require_fitting(model, completions)
             kept = self._find(digest, model.reference_version)
@@ -88,21 +90,21 @@ class ReferenceLogprobs:
     def _require_fitting(self, model: ReferenceModel, completions: Sequence[PromptedCompletion]) -> None:
         if model.tokenizer_digest != self._tokenizer_digest:
             raise ConfigError(
-                f"reference service at {self._config.target} has tokenizer {model.tokenizer_digest[:12]}, the trained "
+                f"reference service at {self._target} has tokenizer {model.tokenizer_digest[:12]}, the trained "
                 f"policy has {self._tokenizer_digest[:12]}: token ids would mean different things; start the service "
                 "with the policy's model"
             )
         longest = max(len(each.prompt_ids) + len(each.completion_ids) for each in completions)
         if 0 < model.max_sequence_tokens < longest:
             raise ConfigError(
-                f"reference service at {self._config.target} takes at most {model.max_sequence_tokens} tokens, the "
+                f"reference service at {self._target} takes at most {model.max_sequence_tokens} tokens, the "
                 f"data have a completion of {longest} with its prompt; lower data.max_tokens"
             )
 
     async def _compute(
         self, client: ReferenceClient, model: ReferenceModel, completions: Sequence[PromptedCompletion]
     ) -> list[float]:
-        limit = self._config.items_per_call
+        limit = self._config.reference_items_per_call
         size = min(limit, model.max_items) if model.max_items > 0 else limit
         # Neighbours in length keep the service's batches even.
         order = sorted(range(len(completions)), key=lambda index: -len(completions[index].completion_ids))
@@ -120,12 +122,12 @@ class ReferenceLogprobs:
                         lambda: client.compute_logprobs(
                             items,
                             tokenizer_digest=self._tokenizer_digest,
-                            deadline_seconds=self._config.deadline_seconds,
+                            deadline_seconds=self._config.reference_deadline_seconds,
                         ),
                     )
                 if answer.reference_version != model.reference_version:
                     raise RunError(
-                        f"reference service at {self._config.target} changed from version "
+                        f"reference service at {self._target} changed from version "
                         f"{model.reference_version[:12]} to {answer.reference_version[:12]} meanwhile; start again"
                     )
                 for index, row in zip(batch, answer.logprobs, strict=True):
@@ -137,7 +139,7 @@ class ReferenceLogprobs:
 
     async def _call(self, client: ReferenceClient, call: Callable[[], Awaitable[T]]) -> T:
         patience = Patience(
-            wait_seconds=self._config.wait_seconds,
+            wait_seconds=self._config.wait_for_services_seconds,
             remedy="start it again, then continue with --resume",
             on_wait=lambda _, message: self._say(message),
         )

@@ -85,7 +85,7 @@ def _within_positions(config: DpoRunConfig) -> DpoDataConfig:
 def _reference(config: DpoRunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, console: Console) -> LogpsOf:
     """Returns what gives the reference's log-probabilities; the first rank asks, and tells the others."""
     reference = ReferenceLogprobs(
-        config.reference,
+        config.services,
         tokenizer_digest=tokenizer_digest(tokenizer),
         data_path=config.data.path,
         run_dir=config.run_dir,

@@ -59,7 +59,7 @@ class Maker:
         grouped = {"training": {"prompts_per_step": 2, "group_size": 2}}
         values: dict[str, Any] = {
             "run_dir": "unused",
-            "models": {"policy_path": self.policy_path, "dtype": "float32"},
+            "model": {"path": self.policy_path, "dtype": "float32"},
             "prompts": {"path": "unused"},
         }
         if algorithm == "ppo":

@@ -46,8 +46,8 @@ def test_a_path_that_does_not_exist_is_named(tmp_path: Path):
 
 
 def test_errors_name_the_field_that_the_caller_knows(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"^models\.policy_path is '.*/absent'"):
-        load_policy(tmp_path / "absent", dtype="float32", field="models.policy_path")
+    with pytest.raises(ConfigError, match=r"^policy\.path is '.*/absent'"):
+        load_policy(tmp_path / "absent", dtype="float32", field="policy.path")
     with pytest.raises(ConfigError, match=r"^models\.critic_path is '.*/absent'"):
         ScalarModel.load(tmp_path / "absent", "float32", "models.critic_path")
 

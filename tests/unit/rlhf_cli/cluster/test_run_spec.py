@@ -9,7 +9,7 @@ from rlhf_cli.cluster.manifests import config_map, spec_of
 from rlhf_cli.cluster.run_spec import MOST_BYTES, read_run
 from services.trainer.trainings import TRAININGS
 
-PPO = '[models]\npolicy_path = "/models/policy"\n[prompts]\npath = "{prompts}"\n[critic]\nkind = "head"\n'
+PPO = '[model]\npath = "/models/policy"\n[prompts]\npath = "{prompts}"\n[critic]\nkind = "head"\n'
 
 
 def ppo_file(folder: Path, prompts: str = "prompts.jsonl", more: str = "", name: str = "first.toml") -> Path:
@@ -54,9 +54,9 @@ def ppo_file_without_critic(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("algorithm", "text"),
     [
-        *((name, '[models]\npolicy_path = "/m"\n[prompts]\npath = "/p.jsonl"\n') for name in ("grpo", "rloo")),
-        *((name, '[models]\npolicy_path = "/m"\n[prompts]\npath = "/p.jsonl"\n') for name in ("reinforce++",)),
-        ("online-dpo", '[models]\npolicy_path = "/m"\n[prompts]\npath = "/p.jsonl"\n'),
+        *((name, '[model]\npath = "/m"\n[prompts]\npath = "/p.jsonl"\n') for name in ("grpo", "rloo")),
+        *((name, '[model]\npath = "/m"\n[prompts]\npath = "/p.jsonl"\n') for name in ("reinforce++",)),
+        ("online-dpo", '[model]\npath = "/m"\n[prompts]\npath = "/p.jsonl"\n'),
         *((name, '[model]\npath = "/m"\n[data]\npath = "/d.jsonl"\n') for name in ("sft", "dpo", "reward-model")),
     ],
 )

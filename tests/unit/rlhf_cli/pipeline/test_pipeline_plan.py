@@ -59,7 +59,7 @@ def test_ppo_and_dpo_start_from_sft_and_learn_from_the_same_pairs(values: dict[s
         "data.path": run / "label/pairs.jsonl",
     }
     assert stage(made, "ppo").inputs == {
-        "models.policy_path": run / "sft/run/final",
+        "model.path": run / "sft/run/final",
         "prompts.path": tmp_path / "prompts.jsonl",
         "critic.path": run / "reward_model/run/model",
         "reward model": run / "reward_model/run/model",

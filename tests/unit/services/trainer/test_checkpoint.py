@@ -158,10 +158,10 @@ def test_a_directory_is_replaced_whole(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_what_differs(tmp_path: Path, tiny_model_path: Path) -> None:
-    require_same_model(tiny_model_path, make_tiny_model(tmp_path / "same", seed=5), "models.policy_path")
+    require_same_model(tiny_model_path, make_tiny_model(tmp_path / "same", seed=5), "model.path")
     other = tmp_path / "other"
     shutil.copytree(tiny_model_path, other)
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "hidden_size": 128}))
-    with pytest.raises(ConfigError, match=r"another model: its hidden_size is 64, at models.policy_path .* it is 128"):
-        require_same_model(tiny_model_path, other, "models.policy_path")
+    with pytest.raises(ConfigError, match=r"another model: its hidden_size is 64, at model.path .* it is 128"):
+        require_same_model(tiny_model_path, other, "model.path")

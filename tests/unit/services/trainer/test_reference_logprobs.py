@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from rlhf.errors import ConfigError, NotReadyError
-from services.trainer.config.offline import DpoReferenceConfig
+from services.trainer.config.offline import DpoServicesConfig
 from services.trainer.offline.dpo.reference_logprobs import PromptedCompletion, ReferenceLogprobs
 from tests.support.fake_services import REFERENCE_VERSION, TOKENIZER, FakeReference
 
@@ -56,7 +56,9 @@ def make_source(
     path = folder / "pairs.jsonl" if data_path is None else data_path
     if data_path is None:
         path.touch()
-    config = DpoReferenceConfig.model_validate({"target": target, "wait_seconds": 0.0, "items_per_call": 2, **options})
+    config = DpoServicesConfig.model_validate(
+        {"reference_target": target, "wait_for_services_seconds": 0.0, "reference_items_per_call": 2, **options}
+    )
     return ReferenceLogprobs(
         config, tokenizer_digest=tokenizer, data_path=str(path), run_dir=folder / "run", console=Console(quiet=True)
     )
@@ -81,10 +83,12 @@ def test_a_kept_version_can_be_named_and_needs_no_service(tmp_path: Path) -> Non
     reference = CountingReference()
     with serving(reference):
         make_source(tmp_path, reference.target).logps(COMPLETIONS)
-    named = make_source(tmp_path, "127.0.0.1:1", version=REFERENCE_VERSION)
+    named = make_source(tmp_path, "127.0.0.1:1", reference_version=REFERENCE_VERSION)
     assert named.logps(COMPLETIONS) == [-21.0, -9.0, -14.0]
-    with pytest.raises(ConfigError, match=r"reference.version is 'other': no log-probabilities of it are kept"):
-        make_source(tmp_path, "127.0.0.1:1", version="other").logps(COMPLETIONS)
+    with pytest.raises(
+        ConfigError, match=r"services.reference_version is 'other': no log-probabilities of it are kept"
+    ):
+        make_source(tmp_path, "127.0.0.1:1", reference_version="other").logps(COMPLETIONS)
 
 
 def test_a_damaged_file_is_computed_again(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ R = TypeVar("R", bound=OnlineRunConfig)
 
 SMALLEST = """
 run_dir = "runs/a"
-[models]
-policy_path = "m"
+[model]
+path = "m"
 [critic]
 path = "r"
 [prompts]
@@ -39,7 +39,7 @@ def test_the_smallest_run_names_models_prompts_and_a_directory(tmp_path: Path) -
         0.2,
     )
     assert (config.critic.gamma, config.critic.gae_lambda) == (1.0, 0.95)
-    assert config.policy_optimizer.learning_rate < config.critic_optimizer.learning_rate
+    assert config.optimizer.learning_rate < config.critic_optimizer.learning_rate
     assert config.training.optimizer_steps == 100
 
 
