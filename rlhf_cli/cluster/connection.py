@@ -1,7 +1,6 @@
 """A connection to a cluster's API: objects as plain JSON, and errors as sentences."""
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from rlhf.client.pod import is_in_pod, pod_namespace
 from rlhf_cli.cluster.manifests import Manifest
 from rlhf_cli.errors import AbsentError, ClusterError, ExistsError, UnreachableError, missing_extra
 
@@ -37,7 +37,6 @@ CONNECT_SECONDS = 10
 ANSWER_SECONDS = 60
 SILENCE_SECONDS = 300
 """How long a log may be silent before the stream is opened anew; it may have broken unseen."""
-TOKEN_FOLDER = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 ROLE_HINT = "ask for the Role 'rlhf-submit' of deploy/k8s/base in this namespace"
 
 
@@ -149,11 +148,10 @@ def connect(place: Place) -> Cluster:
     settings = client.Configuration()
     settings.retries = 0  # a retry would print a warning of its own; our error says it once
     named = place.kubeconfig is not None or place.context is not None
-    inside = "KUBERNETES_SERVICE_HOST" in os.environ and (TOKEN_FOLDER / "token").is_file() and not named
     try:
-        if inside:
+        if is_in_pod() and not named:
             config.load_incluster_config(client_configuration=settings)
-            namespace = (TOKEN_FOLDER / "namespace").read_text().strip()
+            namespace = pod_namespace()
         else:
             namespace = _load_kubeconfig(place, settings)
     except (ConfigException, OSError) as error:

@@ -95,7 +95,7 @@ class LimitsConfig(Section):
     push_silence_seconds: float = Field(default=2.0, gt=0)
     """A weight push that has sent nothing for so long is given up at once if another one comes."""
     relay_patience_seconds: float = Field(default=5.0, gt=0)
-    """How long a replica to which a push is handed on may leave health checks unanswered before it is left out."""
+    """How long a replica to which a push is relayed may leave health checks unanswered before it is left out."""
     takes_patches: bool = True
     """Take pushes of what changed alone. It costs a copy of the weights in memory; without it they must be whole."""
 

@@ -23,7 +23,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def register() -> None:
-    """Names our weight transfer; in an engine of ours also ties it to its parent and keeps its weights writable."""
+    """Names our weight transfer; an engine of ours also ends with its parent, may use AMX, and keeps its weights."""
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 
     if BACKEND not in WeightTransferEngineFactory._registry:
@@ -32,6 +32,7 @@ def register() -> None:
         )
     if os.environ.get(ENGINE_VARIABLE) == "1":
         _die_with_parent()
+        _request_amx()
         _keep_weights_writable()
 
 
@@ -43,6 +44,17 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent.pid:  # it ended before the line above
         os._exit(1)
+
+
+def _request_amx() -> None:
+    """Asks the kernel for the tiles of AMX, on Intel CPUs that have them; elsewhere nothing.
+
+    vLLM's attention computes with them in bfloat16. Unless somebody has asked, such as torch's own matrix products of a
+    larger model, the process dies of SIGILL.
+    """
+    import torch
+
+    torch.cpu._init_amx()
 
 
 def _keep_weights_writable() -> None:

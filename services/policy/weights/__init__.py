@@ -1,1 +1,1 @@
-"""A weight push at the policy service: received, verified, kept, handed on, and given to the engine."""
+"""A weight push at the policy service: received, verified, staged, relayed, and kept for patches to apply to."""

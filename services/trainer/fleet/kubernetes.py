@@ -1,8 +1,7 @@
-"""The replicas that the objects of a Service's endpoints name, in each way that a Kubernetes API has them."""
+"""The replicas behind a Service of Kubernetes: its endpoints, watched through any version of the API that has them."""
 
 import asyncio
 import json
-import os
 import random
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf.client.pod import is_in_pod, pod_namespace
 from rlhf.errors import ConfigError
 from services.trainer.fleet.sources import Failed, Found
 
@@ -125,7 +125,6 @@ SILENCE_SECONDS = 75
 """How long a watch may be silent before it counts as broken: longer than the API keeps one open."""
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 30.0
-TOKEN_FOLDER = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 class RefusedError(Exception):
@@ -177,11 +176,10 @@ class KubernetesSource:
     async def _settings(self) -> tuple[Any, str]:
         """Returns how the cluster is reached, and the namespace that is meant where none is named."""
         settings = client.Configuration()
-        is_inside = "KUBERNETES_SERVICE_HOST" in os.environ and (TOKEN_FOLDER / "token").is_file()
         try:
-            if is_inside and self._kubeconfig is None:
+            if is_in_pod() and self._kubeconfig is None:
                 config.load_incluster_config(client_configuration=settings)
-                return settings, (TOKEN_FOLDER / "namespace").read_text().strip()
+                return settings, pod_namespace()
             file = None if self._kubeconfig is None else str(self._kubeconfig)
             loader = await config.load_kube_config(
                 config_file=file, client_configuration=settings, persist_config=False

@@ -16,10 +16,10 @@ PAYLOAD = b"".join(TENSORS.values())  # 20 + 80 + 4 = 104 bytes
 
 
 @pytest.fixture
-def stage():
-    stage = FullPayload(MANIFEST)
-    yield stage
-    stage.file.close()
+def payload():
+    payload = FullPayload(MANIFEST)
+    yield payload
+    payload.file.close()
 
 
 def test_every_tensor_begins_at_a_multiple_of_64_bytes():
@@ -28,10 +28,10 @@ def test_every_tensor_begins_at_a_multiple_of_64_bytes():
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 7, 20, 21, 103, 104])
-def test_a_payload_in_chunks_of_any_size_is_staged_whole(stage, chunk_bytes):
+def test_a_payload_in_chunks_of_any_size_is_staged_whole(payload, chunk_bytes):
     for start in range(0, len(PAYLOAD), chunk_bytes):
-        stage.write(start, PAYLOAD[start : start + chunk_bytes])
-    staged = stage.commit(7)
+        payload.write(start, PAYLOAD[start : start + chunk_bytes])
+    staged = payload.commit(7)
     with open(staged.path, "rb") as file:
         data = file.read()
     assert len(data) == staged.num_bytes == 196
@@ -40,10 +40,10 @@ def test_a_payload_in_chunks_of_any_size_is_staged_whole(stage, chunk_bytes):
     assert staged.policy_version == 7
 
 
-def test_a_corrupted_tensor_is_named_as_soon_as_it_is_complete(stage):
-    stage.write(0, PAYLOAD[:50])
+def test_a_corrupted_tensor_is_named_as_soon_as_it_is_complete(payload):
+    payload.write(0, PAYLOAD[:50])
     with pytest.raises(InvalidRequestError, match="tensor 'a' arrived with digest"):
-        stage.write(50, b"x" * 50)
+        payload.write(50, b"x" * 50)
 
 
 @pytest.mark.parametrize(
@@ -54,21 +54,21 @@ def test_a_corrupted_tensor_is_named_as_soon_as_it_is_complete(stage):
         (0, PAYLOAD + b"x", r"more than the 104 bytes"),
     ],
 )
-def test_a_chunk_that_is_out_of_order_empty_or_too_long_is_refused(stage, offset, data, message):
+def test_a_chunk_that_is_out_of_order_empty_or_too_long_is_refused(payload, offset, data, message):
     with pytest.raises(InvalidRequestError, match=message):
-        stage.write(offset, data)
+        payload.write(offset, data)
 
 
-def test_a_commit_of_a_short_payload_says_where_it_stopped(stage):
-    stage.write(0, PAYLOAD[:30])
+def test_a_commit_of_a_short_payload_says_where_it_stopped(payload):
+    payload.write(0, PAYLOAD[:30])
     with pytest.raises(InvalidRequestError, match="after 30 of 104 bytes, inside tensor 'a'"):
-        stage.commit(1)
+        payload.commit(1)
 
 
-def test_closing_frees_the_memory(stage):
-    stage.write(0, PAYLOAD)
-    path = stage.commit(1).path
-    stage.file.close()
+def test_closing_frees_the_memory(payload):
+    payload.write(0, PAYLOAD)
+    path = payload.commit(1).path
+    payload.file.close()
     assert not os.path.exists(path)
 
 

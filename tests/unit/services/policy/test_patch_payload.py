@@ -45,37 +45,37 @@ def served() -> Iterator[WeightsFile]:
 
 @pytest.mark.parametrize("chunk_bytes", [1, 7, len(PATCH.frame)])
 def test_a_patch_in_pieces_changes_the_copy_and_says_what_it_changed(served, chunk_bytes):
-    stage = PatchPayload(HEADER, served)
+    payload = PatchPayload(HEADER, served)
     for start in range(0, len(PATCH.frame), chunk_bytes):
-        stage.write(start, PATCH.frame[start : start + chunk_bytes])
-    staged = stage.commit(5)
+        payload.write(start, PATCH.frame[start : start + chunk_bytes])
+    staged = payload.commit(5)
     assert read_patch(staged) == {"a": ([1, 2], [1.5, -2.0])}
     assert staged.policy_version == staged.whole.policy_version == 5
     assert read_staged(staged.whole) == NEW
     assert staged.whole.manifest.digest == HEADER.weights_digest
-    assert stage.changed_fraction == 2 / 5
-    assert stage.read(2, 3) == PATCH.frame[2:5]
-    stage.accept()
-    stage.close()
+    assert payload.changed_fraction == 2 / 5
+    assert payload.read(2, 3) == PATCH.frame[2:5]
+    payload.accept()
+    payload.close()
     assert served.manifest.digest == HEADER.weights_digest
 
 
 def test_undoing_gives_the_copy_back_bit_for_bit(served):
-    stage = PatchPayload(HEADER, served)
-    stage.write(0, PATCH.frame)
+    payload = PatchPayload(HEADER, served)
+    payload.write(0, PATCH.frame)
     assert read_staged(served.staged(0)) == NEW
-    stage.undo()
-    stage.close()
+    payload.undo()
+    payload.close()
     assert read_staged(served.staged(0)) == LOADED
     assert served.manifest == manifest_of(LOADED)
 
 
 def test_a_result_with_another_digest_is_refused_and_can_be_undone(served):
     other = manifest_of({**NEW, "a": struct.pack("<3f", X, 1.5, 2.0)})
-    stage = PatchPayload(replace(HEADER, manifest=other), served)
+    payload = PatchPayload(replace(HEADER, manifest=other), served)
     with pytest.raises(InvalidRequestError, match="tensor 'a' arrived with digest"):
-        stage.write(0, PATCH.frame)
-    stage.undo()
+        payload.write(0, PATCH.frame)
+    payload.undo()
     assert read_staged(served.staged(0)) == LOADED
 
 
@@ -97,17 +97,17 @@ def test_an_empty_patch_changes_the_version_alone(served):
     ],
 )
 def test_a_piece_that_cannot_be_of_the_patch_is_refused(served, offset, data, message):
-    stage = PatchPayload(HEADER, served)
+    payload = PatchPayload(HEADER, served)
     with pytest.raises(InvalidRequestError, match=message):
-        stage.write(offset, data)
+        payload.write(offset, data)
     assert read_staged(served.staged(0)) == LOADED
 
 
 def test_a_commit_of_a_short_patch_says_where_it_stopped(served):
-    stage = PatchPayload(HEADER, served)
-    stage.write(0, PATCH.frame[:9])
+    payload = PatchPayload(HEADER, served)
+    payload.write(0, PATCH.frame[:9])
     with pytest.raises(InvalidRequestError, match=r"after 9 of \d+ bytes, inside the patch of tensor 'a'"):
-        stage.commit(5)
+        payload.commit(5)
 
 
 @pytest.mark.parametrize(

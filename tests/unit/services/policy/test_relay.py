@@ -38,7 +38,7 @@ def relay_to(*targets: str, source: MemorySource | None = None, deadline: float 
 
 
 async def outcomes_at(*targets: str, deadline: float = DEADLINE_SECONDS) -> list[str]:
-    """Hands everything on at once; returns the error of each target, in their order."""
+    """Relays everything at once; returns the error of each target, in their order."""
     relay = relay_to(*targets, deadline=deadline)
     relay.commit()
     relayed = await asyncio.wait_for(relay.result(), DEADLINE_SECONDS)
