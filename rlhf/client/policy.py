@@ -1,6 +1,6 @@
 """Client of the policy service."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -67,7 +67,7 @@ class PolicyClient(ServiceClient):
         min_policy_version: int = 0,
         tokenizer_digest: str = "",
         deadline_seconds: float = 600.0,
-    ) -> AsyncIterator[Rollout]:
+    ) -> AsyncGenerator[Rollout, None]:
         """Yields each rollout as it finishes, in no particular order; leaving the loop cancels the rest.
 
         Raises: ServiceError, a SilentError if the deadline passes; rollouts that were yielded before are good.

@@ -7,24 +7,20 @@ another one the reward would be a guess, and there is an error instead (judge.ma
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 
-import grpc
-
-from rlhf.client import codec
-from rlhf.client.channel import open_channel
-from rlhf.client.rpc_errors import from_rpc_error
-from rlhf.errors import ConfigError, InvalidRequestError
+from rlhf.client.policy import PolicyClient, PolicyModel
+from rlhf.client.rpc_errors import SilentError
+from rlhf.errors import ConfigError, InvalidRequestError, ServiceError
 from rlhf.models.loading import load_tokenizer, tokenizer_digest
 from rlhf.rollout import Prompt, Rollout, Sampling
-from rlhf.v1 import policy_pb2, policy_pb2_grpc
 from services.reward.scorers.judge.answers import FirstTokens
 from services.reward.scorers.judge.config import JudgeConfig
 from services.reward.scorers.judge.prompts import Question
 from services.reward.scorers.scorer import ErrorCode, ScoreError, ScorerError
 from services.reward.scorers.text import ForgedTokenError, PlainText
 
-FULL_NAME = "rlhf.v1.PolicyService"
 CONNECT_SECONDS = 120.0
 """How long the policy service may take to answer when this one starts; it may still load its model."""
 
@@ -45,19 +41,17 @@ class PolicyBackend:
         self._plain_text = PlainText(self._tokenizer)
         if not self._tokenizer.chat_template:
             raise ConfigError(f"scorer.judge.tokenizer is '{config.tokenizer}': it has no chat template")
-        self._channel: grpc.aio.Channel
-        self._model: policy_pb2.PolicyServiceGetModelResponse
+        self._client: PolicyClient
+        self._model: PolicyModel
 
     async def connect(self) -> str:
         """Returns the digest of the served weights, once the service answers. Raises: ConfigError."""
-        self._channel = open_channel(self._config.endpoint, service=FULL_NAME, retried_methods=("GetModel", "Generate"))
-        self._stub = policy_pb2_grpc.PolicyServiceStub(self._channel)
-        request = policy_pb2.PolicyServiceGetModelRequest()
+        # Sampling may be repeated: with the seed of a question the answer is the same.
+        self._client = PolicyClient(self._config.endpoint, retries_generate=True)
         try:
-            self._model = await self._stub.GetModel(request, timeout=CONNECT_SECONDS, wait_for_ready=True)
-        except grpc.aio.AioRpcError as error:
-            reason = from_rpc_error(error, "policy service", self._config.endpoint)
-            raise ConfigError(f"scorer.judge.endpoint is '{self._config.endpoint}': {reason}") from None
+            self._model = await self._client.get_model(CONNECT_SECONDS, wait_for_ready=True)
+        except ServiceError as error:
+            raise ConfigError(f"scorer.judge.endpoint is '{self._config.endpoint}': {error}") from None
         if self._model.tokenizer_digest != self._tokenizer_digest:
             raise ConfigError(
                 f"scorer.judge.tokenizer is '{self._config.tokenizer}', which is not the tokenizer of the policy "
@@ -82,7 +76,7 @@ class PolicyBackend:
 
     async def close(self) -> None:
         """Ends the connection."""
-        await self._channel.close()
+        await self._client.close()
 
     def _encode(self, question: Question) -> list[int] | ScoreError:
         try:
@@ -99,11 +93,10 @@ class PolicyBackend:
         return ids
 
     async def _require_same_weights(self) -> None:
-        request = policy_pb2.PolicyServiceGetModelRequest()
         try:
-            served = await self._stub.GetModel(request, timeout=self._config.timeout_seconds)
-        except grpc.aio.AioRpcError as error:
-            raise self._away(error) from None
+            served = await self._client.get_model(self._config.timeout_seconds)
+        except ServiceError as error:
+            raise _away(error) from None
         if served.weights_digest != self._model.weights_digest:
             raise self._other_weights()
         self._model = served
@@ -111,26 +104,25 @@ class PolicyBackend:
     async def _draw(self, prompts: dict[int, list[int]]) -> dict[int, FirstTokens | ScoreError]:
         """Returns what was drawn for the prompts of one call, by their index."""
         sampling = Sampling(max_new_tokens=1, temperature=1.0, completions_per_prompt=self._config.samples)
-        request = policy_pb2.GenerateRequest(
-            # The same seed each time: the same question has the same answer.
-            prompts=[
-                codec.encode_prompt(Prompt(group_id=str(index), prompt_ids=ids, seed=0))
-                for index, ids in prompts.items()
-            ],
-            sampling=codec.encode_sampling(sampling),
-            tokenizer_digest=self._tokenizer_digest,
-        )
+        # The same seed each time: the same question has the same answer.
+        asked = [Prompt(group_id=str(index), prompt_ids=ids, seed=0) for index, ids in prompts.items()]
         drawn: dict[int, dict[int, tuple[str, float]]] = defaultdict(dict)
+        rollouts = self._client.generate(
+            asked,
+            sampling,
+            tokenizer_digest=self._tokenizer_digest,
+            deadline_seconds=self._config.timeout_seconds,
+        )
         try:
-            async for response in self._stub.Generate(request, timeout=self._config.timeout_seconds):
-                rollout = codec.decode_rollout(response.rollout)
-                self._note(drawn[int(rollout.group_id)], rollout)
-        except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
-                raise self._away(error) from None
+            async with aclosing(rollouts):
+                async for rollout in rollouts:
+                    self._note(drawn[int(rollout.group_id)], rollout)
+        except SilentError:
             seconds = self._config.timeout_seconds
             late = ScoreError(ErrorCode.TIMEOUT, f"the judge took longer than judge.timeout_seconds = {seconds:g}")
             return dict.fromkeys(prompts, late)
+        except ServiceError as error:
+            raise _away(error) from None
         return {index: FirstTokens(list(drawn[index].values()), is_likeliest=False) for index in prompts}
 
     def _note(self, tokens: dict[int, tuple[str, float]], rollout: Rollout) -> None:
@@ -146,10 +138,10 @@ class PolicyBackend:
             "rewards of two judges must not be mixed; restart this service, or serve the judge's weights again",
         )
 
-    def _away(self, error: grpc.aio.AioRpcError) -> ScorerError:
-        reason = from_rpc_error(error, "the judge's policy service", self._config.endpoint)
-        code = ErrorCode.SCORER_FAILED if isinstance(reason, InvalidRequestError) else ErrorCode.UNAVAILABLE
-        return ScorerError(code, str(reason))
+
+def _away(error: ServiceError) -> ScorerError:
+    code = ErrorCode.SCORER_FAILED if isinstance(error, InvalidRequestError) else ErrorCode.UNAVAILABLE
+    return ScorerError(code, f"the judge's {error}")
 
 
 def _parts(indexes: list[int], size: int) -> Iterator[list[int]]:
