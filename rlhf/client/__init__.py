@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rlhf.client.patience import Patience
     from rlhf.client.policy import PolicyClient, PolicyModel
     from rlhf.client.reference import LogprobsBatch, LogprobsItem, ReferenceClient, ReferenceModel
     from rlhf.client.reward import RewardClient
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from rlhf.rollout import Prompt, Rollout, Sampling
 
 _NAMES = {
+    "rlhf.client.patience": "Patience",
     "rlhf.client.policy": "PolicyClient PolicyModel",
     "rlhf.client.reference": "LogprobsBatch LogprobsItem ReferenceClient ReferenceModel",
     "rlhf.client.reward": "RewardClient",
@@ -53,6 +55,7 @@ __all__ = [
     "ManyScores",
     "NotReadyError",
     "OverloadedError",
+    "Patience",
     "PolicyClient",
     "PolicyModel",
     "Prompt",

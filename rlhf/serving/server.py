@@ -16,6 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
 
+from rlhf.client.tasks import first_of
 from rlhf.client.tls import server_credentials
 from rlhf.client.tracing import configure_tracing
 from rlhf.errors import ConfigError, FatalError, NotReadyError, ServiceError
@@ -136,10 +137,7 @@ class ServiceServer:
 
     async def wait_ready(self) -> None:
         """Returns once the service is SERVING. Raises whatever load() raised."""
-        ready, ended = asyncio.create_task(self._ready.wait()), asyncio.create_task(self._ended.wait())
-        await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (ready, ended):
-            task.cancel()
+        await first_of(self._ready.wait(), self._ended.wait())
         if self.failure is not None:
             raise self.failure
 
@@ -222,10 +220,7 @@ async def _serve(server: ServiceServer) -> int:
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, stopped.set)
     await server.start()
-    waits = [asyncio.create_task(stopped.wait()), asyncio.create_task(server.wait_ended())]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for wait in waits:
-        wait.cancel()
+    await first_of(stopped.wait(), server.wait_ended())
     failure = server.failure
     if failure is not None:
         log.error("failed", error=str(failure), exc_info=None if isinstance(failure, ServiceError) else failure)

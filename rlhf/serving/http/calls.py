@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from rlhf.client.channel import CALLER_KEY
+from rlhf.client.tasks import first_of
 from rlhf.client.tracing import continued
 from rlhf.errors import DeadlineExceededError, InvalidRequestError, ServiceError
 from rlhf.serving.calls import Call, CallCredentials
@@ -124,18 +125,10 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
     Raises: CallerLeftError; whatever the work raises.
     """
-    task = asyncio.create_task(work)
-    left = asyncio.create_task(_wait_until_left(request))
-    try:
-        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise CallerLeftError
-        return task.result()
-    finally:
-        task.cancel()
-        left.cancel()
-        # So that nothing of this call goes on once it is answered.
-        await asyncio.gather(task, left, return_exceptions=True)
+    result = await first_of(work, _wait_until_left(request))
+    if result is None:
+        raise CallerLeftError
+    return result[0]
 
 
 async def _wait_until_left(request: Request) -> None:

@@ -13,6 +13,7 @@ def test_every_name_is_there():
     assert {"PolicyClient", "RewardClient", "ReferenceClient", "TrainerClient", "SyncRewardClient"} <= set(
         dir(rlhf.client)
     )
+    assert set(rlhf.client.__all__) == set(rlhf.client._MODULE_OF)
     for name in dir(rlhf.client):
         assert getattr(rlhf.client, name) is not None
     assert rlhf.client.PolicyClient is policy.PolicyClient
