@@ -18,6 +18,87 @@ CALLER_KEY = "x-rlhf-caller"
 """Metadata and HTTP header in which a caller that is not authenticated may say its name."""
 TOKEN_VARIABLE = "RLHF_TOKEN_FILE"
 """A file with nothing but the token; it is read again when it changes."""
+T = TypeVar("T")
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+
+
+def open_channel(
+    target: str,
+    *,
+    service: str,
+    retried_methods: Sequence[str],
+    max_message_bytes: int = MAX_MESSAGE_BYTES,
+    token: str | None = None,
+    caller: str = "",
+) -> grpc.aio.Channel:
+    """Returns a channel to a target; nothing is connected before the first call.
+
+    A renewed certificate or token is taken up within a second, for the calls that begin then.
+
+    Args:
+        target: "host:port", or "dns:///name:port" to spread calls over all addresses of a headless Service.
+        service: the full name of the gRPC service, such as "rlhf.v1.RewardService".
+        retried_methods: methods without side effects. They are tried up to 4 times while the answer is UNAVAILABLE,
+            within the call's deadline; all others once.
+        max_message_bytes: largest message sent or received.
+        token: shown to the service; None takes the one in the file that RLHF_TOKEN_FILE names, if it is set.
+        caller: the name by which a service without a list of clients knows this one, in logs and metrics.
+    Raises: ConfigError if the environment names a certificate or a token that cannot be used.
+    """
+    options = _options(service, retried_methods, max_message_bytes)
+    files = watched_files()
+
+    def open_one(pems: tuple[bytes, bytes, bytes] | None) -> grpc.aio.Channel:
+        if pems is None:
+            return grpc.aio.insecure_channel(target, options=options)
+        return grpc.aio.secure_channel(target, channel_credentials(pems), options=options)
+
+    return RenewingChannel(open_one, (lambda: None) if files is None else files.get, _metadata(token, caller))
+
+
+def _metadata(token: str | None, caller: str) -> Callable[[], Metadata]:
+    """Returns what says who calls."""
+    current_token = token_source(token)
+    name = [(CALLER_KEY, caller)] if caller else []
+
+    def metadata() -> Metadata:
+        shown = current_token()
+        return name if shown is None else [("authorization", f"Bearer {shown}"), *name]
+
+    return metadata
+
+
+def _options(service: str, retried_methods: Sequence[str], max_message_bytes: int) -> list[tuple[str, str | int]]:
+    service_config = {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "methodConfig": [
+            {
+                "name": [{"service": service, "method": method} for method in retried_methods],
+                "retryPolicy": {
+                    "maxAttempts": 4,
+                    "initialBackoff": "0.1s",
+                    "maxBackoff": "2s",
+                    "backoffMultiplier": 3,
+                    # A server that ends cancels what had reached its machine but not yet itself.
+                    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
+                },
+            }
+        ],
+    }
+    return [
+        ("grpc.service_config", json.dumps(service_config)),
+        ("grpc.enable_retries", 1),
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        # A server whose machine vanished closes no connection: ask every 20 s while a call is open.
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        # A service that comes back should be found at once, not after the default two minutes of backoff.
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        # A replica that was replaced has a new address: ask for it at most every second, not every 30.
+        ("grpc.dns_min_time_between_resolutions_ms", 1_000),
+    ]
 
 
 def token_source(token: str | None = None, environment: Mapping[str, str] = os.environ) -> Callable[[], str | None]:
@@ -55,9 +136,6 @@ def _checked(token: str, where: str) -> str:
             f"{where}: should hold one token, of ASCII characters without spaces; make one with `rlhf token new`"
         )
     return token
-
-
-T = TypeVar("T")
 
 
 class RenewingChannel(grpc.aio.Channel, Generic[T]):
@@ -183,85 +261,3 @@ class _Method:
             return self._owner.current().call(self, args, {"metadata": headers, **options})
 
         return traced_call(self.args[0], (*(metadata or ()), *self._owner.metadata()), start)
-
-
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-
-
-def open_channel(
-    target: str,
-    *,
-    service: str,
-    retried_methods: Sequence[str],
-    max_message_bytes: int = MAX_MESSAGE_BYTES,
-    token: str | None = None,
-    caller: str = "",
-) -> grpc.aio.Channel:
-    """Returns a channel to a target; nothing is connected before the first call.
-
-    A renewed certificate or token is taken up within a second, for the calls that begin then.
-
-    Args:
-        target: "host:port", or "dns:///name:port" to spread calls over all addresses of a headless Service.
-        service: the full name of the gRPC service, such as "rlhf.v1.RewardService".
-        retried_methods: methods without side effects. They are tried up to 4 times while the answer is UNAVAILABLE,
-            within the call's deadline; all others once.
-        max_message_bytes: largest message sent or received.
-        token: shown to the service; None takes the one in the file that RLHF_TOKEN_FILE names, if it is set.
-        caller: the name by which a service without a list of clients knows this one, in logs and metrics.
-    Raises: ConfigError if the environment names a certificate or a token that cannot be used.
-    """
-    options = _options(service, retried_methods, max_message_bytes)
-    files = watched_files()
-
-    def open_one(pems: tuple[bytes, bytes, bytes] | None) -> grpc.aio.Channel:
-        if pems is None:
-            return grpc.aio.insecure_channel(target, options=options)
-        return grpc.aio.secure_channel(target, channel_credentials(pems), options=options)
-
-    return RenewingChannel(open_one, (lambda: None) if files is None else files.get, _metadata(token, caller))
-
-
-def _metadata(token: str | None, caller: str) -> Callable[[], Metadata]:
-    """Returns what says who calls."""
-    current_token = token_source(token)
-    name = [(CALLER_KEY, caller)] if caller else []
-
-    def metadata() -> Metadata:
-        shown = current_token()
-        return name if shown is None else [("authorization", f"Bearer {shown}"), *name]
-
-    return metadata
-
-
-def _options(service: str, retried_methods: Sequence[str], max_message_bytes: int) -> list[tuple[str, str | int]]:
-    service_config = {
-        "loadBalancingConfig": [{"round_robin": {}}],
-        "methodConfig": [
-            {
-                "name": [{"service": service, "method": method} for method in retried_methods],
-                "retryPolicy": {
-                    "maxAttempts": 4,
-                    "initialBackoff": "0.1s",
-                    "maxBackoff": "2s",
-                    "backoffMultiplier": 3,
-                    # A server that ends cancels what had reached its machine but not yet itself.
-                    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
-                },
-            }
-        ],
-    }
-    return [
-        ("grpc.service_config", json.dumps(service_config)),
-        ("grpc.enable_retries", 1),
-        ("grpc.max_send_message_length", max_message_bytes),
-        ("grpc.max_receive_message_length", max_message_bytes),
-        # A server whose machine vanished closes no connection: ask every 20 s while a call is open.
-        ("grpc.keepalive_time_ms", 20_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
-        # A service that comes back should be found at once, not after the default two minutes of backoff.
-        ("grpc.initial_reconnect_backoff_ms", 200),
-        ("grpc.max_reconnect_backoff_ms", 2_000),
-        # A replica that was replaced has a new address: ask for it at most every second, not every 30.
-        ("grpc.dns_min_time_between_resolutions_ms", 1_000),
-    ]

@@ -1,4 +1,4 @@
-"""What a Generate call asks for, and every reason to refuse it before anything is sampled."""
+"""Samples what Generate calls ask for, after every reason to refuse a call was looked for."""
 
 import asyncio
 import uuid
@@ -21,6 +21,7 @@ MAX_COMPLETIONS_PER_PROMPT = 256
 NOT_THE_WHOLE_SOFTMAX = (
     "it would sample from another distribution than the one that training computes log-probabilities of"
 )
+SEED_MODULUS = 2**63
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,77 @@ class GenerateJob:
     def num_completions(self) -> int:
         """How many completions it asks for."""
         return len(self.prompts) * self.sampling.completions_per_prompt
+
+
+class Generator:
+    """Samples the completions of Generate calls."""
+
+    def __init__(self, engine: Engine, weights: WeightUpdater, limits: LimitsConfig, metrics: PolicyMetrics) -> None:
+        self._engine = engine
+        self._weights = weights
+        self._limits = limits
+        self._metrics = metrics
+        self._in_flight = 0
+
+    async def generate(self, job: GenerateJob) -> AsyncGenerator[Rollout, None]:
+        """Yields each rollout as it finishes. Closing the iterator, or a failure, cancels those still being sampled.
+
+        Raises: InvalidRequestError or PreconditionError for a job that cannot be sampled, OverloadedError if too many
+            completions are in flight, NotReadyError if the engine cannot go on.
+        """
+        check_job(job, self._engine.info, self._limits, self._weights.served.policy_version)
+        with self._admitted(job.num_completions):
+            tasks = [
+                asyncio.create_task(self._sample(job, prompt, index))
+                for prompt in job.prompts
+                for index in range(job.sampling.completions_per_prompt)
+            ]
+            try:
+                for finished in asyncio.as_completed(tasks):
+                    yield await finished
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _sample(self, job: GenerateJob, prompt: Prompt, index: int) -> Rollout:
+        sampling = job.sampling
+        params = SampleParams(
+            max_new_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            stop_ids=sampling.stop_ids or self._engine.info.stop_ids,
+            seed=None if prompt.seed is None else (prompt.seed + index) % SEED_MODULUS,
+        )
+        # A caller may repeat its request_id, the engine may not: a retry can meet the call that it replaces.
+        request_id = f"{job.request_id}/{prompt.group_id}/{index}/{uuid.uuid4().hex[:8]}"
+        completion = await self._engine.generate(prompt.prompt_ids, params, request_id)
+        self._metrics.rollouts.labels(completion.finish_reason).inc()
+        self._metrics.completion_tokens.inc(len(completion.completion_ids))
+        return Rollout(
+            rollout_id=f"{prompt.group_id}/{index}",
+            group_id=prompt.group_id,
+            prompt_ids=prompt.prompt_ids,
+            completion_ids=completion.completion_ids,
+            logprobs=completion.logprobs,
+            policy_versions=completion.policy_versions,
+            finish_reason=completion.finish_reason,
+        )
+
+    @contextmanager
+    def _admitted(self, num_completions: int) -> Iterator[None]:
+        """Counts completions as in flight. Raises OverloadedError if there would be too many."""
+        if self._in_flight + num_completions > self._limits.max_in_flight:
+            raise OverloadedError(
+                f"{self._in_flight} completions are in flight and this call asks for {num_completions}; the limit is "
+                f"{self._limits.max_in_flight}: retry when some have finished, or send less at once"
+            )
+        self._in_flight += num_completions
+        self._metrics.in_flight.set(self._in_flight)
+        try:
+            yield
+        finally:
+            self._in_flight -= num_completions
+            self._metrics.in_flight.set(self._in_flight)
 
 
 def check_job(job: GenerateJob, info: EngineInfo, limits: LimitsConfig, policy_version: int) -> None:
@@ -124,77 +196,3 @@ def _check_prompt(field: str, prompt: Prompt, max_new_tokens: int, info: EngineI
         )
     if prompt.seed is not None and prompt.seed < 0:
         raise InvalidRequestError(f"{field}.seed is {prompt.seed}; it must be at least 0, or left out")
-
-
-SEED_MODULUS = 2**63
-
-
-class Generator:
-    """Samples the completions of Generate calls."""
-
-    def __init__(self, engine: Engine, weights: WeightUpdater, limits: LimitsConfig, metrics: PolicyMetrics) -> None:
-        self._engine = engine
-        self._weights = weights
-        self._limits = limits
-        self._metrics = metrics
-        self._in_flight = 0
-
-    async def generate(self, job: GenerateJob) -> AsyncGenerator[Rollout, None]:
-        """Yields each rollout as it finishes. Closing the iterator, or a failure, cancels those still being sampled.
-
-        Raises: InvalidRequestError or PreconditionError for a job that cannot be sampled, OverloadedError if too many
-            completions are in flight, NotReadyError if the engine cannot go on.
-        """
-        check_job(job, self._engine.info, self._limits, self._weights.served.policy_version)
-        with self._admitted(job.num_completions):
-            tasks = [
-                asyncio.create_task(self._sample(job, prompt, index))
-                for prompt in job.prompts
-                for index in range(job.sampling.completions_per_prompt)
-            ]
-            try:
-                for finished in asyncio.as_completed(tasks):
-                    yield await finished
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _sample(self, job: GenerateJob, prompt: Prompt, index: int) -> Rollout:
-        sampling = job.sampling
-        params = SampleParams(
-            max_new_tokens=sampling.max_new_tokens,
-            temperature=sampling.temperature,
-            stop_ids=sampling.stop_ids or self._engine.info.stop_ids,
-            seed=None if prompt.seed is None else (prompt.seed + index) % SEED_MODULUS,
-        )
-        # A caller may repeat its request_id, the engine may not: a retry can meet the call that it replaces.
-        request_id = f"{job.request_id}/{prompt.group_id}/{index}/{uuid.uuid4().hex[:8]}"
-        completion = await self._engine.generate(prompt.prompt_ids, params, request_id)
-        self._metrics.rollouts.labels(completion.finish_reason).inc()
-        self._metrics.completion_tokens.inc(len(completion.completion_ids))
-        return Rollout(
-            rollout_id=f"{prompt.group_id}/{index}",
-            group_id=prompt.group_id,
-            prompt_ids=prompt.prompt_ids,
-            completion_ids=completion.completion_ids,
-            logprobs=completion.logprobs,
-            policy_versions=completion.policy_versions,
-            finish_reason=completion.finish_reason,
-        )
-
-    @contextmanager
-    def _admitted(self, num_completions: int) -> Iterator[None]:
-        """Counts completions as in flight. Raises OverloadedError if there would be too many."""
-        if self._in_flight + num_completions > self._limits.max_in_flight:
-            raise OverloadedError(
-                f"{self._in_flight} completions are in flight and this call asks for {num_completions}; the limit is "
-                f"{self._limits.max_in_flight}: retry when some have finished, or send less at once"
-            )
-        self._in_flight += num_completions
-        self._metrics.in_flight.set(self._in_flight)
-        try:
-            yield
-        finally:
-            self._in_flight -= num_completions
-            self._metrics.in_flight.set(self._in_flight)

@@ -1,4 +1,4 @@
-"""One batch of the transformers engine, row by row: what a row holds, and how its next token is drawn."""
+"""The transformers engine: samples rows side by side in one batch, for tests and machines without vLLM."""
 
 import asyncio
 import queue
@@ -59,59 +59,6 @@ class Row:
                 finish_reason="stop" if stopped else "length",
             )
         )
-
-
-def pad_left(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Returns token ids [B, L], padded on the left with 0, and the attention mask [B, L], 1 at tokens."""
-    length = max(map(len, sequences))
-    ids = [[0] * (length - len(sequence)) + list(sequence) for sequence in sequences]
-    mask = [[0] * (length - len(sequence)) + [1] * len(sequence) for sequence in sequences]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
-def sample_next(rows: Sequence[Row], logits: Tensor, policy_version: int) -> None:
-    """Draws the next token of each row and appends it with its log-probability.
-
-    Args:
-        rows: B of them.
-        logits: [B, V] float32, before temperature.
-        policy_version: of the weights that gave the logits.
-    """
-    temperatures = torch.tensor([row.params.temperature or 1.0 for row in rows], device=logits.device)
-    logprobs = torch.log_softmax(logits / temperatures[:, None], dim=-1).cpu()
-    for row, row_logprobs in zip(rows, logprobs, strict=True):
-        if row.params.temperature == 0:
-            token = int(row_logprobs.argmax())
-        else:
-            token = int(torch.multinomial(row_logprobs.exp(), 1, generator=row.generator))
-        row.append(token, float(row_logprobs[token]), policy_version)
-
-
-def load_staged(model: PreTrainedModel, staged: StagedWeights) -> None:
-    """Replaces all of a model's weights, in place. Raises: InvalidRequestError, before anything is changed."""
-    tensors = staged.manifest.tensors
-    dtypes, shapes = [info.dtype for info in tensors], [info.shape for info in tensors]
-    views = map_tensors(staged.path, staged.num_bytes, dtypes, shapes, staged.offsets)
-    load_tensors(model, zip((info.name for info in tensors), views, strict=True))
-
-
-def patch_model(model: PreTrainedModel, patch: StagedPatch) -> None:
-    """Writes the elements that changed, in place. Raises: InvalidRequestError, before anything is changed."""
-    own = model.state_dict()
-    if unknown := next((each.info.name for each in patch.tensors if each.info.name not in own), None):
-        raise InvalidRequestError(f"tensors has '{unknown}', which the model has not; push a checkpoint of this model")
-    if not patch.tensors:
-        return
-    counts = [(each.num_changed,) for each in patch.tensors]
-    indices = map_tensors(
-        patch.path, patch.num_bytes, ["I64"] * len(counts), counts, [each.index_offset for each in patch.tensors]
-    )
-    dtypes = [each.info.dtype for each in patch.tensors]
-    values = map_tensors(patch.path, patch.num_bytes, dtypes, counts, [each.value_offset for each in patch.tensors])
-    with torch.no_grad():
-        for each, at, new in zip(patch.tensors, indices, values, strict=True):
-            parameter = own[each.info.name]
-            parameter.view(-1).index_copy_(0, at.to(parameter.device), new.to(parameter.device))
 
 
 class HfEngine:
@@ -264,3 +211,56 @@ class HfEngine:
         self._cache = None
         self._version = staged.policy_version
         done.set_result(time.perf_counter() - started)
+
+
+def pad_left(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns token ids [B, L], padded on the left with 0, and the attention mask [B, L], 1 at tokens."""
+    length = max(map(len, sequences))
+    ids = [[0] * (length - len(sequence)) + list(sequence) for sequence in sequences]
+    mask = [[0] * (length - len(sequence)) + [1] * len(sequence) for sequence in sequences]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def sample_next(rows: Sequence[Row], logits: Tensor, policy_version: int) -> None:
+    """Draws the next token of each row and appends it with its log-probability.
+
+    Args:
+        rows: B of them.
+        logits: [B, V] float32, before temperature.
+        policy_version: of the weights that gave the logits.
+    """
+    temperatures = torch.tensor([row.params.temperature or 1.0 for row in rows], device=logits.device)
+    logprobs = torch.log_softmax(logits / temperatures[:, None], dim=-1).cpu()
+    for row, row_logprobs in zip(rows, logprobs, strict=True):
+        if row.params.temperature == 0:
+            token = int(row_logprobs.argmax())
+        else:
+            token = int(torch.multinomial(row_logprobs.exp(), 1, generator=row.generator))
+        row.append(token, float(row_logprobs[token]), policy_version)
+
+
+def load_staged(model: PreTrainedModel, staged: StagedWeights) -> None:
+    """Replaces all of a model's weights, in place. Raises: InvalidRequestError, before anything is changed."""
+    tensors = staged.manifest.tensors
+    dtypes, shapes = [info.dtype for info in tensors], [info.shape for info in tensors]
+    views = map_tensors(staged.path, staged.num_bytes, dtypes, shapes, staged.offsets)
+    load_tensors(model, zip((info.name for info in tensors), views, strict=True))
+
+
+def patch_model(model: PreTrainedModel, patch: StagedPatch) -> None:
+    """Writes the elements that changed, in place. Raises: InvalidRequestError, before anything is changed."""
+    own = model.state_dict()
+    if unknown := next((each.info.name for each in patch.tensors if each.info.name not in own), None):
+        raise InvalidRequestError(f"tensors has '{unknown}', which the model has not; push a checkpoint of this model")
+    if not patch.tensors:
+        return
+    counts = [(each.num_changed,) for each in patch.tensors]
+    indices = map_tensors(
+        patch.path, patch.num_bytes, ["I64"] * len(counts), counts, [each.index_offset for each in patch.tensors]
+    )
+    dtypes = [each.info.dtype for each in patch.tensors]
+    values = map_tensors(patch.path, patch.num_bytes, dtypes, counts, [each.value_offset for each in patch.tensors])
+    with torch.no_grad():
+        for each, at, new in zip(patch.tensors, indices, values, strict=True):
+            parameter = own[each.info.name]
+            parameter.view(-1).index_copy_(0, at.to(parameter.device), new.to(parameter.device))

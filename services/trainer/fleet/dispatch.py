@@ -12,6 +12,11 @@ from services.trainer.config.sections import ServicesConfig
 from services.trainer.fleet.fleet import Fleet
 from services.trainer.fleet.replica import Replica
 
+FULL_SECONDS = 1.0
+"""Until a replica is asked again that said it has no room, and not when it will."""
+MAX_FAILURES = 5
+"""How often a prompt may have failed when the patience with the services is over; with more it is to blame itself."""
+
 
 class Asked:
     """What one sample() was asked for, and how far it is."""
@@ -91,38 +96,6 @@ class Call:
             judge(count + 1, first_at, error)
         self.asked.waiting.extendleft(reversed(lacking))
         return len(lacking)
-
-
-class IdleClock:
-    """Adds up, for the replicas that can be reached, the time in which nothing was asked of them."""
-
-    def __init__(self, fleet: Fleet, now: Callable[[], float] = time.monotonic) -> None:
-        """Args: the replicas; a clock in seconds."""
-        self._fleet = fleet
-        self._now = now
-        self._last = now()
-        self._idle_seconds = self._seconds = 0.0
-
-    def tick(self) -> None:
-        """Adds the time since the last tick; call it before what a replica has to do changes."""
-        now = self._now()
-        passed, self._last = now - self._last, now
-        present = [each for each in self._fleet.replicas.values() if each.state in ("joining", "ready")]
-        self._seconds += passed * len(present)
-        self._idle_seconds += passed * sum(each.outstanding <= 0 for each in present)
-
-    def read(self) -> float:
-        """Returns the idle share of the time since the last reading; 0 if there was none."""
-        self.tick()
-        fraction = self._idle_seconds / self._seconds if self._seconds else 0.0
-        self._idle_seconds = self._seconds = 0.0
-        return fraction
-
-
-FULL_SECONDS = 1.0
-"""Until a replica is asked again that said it has no room, and not when it will."""
-MAX_FAILURES = 5
-"""How often a prompt may have failed when the patience with the services is over; with more it is to blame itself."""
 
 
 class Dispatcher:
@@ -275,3 +248,29 @@ class Dispatcher:
         seconds = time.monotonic() - first_at
         if num_failures > MAX_FAILURES and seconds > self._config.wait_for_services_seconds:
             raise NotReadyError(f"{error}; the same prompt has failed {num_failures} times in {seconds:.0f} s")
+
+
+class IdleClock:
+    """Adds up, for the replicas that can be reached, the time in which nothing was asked of them."""
+
+    def __init__(self, fleet: Fleet, now: Callable[[], float] = time.monotonic) -> None:
+        """Args: the replicas; a clock in seconds."""
+        self._fleet = fleet
+        self._now = now
+        self._last = now()
+        self._idle_seconds = self._seconds = 0.0
+
+    def tick(self) -> None:
+        """Adds the time since the last tick; call it before what a replica has to do changes."""
+        now = self._now()
+        passed, self._last = now - self._last, now
+        present = [each for each in self._fleet.replicas.values() if each.state in ("joining", "ready")]
+        self._seconds += passed * len(present)
+        self._idle_seconds += passed * sum(each.outstanding <= 0 for each in present)
+
+    def read(self) -> float:
+        """Returns the idle share of the time since the last reading; 0 if there was none."""
+        self.tick()
+        fraction = self._idle_seconds / self._seconds if self._seconds else 0.0
+        self._idle_seconds = self._seconds = 0.0
+        return fraction

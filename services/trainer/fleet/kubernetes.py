@@ -13,10 +13,36 @@ from rlhf.client.pod import is_in_pod, pod_namespace
 from rlhf.errors import ConfigError
 from services.trainer.fleet.sources import Failed, Found
 
-Json = Mapping[str, Any]
+try:
+    import aiohttp
+    from kubernetes.aio import client, config
+    from kubernetes.aio.config.config_exception import ConfigException
+except ImportError as error:
+    raise ConfigError(
+        "services.policy_targets: an entry 'kubernetes:///...' needs the package "
+        f"'{error.name}': pip install 'rlhf-services[k8s]'"
+    ) from None
 
+
+Json = Mapping[str, Any]
 SERVICE_LABEL = "kubernetes.io/service-name"
 FAMILIES = ("IPv4", "IPv6", "FQDN")
+CONNECT_SECONDS = 10
+ANSWER_SECONDS = 30
+WATCH_SECONDS = 60
+"""How long the API keeps a watch open before it has to be asked for anew."""
+SILENCE_SECONDS = 75
+"""How long a watch may be silent before it counts as broken: longer than the API keeps one open."""
+FIRST_WAIT_SECONDS = 0.5
+LONGEST_WAIT_SECONDS = 30.0
+
+
+class RefusedError(Exception):
+    """The API answered with an error."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -96,43 +122,15 @@ class Endpoints:
         )
 
 
-Kind = Slices | Endpoints
-KINDS: tuple[Kind, ...] = (Slices("v1"), Slices("v1beta1"), Endpoints())
-"""Newest first: from Kubernetes 1.21, from 1.17, and always."""
-
-
 def _addresses(found: Json) -> Iterator[Json]:
     for subset in found.get("subsets") or ():
         yield from subset.get("addresses") or ()
         yield from subset.get("notReadyAddresses") or ()
 
 
-try:
-    import aiohttp
-    from kubernetes.aio import client, config
-    from kubernetes.aio.config.config_exception import ConfigException
-except ImportError as error:
-    raise ConfigError(
-        "services.policy_targets: an entry 'kubernetes:///...' needs the package "
-        f"'{error.name}': pip install 'rlhf-services[k8s]'"
-    ) from None
-
-CONNECT_SECONDS = 10
-ANSWER_SECONDS = 30
-WATCH_SECONDS = 60
-"""How long the API keeps a watch open before it has to be asked for anew."""
-SILENCE_SECONDS = 75
-"""How long a watch may be silent before it counts as broken: longer than the API keeps one open."""
-FIRST_WAIT_SECONDS = 0.5
-LONGEST_WAIT_SECONDS = 30.0
-
-
-class RefusedError(Exception):
-    """The API answered with an error."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+Kind = Slices | Endpoints
+KINDS: tuple[Kind, ...] = (Slices("v1"), Slices("v1beta1"), Endpoints())
+"""Newest first: from Kubernetes 1.21, from 1.17, and always."""
 
 
 class KubernetesSource:
