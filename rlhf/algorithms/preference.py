@@ -1,22 +1,15 @@
-"""DPO's losses as functions of one number, and what all pairwise losses share."""
+"""Losses on preferences: of reward models, and of policies that learn from pairs or from single judgements."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from rlhf.algorithms.masking import require_in_open_interval, require_same_shape
-
-DpoVariant = Literal["sigmoid", "ipo", "hinge", "robust"]
-
-
-def negative_log_sigmoid(x: Tensor) -> Tensor:
-    """Returns -log sigmoid(x) in the form that cannot overflow."""
-    return functional.softplus(-x)
+from rlhf.algorithms.variants import PAIR_VARIANTS, SMOOTHED_VARIANTS, VARIANTS, Variant, negative_log_sigmoid
 
 
 def softened(loss: Callable[[Tensor], Tensor], x: Tensor, target: Tensor | None) -> Tensor:
@@ -34,25 +27,21 @@ def softened(loss: Callable[[Tensor], Tensor], x: Tensor, target: Tensor | None)
     return target * loss(x) + (1 - target) * loss(-x)
 
 
-def dpo_variant(variant: DpoVariant, beta: float, label_smoothing: float) -> Callable[[Tensor], Tensor]:
-    """Returns the loss of `preference.dpo_loss` as a function of the difference of the log-ratios, [P] -> [P].
-
-    Raises: ValueError if the variant is unknown or has no such label_smoothing.
-    """
-    e = label_smoothing
-    if not 0 <= e < 0.5:
-        raise ValueError(f"label_smoothing is {e}; it must be in [0, 0.5), the share of labels that are wrong")
-    if variant == "sigmoid":
-        return lambda h: (1 - e) * negative_log_sigmoid(beta * h) + e * negative_log_sigmoid(-beta * h)
-    if variant == "robust":
-        return lambda h: ((1 - e) * negative_log_sigmoid(beta * h) - e * negative_log_sigmoid(-beta * h)) / (1 - 2 * e)
-    if e != 0 and variant in ("hinge", "ipo"):
-        raise ValueError(f"label_smoothing is {e}; variant '{variant}' has none: set it to 0, or use sigmoid or robust")
-    if variant == "hinge":
-        return lambda h: functional.relu(1 - beta * h)
-    if variant == "ipo":
-        return lambda h: (h - 1 / (2 * beta)).square()
-    raise ValueError(f"variant is '{variant}'; it must be one of {', '.join(get_args(DpoVariant))}")
+def _variant(name: str, label_smoothing: float) -> Variant:
+    """Returns the row of a variant of dpo_loss. Raises: ValueError if there is none, or it takes no such smoothing."""
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(
+            f"label_smoothing is {label_smoothing}; it must be in [0, 0.5), the share of labels that are wrong"
+        )
+    if name not in PAIR_VARIANTS:
+        raise ValueError(f"variant is '{name}'; it must be one of {', '.join(PAIR_VARIANTS)}")
+    variant = VARIANTS[name]
+    if label_smoothing != 0 and not variant.takes_smoothing:
+        raise ValueError(
+            f"label_smoothing is {label_smoothing}; variant '{name}' has none: set it to 0, or use "
+            f"{' or '.join(SMOOTHED_VARIANTS)}"
+        )
+    return variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +128,7 @@ def dpo_loss(
     ref_chosen_logps: Tensor,
     ref_rejected_logps: Tensor,
     beta: float = 0.1,
-    variant: DpoVariant = "sigmoid",
+    variant: str = "sigmoid",
     label_smoothing: float = 0.0,
     chosen_lengths: Tensor | None = None,
     rejected_lengths: Tensor | None = None,
@@ -171,12 +160,14 @@ def dpo_loss(
         ref_rejected_logps=ref_rejected_logps,
     )
     require_in_open_interval("beta", beta, 0, math.inf)
-    loss = dpo_variant(variant, beta, label_smoothing)
+    row = _variant(variant, label_smoothing)
+    assert row.loss is not None  # as of all PAIR_VARIANTS
+    loss = partial(row.loss, beta=beta, e=label_smoothing)
     chosen, rejected = policy_chosen_logps - ref_chosen_logps, policy_rejected_logps - ref_rejected_logps
     rewards = beta * chosen.detach(), beta * rejected.detach()
-    if variant == "ipo":
-        chosen = chosen / _required_lengths("chosen_lengths", chosen_lengths, chosen)
-        rejected = rejected / _required_lengths("rejected_lengths", rejected_lengths, rejected)
+    if row.averages:
+        chosen = chosen / _required_lengths("chosen_lengths", chosen_lengths, chosen, variant)
+        rejected = rejected / _required_lengths("rejected_lengths", rejected_lengths, rejected, variant)
     return PreferenceLoss(softened(loss, chosen - rejected, target), *rewards)
 
 
@@ -264,9 +255,11 @@ def _log_odds(logps: Tensor) -> Tensor:
     return logps - torch.log(-torch.expm1(logps))
 
 
-def _required_lengths(name: str, lengths: Tensor | None, like: Tensor) -> Tensor:
+def _required_lengths(name: str, lengths: Tensor | None, like: Tensor, variant: str) -> Tensor:
     if lengths is None:
-        raise ValueError(f"{name} is None; variant 'ipo' averages over tokens and needs the lengths of the completions")
+        raise ValueError(
+            f"{name} is None; variant '{variant}' averages over tokens and needs the lengths of the completions"
+        )
     require_same_shape(**{name: lengths, "pairs": like})
     if not (lengths >= 1).all():
         raise ValueError(f"{name} has {int(lengths.min())}; every completion needs at least 1 token")

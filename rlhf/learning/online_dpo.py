@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms.logprobs import sequence_logprobs
-from rlhf.algorithms.preference import DpoVariant, dpo_loss
+from rlhf.algorithms.preference import dpo_loss
 from rlhf.learning.algorithm import Estimates, Forward, Scored
 from rlhf.learning.batch import Batch, MicroBatch
 from rlhf.learning.policy_gradient import approx_kl
@@ -23,7 +23,7 @@ class OnlineDpo:
         self,
         *,
         beta: float = 0.1,
-        variant: DpoVariant = "sigmoid",
+        variant: str = "sigmoid",
         label_smoothing: float = 0.0,
         mask_truncated: bool = False,
     ) -> None:

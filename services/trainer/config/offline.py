@@ -5,10 +5,11 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from rlhf.algorithms.variants import VARIANTS
 from rlhf.config import Port, Section
 from rlhf.learning.config import LoraConfig, OptimizerConfig
 from rlhf.serving.directory import REFERENCE
-from services.trainer.config.sections import CheckpointConfig, ModelConfig, Target
+from services.trainer.config.sections import AnyVariant, CheckpointConfig, ModelConfig, Target, require_smoothing
 
 
 class OfflineModelConfig(ModelConfig):
@@ -160,14 +161,6 @@ class RewardModelRunConfig(Section):
     server: OfflineServerConfig = OfflineServerConfig()
 
 
-USUAL_BETA = 0.1
-USUAL_SIMPO_BETA = 2.0
-
-SMOOTHED = ("sigmoid", "robust")
-WITHOUT_REFERENCE = ("simpo", "orpo")
-WITHOUT_NLL = ("kto", "orpo")
-
-
 class DpoDataConfig(Section):
     """The preferences to learn from."""
 
@@ -185,7 +178,7 @@ class DpoDataConfig(Section):
 class DpoConfig(Section):
     """The loss. Formulas and sources: docs/training.md."""
 
-    variant: Literal["sigmoid", "ipo", "hinge", "robust", "kto", "simpo", "orpo"] = "sigmoid"
+    variant: AnyVariant = "sigmoid"
     """"sigmoid" is DPO itself (arXiv:2305.18290)."""
     beta: float | None = Field(default=None, gt=0)
     """How strongly the policy is held to the reference; absent takes 0.1, and 2.0 for "simpo". "orpo" has none."""
@@ -205,22 +198,17 @@ class DpoConfig(Section):
     @property
     def beta_in_use(self) -> float:
         """The beta given, or the variant's usual one."""
-        usual = USUAL_SIMPO_BETA if self.variant == "simpo" else USUAL_BETA
-        return usual if self.beta is None else self.beta
+        return VARIANTS[self.variant].usual_beta if self.beta is None else self.beta
 
     @property
     def needs_reference(self) -> bool:
         """Whether log-probabilities under the reference are part of the loss."""
-        return self.variant not in WITHOUT_REFERENCE
+        return VARIANTS[self.variant].needs_reference
 
     @model_validator(mode="after")
     def _fields_fit_the_variant(self) -> Self:
-        if self.label_smoothing > 0 and self.variant not in SMOOTHED:
-            raise ValueError(
-                f"dpo.label_smoothing is {self.label_smoothing}, but dpo.variant '{self.variant}' has none; set it to "
-                f"0, or take one of {', '.join(SMOOTHED)}"
-            )
-        if self.nll_coef > 0 and self.variant in WITHOUT_NLL:
+        require_smoothing(self.variant, self.label_smoothing)
+        if self.nll_coef > 0 and not VARIANTS[self.variant].takes_nll:
             raise ValueError(
                 f"dpo.nll_coef is {self.nll_coef}, but dpo.variant '{self.variant}' takes no such term; set it to 0"
             )

@@ -26,11 +26,13 @@ from services.trainer.config.sections import (
     ModelConfig,
     OnlineTrainingConfig,
     PairTrainingConfig,
+    PairVariant,
     PromptsConfig,
     SamplingConfig,
     ServicesConfig,
     TrainerServerConfig,
     WatchConfig,
+    require_smoothing,
 )
 
 LAG_IMPORTANCE_CAP = 2.0
@@ -269,7 +271,7 @@ class OnlineDpoConfig(Section):
 
     beta: float = Field(default=0.1, gt=0)
     """Temperature of the implicit reward; with "ipo", of length-averaged log-probabilities."""
-    variant: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
+    variant: PairVariant = "sigmoid"
     """Form of the loss (docs/online.md)."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Probability that the reward service prefers the wrong one; "sigmoid" and "robust" use it."""
@@ -300,9 +302,5 @@ class OnlineDpoRunConfig(OnlineRunConfig):
 
     @model_validator(mode="after")
     def _loss_has_smoothing(self) -> Self:
-        if self.dpo.label_smoothing > 0 and self.dpo.variant not in ("sigmoid", "robust"):
-            raise ValueError(
-                f"dpo.label_smoothing is {self.dpo.label_smoothing}, but dpo.variant is '{self.dpo.variant}', which "
-                "has none; set the former to 0, or the latter to 'sigmoid' or 'robust'"
-            )
+        require_smoothing(self.dpo.variant, self.dpo.label_smoothing)
         return self

@@ -1,10 +1,11 @@
 """Sections of configuration that several kinds of training share, and those that all online runs have."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, Field, model_validator
 
+from rlhf.algorithms.variants import PAIR_VARIANTS, SMOOTHED_VARIANTS, VARIANTS
 from rlhf.config import Port, Section
 from rlhf.learning.config import KlConfig, OptimizerConfig
 from rlhf.serving.config import ServerConfig
@@ -14,6 +15,20 @@ from services.trainer.config.targets import check_entry
 Target = Annotated[str, Field(min_length=1)]
 PolicyTarget = Annotated[str, AfterValidator(check_entry)]
 TokenId = Annotated[int, Field(ge=0)]
+if TYPE_CHECKING:
+    PairVariant: TypeAlias = str
+    AnyVariant: TypeAlias = str
+else:
+    PairVariant, AnyVariant = Literal[PAIR_VARIANTS], Literal[tuple(VARIANTS)]
+
+
+def require_smoothing(variant: str, label_smoothing: float) -> None:
+    """Raises ValueError if a variant of DPO has no such label smoothing."""
+    if label_smoothing > 0 and not VARIANTS[variant].takes_smoothing:
+        raise ValueError(
+            f"dpo.label_smoothing is {label_smoothing}, but dpo.variant is '{variant}', which has none; set the former "
+            f"to 0, or the latter to one of {', '.join(SMOOTHED_VARIANTS)}"
+        )
 
 
 class TrainerServerConfig(ServerConfig):

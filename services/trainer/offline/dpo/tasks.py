@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rlhf.algorithms.logprobs import sequence_logprobs
 from rlhf.algorithms.preference import PreferenceLoss, dpo_loss, kto_loss, orpo_loss, simpo_loss
+from rlhf.algorithms.variants import PAIR_VARIANTS
 from rlhf.learning.ranks import Ranks
 from rlhf.models.policy_model import PolicyModel
 from rlhf.models.sequences import pad_sequences, split_by_tokens
@@ -85,14 +86,14 @@ class DpoTask:
 
 def pair_loss(pairs: Pairs, config: DpoConfig) -> PreferenceLoss:
     """Returns the configured loss of each pair, [P], without the NLL term."""
-    if config.variant not in ("simpo", "orpo"):
+    if config.variant in PAIR_VARIANTS:
         return dpo_loss(
             pairs.chosen,
             pairs.rejected,
             pairs.ref_chosen,
             pairs.ref_rejected,
             beta=config.beta_in_use,
-            variant=config.variant,  # type: ignore[arg-type]
+            variant=config.variant,
             label_smoothing=config.label_smoothing,
             chosen_lengths=pairs.chosen_lengths,
             rejected_lengths=pairs.rejected_lengths,

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rlhf.algorithms.variants import VARIANTS
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.loading import load_policy
@@ -139,7 +140,7 @@ def test_the_step_does_not_depend_on_the_split_into_micro_batches(tiny_model_pat
         assert metrics["grad_norm"] == pytest.approx(results[0]["grad_norm"], rel=1e-4)
 
 
-@pytest.mark.parametrize("variant", ["sigmoid", "ipo", "hinge", "robust", "kto", "simpo", "orpo"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_teaches_the_policy_to_prefer_the_chosen(tiny_model_path: Path, variant: str) -> None:
     policy = PolicyModel(load_policy(tiny_model_path, dtype="float32"))
     config = DpoConfig.model_validate({"variant": variant})
