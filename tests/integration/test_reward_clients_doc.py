@@ -1,4 +1,4 @@
-"""The Python of docs/reward_clients.md runs as it stands, against a service on the documented port's stand-in."""
+"""The Python of README and docs/reward_clients.md runs, against a stand-in of the service on the documented port."""
 
 import asyncio
 import re
@@ -10,8 +10,12 @@ import pytest
 from tests.support.fake_text_reward import FakeTextReward
 from tests.support.paths import ROOT
 
-DOC = ROOT / "docs/reward_clients.md"
-BLOCKS = re.findall(r"^```python\n(.*?)^```", DOC.read_text(), re.MULTILINE | re.DOTALL)
+PAGES = (ROOT / "README.md", ROOT / "docs/reward_clients.md")
+BLOCKS = [
+    block
+    for page in PAGES
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+]
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.strip().splitlines()[-1][:40])

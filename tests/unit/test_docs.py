@@ -39,9 +39,9 @@ def broken_links(page: Path) -> list[str]:
 
 
 def missing_paths(page: Path) -> list[str]:
-    """Returns the paths that a page names in code style, seen from the root, of which no file exists."""
+    """Returns the paths that a page names in code style, seen from the root, of which no file exists; NAME is any."""
     named = NAMED_PATH.findall(page.read_text())
-    return [path for path in named if not any(ROOT.glob(path.rstrip("/")))]
+    return [path for path in named if not any(ROOT.glob(path.rstrip("/").replace("NAME", "*")))]
 
 
 def commands_in(page: Path) -> list[list[str]]:
