@@ -64,7 +64,7 @@ class Authorizer(Protocol):
 
 
 @dataclass(slots=True)
-class Call:
+class ServedCall:
     """A call that is being served."""
 
     method: str
@@ -124,12 +124,12 @@ class CallGuard:
     @asynccontextmanager
     async def around(
         self, method: str, credentials: CallCredentials, request_id: str = "", num_items: int | None = None
-    ) -> AsyncIterator[Call]:
+    ) -> AsyncIterator[ServedCall]:
         """Gives the call; what its body raises comes out as a ServiceError, logged and counted.
 
         Raises: UnauthenticatedError, PermissionDeniedError, NotReadyError before the body; InternalError for a fault.
         """
-        call = Call(method, Caller(credentials.unchecked_name), request_id or uuid.uuid4().hex, num_items)
+        call = ServedCall(method, Caller(credentials.unchecked_name), request_id or uuid.uuid4().hex, num_items)
         logged_id = call.request_id[:MAX_LOGGED_ID_CHARACTERS]
         structlog.contextvars.bind_contextvars(request_id=logged_id, method=method, caller=call.caller.name)
         previous = _caller.get()
@@ -159,7 +159,7 @@ class CallGuard:
                 span.set_attribute("rlhf.caller", call.caller.name)
                 end_with(span, code)
 
-    def _admit(self, call: Call, credentials: CallCredentials) -> None:
+    def _admit(self, call: ServedCall, credentials: CallCredentials) -> None:
         """Makes the caller known to the call and to its logs. Raises if it may not be served, or not now."""
         scope = self._scope_of_method.get(call.method, ANY_SCOPE)
         call.caller = self._authorizer.authorize(credentials, scope)
@@ -169,7 +169,7 @@ class CallGuard:
         if reason is not None:
             raise NotReadyError(reason)
 
-    def _record(self, call: Call, code: grpc.StatusCode, seconds: float) -> None:
+    def _record(self, call: ServedCall, code: grpc.StatusCode, seconds: float) -> None:
         labels = (self._full_name, call.method)
         self._metrics.in_flight.labels(*labels).dec()
         self._metrics.requests.labels(*labels, code.name).inc()

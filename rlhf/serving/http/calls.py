@@ -20,7 +20,7 @@ from rlhf.client.channel import CALLER_KEY
 from rlhf.client.tasks import first_of
 from rlhf.client.tracing import continued
 from rlhf.errors import DeadlineExceededError, InvalidRequestError, ServiceError
-from rlhf.serving.calls import Call, CallCredentials
+from rlhf.serving.calls import CallCredentials, ServedCall
 from rlhf.serving.http.bodies import BodyRoom, CallerLeftError, decoded, parse_json, require_json
 from rlhf.serving.http.errors import error_response
 from rlhf.serving.http.proto_json import json_of
@@ -54,7 +54,9 @@ class Answerer:
         self.guard = guard
         self.room = BodyRoom(max_body_bytes)
 
-    async def answer(self, request: Request, method: str, work: Callable[[Call], Awaitable[Response]]) -> Response:
+    async def answer(
+        self, request: Request, method: str, work: Callable[[ServedCall], Awaitable[Response]]
+    ) -> Response:
         """Returns the response to a call, or to its error.
 
         Args:
@@ -76,7 +78,9 @@ class Answerer:
             response.headers[REQUEST_ID_KEY] = request_id
         return response
 
-    async def _in_time(self, request: Request, call: Call, work: Callable[[Call], Awaitable[Response]]) -> Response:
+    async def _in_time(
+        self, request: Request, call: ServedCall, work: Callable[[ServedCall], Awaitable[Response]]
+    ) -> Response:
         seconds = _timeout_of(request)
         try:
             async with asyncio.timeout(seconds) as deadline:
@@ -106,7 +110,7 @@ class GuardedRoute(APIRoute):
         async def handle(request: Request) -> Response:
             answerer: Answerer = getattr(request.app.state, ANSWERER_KEY)
 
-            async def work(call: Call) -> Response:
+            async def work(call: ServedCall) -> Response:
                 arguments = {name: part for name, part in request.path_params.items() if name in parameters}
                 with answerer.room.reader() as reader:
                     if model is not None:
@@ -136,7 +140,7 @@ async def _wait_until_left(request: Request) -> None:
         pass
 
 
-def _name(call: Call, body: object) -> None:
+def _name(call: ServedCall, body: object) -> None:
     """Puts into the logs what only the body says: the caller's own id for the call, and how many items it has."""
     request_id, items = getattr(body, "request_id", ""), getattr(body, "items", None)
     if request_id:

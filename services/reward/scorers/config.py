@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter, create_model, field_validator
 from rlhf.config import KIND
 from rlhf.errors import ConfigError
 from services.reward.scorers.judge.scorer import JudgeScorerConfig
-from services.reward.scorers.model_config import EnsembleConfig, ModelConfig
+from services.reward.scorers.model_config import EnsembleConfig, RewardModelConfig
 from services.reward.scorers.python.scorer import PythonScorerConfig
 from services.reward.scorers.rules import LengthConfig, PatternConfig, SentimentConfig
 from services.reward.scorers.scorer import Scorer
@@ -25,7 +25,7 @@ from services.reward.scorers.sum import Component, SumScorer
 S = TypeVar("S", bound=ScorerSection)
 
 PARTS: tuple[type[ScorerSection], ...] = (
-    ModelConfig,
+    RewardModelConfig,
     EnsembleConfig,
     SentimentConfig,
     LengthConfig,

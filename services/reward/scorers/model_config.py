@@ -16,7 +16,7 @@ class _WeightsSection(ScorerSection):
     """model, ensemble: auto (cuda if there is one), cpu, cuda or cuda:N."""
 
 
-class ModelConfig(_WeightsSection):
+class RewardModelConfig(_WeightsSection):
     """A reward model."""
 
     kind: Literal["model"]
