@@ -2,16 +2,31 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from types import MappingProxyType
+from typing import Any, NamedTuple, cast
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command, get_group
 
 from rlhf.errors import ConfigError, RunError, ServiceError
 from rlhf.process import end_rank, sleep_at_barriers
 from rlhf_cli.errors import CommandError, UsageError, print_error
-from rlhf_cli.lazy import Lazy, LazyGroup
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+
+
+class Lazy(NamedTuple):
+    """A command, which is imported when it is asked for."""
+
+    place: str
+    """Where it is, as "module:name": a function, or a typer.Typer with commands of its own."""
+    help: str
+    """Its line in the list of commands."""
+
 
 HELP = "Train a language model from preferences, with every part as a service."
 COMMANDS: Mapping[str, Lazy] = MappingProxyType(
@@ -98,6 +113,37 @@ def _run(argv: Sequence[str] | None) -> int:
         print_error(str(error))
         return EXIT_FAILURE
     return result if isinstance(result, int) else 0
+
+
+class LazyGroup(TyperGroup):
+    """Lists its commands without importing any."""
+
+    def __init__(self, name: str, help_text: str, table: Mapping[str, Lazy]) -> None:
+        """Args: name: of the group; help_text: stands above the list; table: the commands by name."""
+        # Without markup, typer does not load rich, which would take longer than all else.
+        super().__init__(name=name, help=help_text, no_args_is_help=True, rich_markup_mode=None)
+        self._table = table
+        self.commands = cast(Any, dict.fromkeys(table))  # the names, for suggestions after a typo
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Imports a command; None if there is none of that name."""
+        if cmd_name not in self._table:
+            return None
+        module, _, attribute = self._table[cmd_name].place.partition(":")
+        found = getattr(import_module(module), attribute)
+        if isinstance(found, typer.Typer):
+            found.rich_markup_mode = None
+            group = get_group(found)
+            group.name = cmd_name
+            return group
+        app = typer.Typer(add_completion=False, rich_markup_mode=None)
+        app.command(cmd_name)(found)
+        return get_command(app)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Writes the list of commands."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in self._table.items()])
 
 
 if __name__ == "__main__":

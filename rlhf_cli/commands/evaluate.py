@@ -1,9 +1,10 @@
 """`rlhf eval` and `rlhf frontier`: how good policies are, and what they pay for it in KL."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -24,10 +25,10 @@ from rlhf_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from rlhf.client.policy import PolicyModel
-    from rlhf_cli.commands.local import ServedFolders
-    from rlhf_cli.local.services import Dtype
+    from rlhf_cli.local.services import Dtype, LocalServices
     from services.trainer.evaluation.evaluate import Evaluation, EvaluationSettings, Judges
 
+START_TIMEOUT_SECONDS = 600.0
 Names = Annotated[list[str] | None, typer.Option(metavar="[NAME=]HOST:PORT", help="A policy service; may be repeated.")]
 
 
@@ -85,10 +86,8 @@ def evaluate(
             samples_per_prompt=samples, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
         )
 
-    from rlhf_cli.commands.local import served_folders
-
     evaluations: dict[str, Evaluation] = {}
-    with served_folders() as folders:
+    with _served_folders() as folders:
         judges = _Judged(folders, rewards, reference_target, dtype)
         subject = _Subject(prompts, tokenizer, max_new_tokens)
         for name, source in policies.items():
@@ -130,10 +129,48 @@ def frontier(
         stderr.print(f"drawn in {plot}", soft_wrap=True, markup=False)
 
 
+class _ServedFolders:
+    """Serves checkpoints on this machine, for as long as the command runs or a block lasts."""
+
+    def __init__(self, services: "LocalServices") -> None:
+        self._services = services
+
+    def start(self, name: str, kind: str, arguments: Sequence[str]) -> str:
+        """Returns the target of a service of that kind once it serves. Raises: ServiceDiedError."""
+        entry = self._services.start(name, kind, arguments)
+        with stderr.status(f"starting {name}"):
+            self._services.wait_ready([entry], START_TIMEOUT_SECONDS, lambda states: None)
+        return entry.target
+
+    @contextmanager
+    def serving(self, name: str, kind: str, arguments: Sequence[str]) -> Iterator[str]:
+        """Serves inside the block alone; gives the target."""
+        entry = self._services.start(name, kind, arguments)
+        try:
+            with stderr.status(f"starting {name}"):
+                self._services.wait_ready([entry], START_TIMEOUT_SECONDS, lambda states: None)
+            yield entry.target
+        finally:
+            self._services.end(entry)
+
+
+@contextmanager
+def _served_folders() -> Iterator[_ServedFolders]:
+    """Gives what starts services; all of them are gone when the block is left, whatever ends it."""
+    from rlhf_cli.local.processes import interrupt_on_signals
+    from rlhf_cli.local.services import LocalServices
+    from rlhf_cli.local.supervisor import Supervisor
+
+    with TemporaryDirectory(prefix="rlhf-") as folder, interrupt_on_signals():
+        place = Path(folder)
+        with Supervisor(place / "logs", lambda message: stderr.print(message, markup=False)) as supervisor:
+            yield _ServedFolders(LocalServices(supervisor, place / "services.toml"))
+
+
 class _Judged:
     """The reference and the reward services; those given as folders are started when they are first needed."""
 
-    def __init__(self, folders: "ServedFolders", rewards: Mapping[str, str], reference: str, dtype: "Dtype") -> None:
+    def __init__(self, folders: _ServedFolders, rewards: Mapping[str, str], reference: str, dtype: "Dtype") -> None:
         self._folders = folders
         self._given = (rewards, reference)
         self._dtype = dtype
@@ -205,7 +242,7 @@ class _Subject:
 
 @contextmanager
 def _policy_target(
-    folders: "ServedFolders", name: str, source: PolicySource, engine: Literal["vllm", "transformers"], dtype: "Dtype"
+    folders: _ServedFolders, name: str, source: PolicySource, engine: Literal["vllm", "transformers"], dtype: "Dtype"
 ) -> Iterator[str]:
     """Gives where a policy is served; a checkpoint is served inside the block alone."""
     if isinstance(source, str):

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_cli.lazy import LazyGroup
-from rlhf_cli.main import COMMANDS
+from rlhf_cli.main import COMMANDS, LazyGroup
 from tests.support.paths import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "deploy").rglob("README.md"))]

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_cli.lazy import LazyGroup
-from rlhf_cli.main import COMMANDS, main
+from rlhf_cli.main import COMMANDS, LazyGroup, main
 from tests.support.ports import free_port
 
 Capture = pytest.CaptureFixture[str]
