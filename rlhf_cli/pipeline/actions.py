@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from rlhf.config import Section, write_config
 from rlhf.errors import ConfigError
 from rlhf.files import whole, write_whole
-from rlhf.rollout import Sampling
 from rlhf_cli.pipeline.config import PipelineConfig
 from rlhf_cli.pipeline.labelling import (
     SampledCompletion,
@@ -27,7 +26,6 @@ from rlhf_cli.pipeline.phases import Phases
 from rlhf_cli.pipeline.services import PipelineServices
 from rlhf_cli.pipeline.stages import StageError
 from rlhf_cli.pipeline.training_config import has_field
-from services.trainer.config.sections import SamplingConfig
 from services.trainer.trainings import Training
 
 if TYPE_CHECKING:
@@ -69,7 +67,7 @@ class Actions:
         options = self._config.sample
         tokenizer = load_tokenizer(model)
         items = self._prompts(self._config.prompts.path, model, options.max_prompts)
-        sampling = _sampling(self._config.sampling, options.completions_per_prompt)
+        sampling = self._config.sampling.of_each(options.completions_per_prompt)
         targets = self._services.policies(model)
         self._services.wait_ready()
 
@@ -227,15 +225,6 @@ def _gather_ensemble(run_dir: Path, output: Path) -> None:
         target = output / member.name
         shutil.rmtree(target, ignore_errors=True)  # of an attempt that was killed while it copied
         shutil.copytree(member, target, copy_function=os.link)
-
-
-def _sampling(config: SamplingConfig, completions_per_prompt: int) -> Sampling:
-    return Sampling(
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        completions_per_prompt=completions_per_prompt,
-        stop_ids=config.stop_ids,
-    )
 
 
 def _write_lines(path: Path, rows: Sequence[object]) -> None:

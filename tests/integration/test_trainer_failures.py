@@ -153,7 +153,7 @@ async def test_changed_sampling_does_not_train_on_rollouts_of_before(world: Worl
     world.settings["sampling"]["temperature"] = 0.5
     assert await world.start(resume=True) == 0
     assert [row["reward_mean"] for row in world.rows()] == [1.0]
-    assert "were drawn with other settings (sampling.temperature 1.0, now 0.5)" in world.output.getvalue()
+    assert "were drawn with other settings (sampling.temperature 1.0 -> 0.5)" in world.output.getvalue()
 
 
 async def test_few_failed_scores_are_dropped_and_counted(world: World) -> None:

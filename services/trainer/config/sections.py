@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 from rlhf.algorithms.variants import PAIR_VARIANTS, SMOOTHED_VARIANTS, VARIANTS
 from rlhf.config import Port, Section
 from rlhf.learning.config import KlConfig, OptimizerConfig
+from rlhf.rollout import Sampling
 from rlhf.serving.config import ServerConfig
 from rlhf.serving.directory import POLICY, REFERENCE, REWARD, TRAINER
 from services.trainer.config.targets import check_entry
@@ -100,6 +101,15 @@ class SamplingConfig(Section):
     """Divides the logits, in sampling and in every log-probability of training."""
     stop_ids: tuple[TokenId, ...] = ()
     """Token ids that end a completion; empty takes the model's own."""
+
+    def of_each(self, completions_per_prompt: int) -> Sampling:
+        """Returns what to ask a policy service for: so many completions of each prompt."""
+        return Sampling(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            completions_per_prompt=completions_per_prompt,
+            stop_ids=self.stop_ids,
+        )
 
 
 class CheckpointConfig(Section):

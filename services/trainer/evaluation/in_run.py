@@ -18,7 +18,6 @@ from rlhf.client.tasks import task_group
 from rlhf.errors import ServiceError
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.sample import TRAINING_REWARD, Sample
-from rlhf.rollout import Sampling
 from rlhf.statistics import MeanWithInterval
 from services.trainer.config.online import OnlineRunConfig
 from services.trainer.evaluation.evaluate import questions_of, rows_of, summarise
@@ -64,12 +63,7 @@ class InRunEvaluation:
         self._gauges = gauges
         self._say = say
         self._ranks = ranks
-        self._sampling = Sampling(
-            max_new_tokens=config.sampling.max_new_tokens,
-            temperature=config.sampling.temperature,
-            completions_per_prompt=config.evaluation.completions,
-            stop_ids=config.sampling.stop_ids,
-        )
+        self._sampling = config.sampling.of_each(config.evaluation.completions)
         self._file = MetricsFile(config.run_dir / "evaluations.jsonl")
         self._evaluated_step = -1
         if ranks.is_main and self._items:

@@ -30,6 +30,7 @@ from rlhf.learning.sample import Sample, decode_sample, encode_sample
 from rlhf.logs import get_logger
 from rlhf.rollout import Prompt, Sampling, expected_ids
 from services.trainer.rollouts.journal_file import FORMAT_VERSION, JournalLines, JournalWriter, read_lines
+from services.trainer.state.run_dir import changed_settings
 
 log = get_logger(__name__)
 
@@ -215,7 +216,7 @@ class StepJournal:
         if others:
             self._journal.note(
                 f"{len(others)} records in the journal of step {self._step} were drawn with other settings "
-                f"({_first_difference(others[-1], header)}); they are not used"
+                f"({changed_settings(others[-1], header)[0]}); they are not used"
             )
         return usable
 
@@ -228,15 +229,3 @@ class StepJournal:
 def _request_digest(prompt: Prompt) -> str:
     text = json.dumps([prompt.prompt_ids, prompt.seed])
     return blake3(text.encode()).hexdigest()[:REQUEST_DIGITS]
-
-
-def _first_difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
-    """Returns "section.key old, now new" for the first value that differs; empty if none does."""
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            if inner := _first_difference(before, after, f"{prefix}{key}."):
-                return inner
-        elif before != after:
-            return f"{prefix}{key} {before}, now {after}"
-    return ""

@@ -19,7 +19,7 @@ from typing import Any
 from rlhf.data.prompts import PromptSampler
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.sample import Sample
-from rlhf.rollout import Prompt, Sampling
+from rlhf.rollout import Prompt
 from services.trainer.config.online import OnlineRunConfig
 from services.trainer.fleet.peers import Peers
 from services.trainer.fleet.policy_pushes import PolicyPushes
@@ -65,12 +65,7 @@ class Lookahead:
         self._pushes = pushes
         self._journal = journal
         self._ranks = ranks
-        self._sampling = Sampling(
-            max_new_tokens=config.sampling.max_new_tokens,
-            temperature=config.sampling.temperature,
-            completions_per_prompt=config.training.group_size,
-            stop_ids=config.sampling.stop_ids,
-        )
+        self._sampling = config.sampling.of_each(config.training.group_size)
         self._begun = step
         """Newest step whose collection has begun."""
         self._ahead: deque[_Ahead] = deque()

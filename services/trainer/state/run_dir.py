@@ -38,8 +38,8 @@ def require_wanted(run_dir: Path, found: Path | None, *, resume: bool) -> None:
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Returns "section.key old -> new" for every value of nested settings that differs."""
     changes: list[str] = []
-    for key in new:
-        before, after = old.get(key), new[key]
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
             changes += changed_settings(before, after, f"{prefix}{key}.")
         elif before != after:

@@ -160,7 +160,7 @@ def test_rollouts_of_other_settings_are_passed_over_with_a_note(tmp_path: Path) 
     assert opened.known("0/0") is None
     assert len(reports) == 1
     assert "3 records in the journal of step 1 were drawn with other settings" in reports[0]
-    assert "sampling.temperature 0.7, now 0.9" in reports[0]
+    assert "sampling.temperature 0.7 -> 0.9" in reports[0]
     opened.append(make_sample("0/0", reward=9.0))
     assert path.read_bytes().startswith(before)
     # Both kinds now stand in one file, each under its header.
