@@ -1,4 +1,4 @@
-"""README and docs name only what exists: links, anchors, paths, make targets, commands and their flags."""
+"""README and docs name only what exists: links, anchors, paths, commands, flags, configuration keys."""
 
 import re
 import shlex
@@ -6,13 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
+from rlhf.config import Section, sections_of
 from rlhf_cli.main import COMMANDS, LazyGroup
+from rlhf_cli.pipeline.config import PipelineConfig
+from services.policy.config import PolicyConfig
+from services.reference.config import ReferenceConfig
+from services.reward.config import RewardConfig
+from services.trainer.trainings import TRAININGS
 from tests.support.paths import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "deploy").rglob("README.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 NAMED_PATH = re.compile(r"`((?:rlhf|services|rlhf_cli|protos|tests|deploy|bench|examples|docs|scripts)/[\w./*-]+)`")
+NAMED_KEY = re.compile(r"`([a-z_]+(?:\.[a-z_]+)+)(?: = [^`]*)?`")
+FILE_ENDINGS = (".py", ".toml", ".md", ".json", ".yaml")
 PLACES = ("https://", "http://", "mailto:")
 
 
@@ -41,6 +50,26 @@ def missing_paths(page: Path) -> list[str]:
     """Returns the paths that a page names in code style, seen from the root, of which no file exists; NAME is any."""
     named = NAMED_PATH.findall(page.read_text())
     return [path for path in named if not any(ROOT.glob(path.rstrip("/").replace("NAME", "*")))]
+
+
+def keys_of(section: type[BaseModel], prefix: str = "") -> set[str]:
+    """Returns the dotted paths of a configuration's keys, of its sections at any depth too."""
+    keys = {prefix + field for field in section.model_fields}
+    for field in section.model_fields:
+        for inner in sections_of(section, field, in_list=True):
+            keys |= keys_of(inner, f"{prefix}{field}.")
+    return keys
+
+
+CONFIGURATIONS: tuple[type[Section], ...] = (PolicyConfig, RewardConfig, ReferenceConfig, PipelineConfig)
+KEYS = set().union(*map(keys_of, (*CONFIGURATIONS, *(each.config_class for each in TRAININGS.values()))))
+SECTIONS = {key.split(".")[0] for key in KEYS if "." in key}
+
+
+def unknown_keys(page: Path) -> list[str]:
+    """Returns the keys that a page names in code style, begun with a section of ours, which no configuration has."""
+    named = [key for key in NAMED_KEY.findall(page.read_text()) if not key.endswith(FILE_ENDINGS)]
+    return [key for key in named if key.split(".")[0] in SECTIONS and key not in KEYS]
 
 
 def commands_in(page: Path) -> list[list[str]]:
@@ -81,13 +110,15 @@ def test_a_wrong_command_is_found():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_and_paths_exist(page: Path):
+def test_links_paths_and_keys_exist(page: Path):
     assert broken_links(page) == []
     assert missing_paths(page) == []
+    assert unknown_keys(page) == []
 
 
-def test_broken_links_and_missing_paths_are_found(tmp_path: Path):
+def test_what_does_not_exist_is_found(tmp_path: Path):
     page = tmp_path / "page.md"
-    page.write_text("# One `heading`\n[a](#one-heading) [b](#two) [c](none.md) `rlhf/errors.py` `rlhf/none.py`\n")
+    page.write_text("# A `b`\n[a](#a-b) [b](#two) [c](none.md) `rlhf/errors.py` `rlhf/none.py` `kl.coef` `kl.coeff`\n")
     assert broken_links(page) == ["#two", "none.md"]
     assert missing_paths(page) == ["rlhf/none.py"]
+    assert unknown_keys(page) == ["kl.coeff"]
