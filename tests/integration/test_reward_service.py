@@ -23,15 +23,14 @@ from rlhf.client import Reward, RewardClient, RewardError, ScoreItem
 from rlhf.client.patience import Patience
 from rlhf.errors import ConfigError, InvalidRequestError, NotReadyError, OverloadedError
 from rlhf.models.loading import load_tokenizer, tokenizer_digest
-from rlhf.serving.directory import REWARD
 from rlhf.serving.server import ServiceServer
-from rlhf.v1 import reward_pb2, reward_pb2_grpc
-from services.reward.config import LimitsConfig, RewardServerConfig
+from rlhf.v1 import reward_pb2
+from services.reward.config import LimitsConfig
 from services.reward.core import RewardCore
 from services.reward.metrics import RewardMetrics
 from services.reward.scorers.config import build_scorer, scorer_config
 from services.reward.scorers.scorer import Scorer, ScorerInfo, TextPair, TokenPair
-from services.reward.servicer import RewardServicer
+from tests.support.reward_over_grpc import reward_server
 from tests.support.tiny_model import ASSISTANT_ID, EOS_ID, USER_ID, make_tiny_reward_model
 
 
@@ -64,9 +63,7 @@ class GatedScorer:
 
 def make_server(build: Callable[[], Scorer[Any]], registry: CollectorRegistry, **limits: Any) -> ServiceServer:
     core = RewardCore(build, LimitsConfig(**limits), RewardMetrics(registry))
-    register = partial(reward_pb2_grpc.add_RewardServiceServicer_to_server, RewardServicer(core))
-    config = RewardServerConfig(host="127.0.0.1", port=0, metrics_port=0, drain_seconds=1)
-    return ServiceServer(REWARD, config, register, core, registry=registry)
+    return reward_server(core, registry)
 
 
 @asynccontextmanager

@@ -12,17 +12,15 @@ from prometheus_client import CollectorRegistry
 
 from rlhf.client import Reward, RewardClient, ScoreItem
 from rlhf.models.loading import load_tokenizer
-from rlhf.serving.directory import REWARD
 from rlhf.serving.http.app import HttpServer
 from rlhf.serving.server import ServiceServer
-from rlhf.v1 import reward_pb2_grpc
-from services.reward.config import LimitsConfig, RewardHttpConfig, RewardServerConfig
+from services.reward.config import LimitsConfig, RewardHttpConfig
 from services.reward.core import RewardCore
 from services.reward.metrics import RewardMetrics
 from services.reward.scorers.config import build_scorer, scorer_config
 from services.reward.scorers.scorer import Scorer
 from services.reward.server import make_http_server
-from services.reward.servicer import RewardServicer
+from tests.support.reward_over_grpc import reward_server
 from tests.support.tiny_model import ASSISTANT_ID, EOS_ID, USER_ID
 
 QUESTIONS = ("How are you?", "And you?")
@@ -63,14 +61,7 @@ async def served(
     registry = CollectorRegistry()
     core = RewardCore(build, LimitsConfig(**limits), RewardMetrics(registry))
     http_server = make_http_server(core, RewardHttpConfig(port=0, max_body_bytes=max_body_bytes), "127.0.0.1")
-    server = ServiceServer(
-        REWARD,
-        RewardServerConfig(host="127.0.0.1", port=0, metrics_port=0, drain_seconds=1.0),
-        partial(reward_pb2_grpc.add_RewardServiceServicer_to_server, RewardServicer(core)),
-        core,
-        registry=registry,
-        sides=[http_server],
-    )
+    server = reward_server(core, registry, http_server)
     await server.start()
     try:
         if ready:

@@ -11,9 +11,9 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from rlhf.serving.batching.limits import BatchLimitsConfig as ReferenceLimits
-from rlhf.serving.directory import REFERENCE, REWARD
+from rlhf.serving.directory import REFERENCE
 from rlhf.serving.server import ServiceServer
-from rlhf.v1 import reference_pb2_grpc, reward_pb2_grpc
+from rlhf.v1 import reference_pb2_grpc
 from services.policy.config import ModelConfig as PolicyModelConfig
 from services.policy.config import PolicyConfig, PolicyServerConfig, TransformersConfig
 from services.policy.server import make_engine, make_server
@@ -23,12 +23,11 @@ from services.reference.core import ReferenceCore, ReferenceMetrics
 from services.reference.server import build_scorer as build_reference_scorer
 from services.reference.servicer import ReferenceServicer
 from services.reward.config import LimitsConfig as RewardLimits
-from services.reward.config import RewardServerConfig
 from services.reward.core import RewardCore
 from services.reward.metrics import RewardMetrics
 from services.reward.scorers.config import ScorerConfig
 from services.reward.scorers.config import build_scorer as build_reward_scorer
-from services.reward.servicer import RewardServicer
+from tests.support.reward_over_grpc import reward_server
 
 LOCAL = {"host": "127.0.0.1", "port": 0, "metrics_port": 0, "drain_seconds": 0.0}
 
@@ -46,8 +45,7 @@ def make_reward(scorer: ScorerConfig, *, single_items: bool = False) -> ServiceS
     registry = CollectorRegistry()
     limits = RewardLimits(max_batch_tokens=1) if single_items else RewardLimits()
     core = RewardCore(partial(build_reward_scorer, scorer), limits, RewardMetrics(registry))
-    register = partial(reward_pb2_grpc.add_RewardServiceServicer_to_server, RewardServicer(core))
-    return ServiceServer(REWARD, RewardServerConfig(**LOCAL), register, core, registry=registry)
+    return reward_server(core, registry, drain_seconds=0.0)
 
 
 def make_reference(path: Path, *, single_items: bool = False) -> ServiceServer:

@@ -9,7 +9,7 @@ import grpc
 from prometheus_client import CollectorRegistry
 
 from rlhf.serving.directory import REWARD
-from rlhf.serving.server import ServiceServer
+from rlhf.serving.server import ServiceServer, Side
 from rlhf.v1 import reward_pb2, reward_pb2_grpc
 from services.reward.config import LimitsConfig, RewardServerConfig
 from services.reward.core import RewardCore
@@ -25,16 +25,17 @@ OWN_CONNECTION = (
 )
 
 
+def reward_server(core: RewardCore, registry: CollectorRegistry, *sides: Side, **server: Any) -> ServiceServer:
+    """Returns the service around a core, not started, on free ports. Args: server: fields of RewardServerConfig."""
+    local = {"host": "127.0.0.1", "port": 0, "metrics_port": 0, "drain_seconds": 1.0}
+    register = partial(reward_pb2_grpc.add_RewardServiceServicer_to_server, RewardServicer(core))
+    return ServiceServer(REWARD, RewardServerConfig(**local | server), register, core, registry=registry, sides=sides)
+
+
 @asynccontextmanager
 async def serving(core: RewardCore, registry: CollectorRegistry) -> AsyncIterator[str]:
     """Gives the target, once the core is loaded."""
-    server = ServiceServer(
-        REWARD,
-        RewardServerConfig(host="127.0.0.1", port=0, metrics_port=0, drain_seconds=1),
-        partial(reward_pb2_grpc.add_RewardServiceServicer_to_server, RewardServicer(core)),
-        core,
-        registry=registry,
-    )
+    server = reward_server(core, registry)
     await server.start()
     try:
         await server.wait_ready()

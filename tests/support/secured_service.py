@@ -11,15 +11,13 @@ from typing import Any
 import aiohttp
 from prometheus_client import CollectorRegistry
 
-from rlhf.serving.directory import REWARD
 from rlhf.serving.server import ServiceServer
-from rlhf.v1 import reward_pb2_grpc
-from services.reward.config import LimitsConfig, RewardHttpConfig, RewardServerConfig
+from services.reward.config import LimitsConfig, RewardHttpConfig
 from services.reward.core import RewardCore
 from services.reward.metrics import RewardMetrics
 from services.reward.scorers.config import build_scorer, scorer_config
 from services.reward.server import make_http_server
-from services.reward.servicer import RewardServicer
+from tests.support.reward_over_grpc import reward_server
 
 BODY = {"items": [{"text": {"prompt": "a prompt", "completion": "a completion"}}]}
 
@@ -58,14 +56,7 @@ async def secured_service(**server: Any) -> AsyncIterator[Secured]:
     registry = CollectorRegistry()
     core = RewardCore(partial(build_scorer, scorer_config(kind="length")), LimitsConfig(), RewardMetrics(registry))
     http_server = make_http_server(core, RewardHttpConfig(port=0), "127.0.0.1")
-    service = ServiceServer(
-        REWARD,
-        RewardServerConfig(**{"host": "127.0.0.1", "port": 0, "metrics_port": 0, "drain_seconds": 1.0, **server}),
-        partial(reward_pb2_grpc.add_RewardServiceServicer_to_server, RewardServicer(core)),
-        core,
-        registry=registry,
-        sides=[http_server],
-    )
+    service = reward_server(core, registry, http_server, **server)
     await service.start()
     try:
         await service.wait_ready()
