@@ -29,7 +29,7 @@ test-unit: setup ## Run the unit tests alone (about 90 seconds on 2 cores).
 	$(BIN)/pytest tests/unit $(PARALLEL) $(ARGS)
 
 test-all: lint test ## Run the linters and all tests, those that take minutes included.
-	$(BIN)/pytest -m exhaustive --durations 20 $(ARGS)
+	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest -m "exhaustive or hypothesis" --durations 20 $(ARGS)
 
 fuzz: setup ## Look for inputs that break the reward service's decoding (FUZZ_SECONDS=60 for each of two targets).
 	@mkdir -p build/fuzz/grpc build/fuzz/json

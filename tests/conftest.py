@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 import structlog
 
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 
 # A service's server of metrics looks twice a second whether it is to end, and its end waits for that.
 socketserver.BaseServer.serve_forever.__defaults__ = (0.02,)
+
+# Property tests that name no number of examples of their own try fewer in `make test` than in `make test-all`.
+hypothesis.settings.register_profile("quick", max_examples=25, deadline=None)
+hypothesis.settings.register_profile("thorough", max_examples=200, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 FOLDERS = ("e2e", "integration", "unit")
 """Of tests, the longest first, so that the workers end at about the same time."""

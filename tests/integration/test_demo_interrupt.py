@@ -34,7 +34,10 @@ def eventually(condition: Callable[[], bool], seconds: float) -> bool:
     return condition()
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "exit_code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.exhaustive)],
+)
 def test_an_interrupted_demo_leaves_no_process(
     tmp_path: Path, tiny_model_path: Path, number: signal.Signals, exit_code: int
 ) -> None:

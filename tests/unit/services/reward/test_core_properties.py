@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import dataclass
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.reward.core import RewardCore, ScoreAnswer
@@ -36,7 +36,6 @@ completions = st.one_of(st.integers(-(10**6), 10**6).map(str), st.sampled_from(s
 calls = st.builds(Call, st.lists(completions, min_size=1, max_size=12), st.integers(1, 3), st.booleans())
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(calls, min_size=1, max_size=8))
 def test_every_call_has_the_outcomes_of_its_own_items(all_calls: list[Call]) -> None:
     asyncio.run(send_all(all_calls))
