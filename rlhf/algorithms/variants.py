@@ -1,6 +1,6 @@
-"""The one table of DPO's variants: what each takes and, where the loss is a function of the margin alone, the loss.
+"""The table of DPO's variants, with their arguments and, if it is a function of the margin, their loss.
 
-A new variant is a row. Torch is loaded when a loss is computed, so that configurations can read the table without it.
+A new variant is a row. Torch is imported when a loss is computed, so that configurations can read the table without it.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,18 +17,19 @@ class Variant:
     """One loss on preferences."""
 
     help: str
-    """In one sentence, with its source."""
+    """One sentence with the source."""
     loss: "Callable[..., Tensor] | None" = None
-    """Of (h, beta, e): h [P] the difference of the log-ratios, e the label_smoothing; None for one of another form."""
+    """Function of (h, beta, e): h [P] the difference of the log-ratios, e label_smoothing; None for other forms."""
     takes_smoothing: bool = False
-    """Whether it has label_smoothing."""
+    """Whether it takes label_smoothing."""
     needs_reference: bool = True
-    """Whether log-probabilities under the reference are part of it."""
+    """Whether it needs log-probabilities under the reference."""
     averages: bool = False
     """Whether each log-ratio is divided by its completion's length."""
     takes_nll: bool = True
     """Whether the chosen completion's negative log-likelihood can be added to it."""
     usual_beta: float = 0.1
+    """Default of beta."""
 
 
 def negative_log_sigmoid(x: "Tensor") -> "Tensor":
@@ -82,5 +83,6 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
 """By name."""
 
 PAIR_VARIANTS = tuple(name for name, each in VARIANTS.items() if each.loss is not None)
-"""The variants of dpo_loss: functions of the margin."""
+"""Variants of dpo_loss."""
 SMOOTHED_VARIANTS = tuple(name for name, each in VARIANTS.items() if each.takes_smoothing)
+"""Variants that take label_smoothing."""
