@@ -15,6 +15,7 @@ from services.policy.config import PolicyConfig
 from services.reference.config import ReferenceConfig
 from services.reward.config import RewardConfig
 from services.trainer.trainings import TRAININGS
+from tests.support.house import PACKAGES
 from tests.support.paths import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "deploy").rglob("README.md"))]
@@ -70,6 +71,12 @@ def unknown_keys(page: Path) -> list[str]:
     """Returns the keys that a page names in code style, begun with a section of ours, which no configuration has."""
     named = [key for key in NAMED_KEY.findall(page.read_text()) if not key.endswith(FILE_ENDINGS)]
     return [key for key in named if key.split(".")[0] in SECTIONS and key not in KEYS]
+
+
+def test_the_architecture_names_every_room():
+    page = (ROOT / "docs/architecture.md").read_text()
+    rooms = [str(path.parent.relative_to(ROOT)) for name in PACKAGES for path in (ROOT / name).rglob("__init__.py")]
+    assert [room for room in rooms if f"`{room}`" not in page and f"`{room}/" not in page] == []
 
 
 def commands_in(page: Path) -> list[list[str]]:

@@ -12,16 +12,18 @@ MAX_LINES = 2500
 
 HOUSE = House(ROOT)
 PAGE = (ROOT / "docs/architecture.md").read_text()
-ROW = re.compile(r"^\| (\d+) \| \[`([\w/.]+)`\]\([^)]*\) \|([^|]*)\|", re.MULTILINE)
-"""A row of the table: its number, its file, and the earlier row that leads to it, with the way."""
+ROW = re.compile(r"^\| (\d+) \| \[`([\w/.]+)`\]\([^)]*\) \|([^|]*)\|([^|]*)\|$", re.MULTILINE)
+"""A row of the table: its number, its file, the earlier row that leads to it with the way, and what to look for."""
 WAY = re.compile(r"(\d+), (?:(imports it|imported by it)|by `([\w/.]+)`|rpc `(\w+)` by `([\w/.]+)`)")
 
 ROWS = [
-    (int(number), module.removesuffix(".py").replace("/", "."), way.strip())
-    for number, module, way in ROW.findall(PAGE[PAGE.index("## The way of one prompt") : PAGE.index("## Contracts")])
+    (int(number), module.removesuffix(".py").replace("/", "."), way.strip(), what)
+    for number, module, way, what in ROW.findall(
+        PAGE[PAGE.index("## The way of one prompt") : PAGE.index("## Contracts")]
+    )
 ]
-"""Number, module and way of each row."""
-MODULES = {number: module for number, module, _ in ROWS}
+"""Number, module, way and what to look for of each row."""
+MODULES = {number: module for number, module, *_ in ROWS}
 
 
 def text_of(module: str) -> str:
@@ -72,10 +74,17 @@ def test_the_spine_is_short():
     assert sum(lines.values()) <= MAX_LINES
 
 
-@pytest.mark.parametrize(("number", "module", "way"), ROWS[1:], ids=[module for _, module, _ in ROWS[1:]])
+@pytest.mark.parametrize(("number", "module", "way"), [row[:3] for row in ROWS[1:]], ids=list(MODULES.values())[1:])
 def test_each_file_follows_from_an_earlier_one(number: int, module: str, way: str):
     assert fault_of(module, way) is None
     assert int(way.split(",")[0]) < number
+
+
+@pytest.mark.parametrize(("module", "what"), [(row[1], row[3]) for row in ROWS], ids=list(MODULES.values()))
+def test_what_to_look_for_is_there(module: str, what: str):
+    names = re.findall(r"`([\w.]+)`", what)
+    assert names
+    assert [name for name in names if name.split(".")[-1] not in text_of(module)] == []
 
 
 @pytest.mark.parametrize(
