@@ -23,8 +23,7 @@ from rlhf_cli.pipeline.phases import Phases
 from rlhf_cli.pipeline.services import PipelineServices
 from rlhf_cli.pipeline.stages import Stage, StageError, StageRunner
 from rlhf_cli.pipeline.training_config import build_config, files_of, settings_of
-from services.trainer.evaluation.evaluate import EvaluationSettings, Judges, evaluate_served
-from services.trainer.evaluation.push import push_checkpoint
+from services.trainer.evaluation.evaluate import EvaluationSettings, Judges, evaluate_served, push_checkpoint
 from services.trainer.evaluation.report import SUMMARY_FILE, write_evaluations
 from services.trainer.trainings import TRAININGS
 

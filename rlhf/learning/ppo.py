@@ -1,4 +1,4 @@
-"""PPO (Schulman et al. 2017, arXiv:1707.06347): a critic's values, token rewards, GAE, and two clipped losses."""
+"""PPO (Schulman et al. 2017, arXiv:1707.06347): a critic, token rewards, GAE, and two clipped losses."""
 
 from torch import Tensor
 
@@ -9,6 +9,9 @@ from rlhf.learning.batch import Batch, MicroBatch
 from rlhf.learning.config import CriticConfig, PolicyGradientOptions
 from rlhf.learning.policy_gradient import PolicyGradient
 from rlhf.learning.steps import BatchSize, Totals
+from rlhf.learning.trained_model import TrainedModel
+from rlhf.models.scalar_model import ScalarModel
+from rlhf.models.token_scores import completion_values
 
 
 class Ppo(PolicyGradient):
@@ -67,3 +70,19 @@ def describe_critic(totals: Totals) -> dict[str, float]:
         "value_loss": totals.per_minibatch("value_loss"),
         "value_clip_fraction": totals.per_token("value_clipped"),
     }
+
+
+class SeparateCritic:
+    """A reward model that learns to predict returns."""
+
+    def __init__(self, trained: TrainedModel, ppo: Ppo) -> None:
+        """Args: trained: around a ScalarModel. Raises: TypeError if it is around something else."""
+        if not isinstance(trained.module, ScalarModel):
+            raise TypeError(f"a critic is a ScalarModel, not a {type(trained.module).__name__}")
+        self.trained = trained
+        self._module = trained.module
+        self.ppo = ppo
+
+    def values(self, micro: MicroBatch) -> Tensor:
+        """Returns the value of the state before each completion token: [b, t]. Carries gradient where it is enabled."""
+        return completion_values(self._module, micro.sequences)

@@ -5,19 +5,21 @@ and differs in nothing from a run of one rank. What is divided is the work: serv
 the prompts, and forward and backward passes run for its share of the micro-batches.
 """
 
+import asyncio
 import atexit
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor
 
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, NotReadyError, RunError, ServiceError
 
 T = TypeVar("T")
 
@@ -124,3 +126,29 @@ def take_own_gpu() -> None:
             "of at most that"
         )
     torch.cuda.set_device(local_rank)
+
+
+async def exchange(message: dict[str, Any], ranks: Ranks) -> list[dict[str, Any]]:
+    """Returns what every rank sends, in their order; all call it. Args: message: what JSON can say.
+
+    Raises: RunError or NotReadyError if another rank sent its failure instead.
+    """
+    messages = await _exchange(message, ranks)
+    for rank, each in enumerate(messages):
+        if "failure" in each:
+            error_class = NotReadyError if each["is_service"] else RunError
+            raise error_class(f"rank {rank}: {each['failure']}")
+    return messages
+
+
+async def exchange_failure(error: ServiceError | RunError, ranks: Ranks) -> None:
+    """Lets the other ranks know that this one has nothing to send: instead of waiting for it, they fail as well."""
+    await _exchange({"failure": str(error), "is_service": isinstance(error, ServiceError)}, ranks)
+
+
+async def _exchange(message: dict[str, Any], ranks: Ranks) -> list[dict[str, Any]]:
+    if ranks.world_size == 1:
+        return [message]
+    # In a thread: the slowest rank may take minutes, and the TrainerService must answer meanwhile.
+    gathered = await asyncio.to_thread(ranks.gather_bytes, json.dumps(message).encode())
+    return [json.loads(each) for each in gathered]

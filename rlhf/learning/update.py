@@ -19,8 +19,7 @@ from rlhf.algorithms.kl import AdaptiveKlController, FixedKlController
 from rlhf.learning.algorithm import Algorithm, Estimates, Forward
 from rlhf.learning.batch import Batch, MicroBatch, micro_batches
 from rlhf.learning.batch_scores import describe_batch, gather_scored
-from rlhf.learning.critic import SeparateCritic
-from rlhf.learning.ppo import describe_critic
+from rlhf.learning.ppo import SeparateCritic, describe_critic
 from rlhf.learning.ptx import Ptx
 from rlhf.learning.ranks import Ranks, Share
 from rlhf.learning.shaping import RewardShaper
@@ -235,7 +234,8 @@ class Updater:
         totals: Totals,
     ) -> None:
         losses = (
-            MicroLoss(*critic.loss(share.item, values, estimates, size), share.weight) for share, values in passes
+            MicroLoss(*critic.ppo.value_loss(share.item, values, estimates, size), share.weight)
+            for share, values in passes
         )
         optimizer_step(critic.trained, losses, size, totals, self._ranks)
 

@@ -62,7 +62,7 @@ class Actions:
     def sample(self, model: Path, output: Path, resume: bool) -> None:
         """Writes completions of the training prompts, as the model samples them."""
         from rlhf.models.loading import load_tokenizer
-        from services.trainer.evaluation.push import push_checkpoint
+        from services.trainer.evaluation.evaluate import push_checkpoint
 
         options = self._config.sample
         tokenizer = load_tokenizer(model)
@@ -145,8 +145,7 @@ class Actions:
     ) -> None:
         """Compares the models on the held-out prompts, each in turn in the same policy services."""
         from rlhf.models.loading import load_tokenizer
-        from services.trainer.evaluation.evaluate import EvaluationSettings, evaluate_served
-        from services.trainer.evaluation.push import push_checkpoint
+        from services.trainer.evaluation.evaluate import EvaluationSettings, evaluate_served, push_checkpoint
         from services.trainer.evaluation.report import dropped_lines, tables, win_rates, write_evaluations
 
         config = self._config

@@ -14,8 +14,7 @@ from rlhf.data.chat import ChatExample, load_chat_examples
 from rlhf.data.prompts import PromptItem, PromptSampler, load_prompts
 from rlhf.errors import ConfigError
 from rlhf.learning.config import KlConfig
-from rlhf.learning.critic import SeparateCritic
-from rlhf.learning.ppo import Ppo
+from rlhf.learning.ppo import Ppo, SeparateCritic
 from rlhf.learning.ptx import Ptx
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.shaping import RewardShaper

@@ -1,5 +1,6 @@
 """Sections of configuration that several kinds of training share, and those that all online runs have."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeAlias
 
@@ -11,16 +12,49 @@ from rlhf.learning.config import KlConfig, OptimizerConfig
 from rlhf.rollout import Sampling
 from rlhf.serving.config import ServerConfig
 from rlhf.serving.directory import POLICY, REFERENCE, REWARD, TRAINER
-from services.trainer.config.targets import check_entry
 
-Target = Annotated[str, Field(min_length=1)]
-PolicyTarget = Annotated[str, AfterValidator(check_entry)]
-TokenId = Annotated[int, Field(ge=0)]
 if TYPE_CHECKING:
     PairVariant: TypeAlias = str
     AnyVariant: TypeAlias = str
 else:
     PairVariant, AnyVariant = Literal[PAIR_VARIANTS], Literal[tuple(VARIANTS)]
+
+FORMS = (
+    "'host:port', 'dns:///name:port', 'kubernetes:///service:port', 'kubernetes:///namespace/service:port' or "
+    "'file:///path'"
+)
+
+
+def check_entry(entry: str) -> str:
+    """Returns the entry. Raises: ValueError if it has none of the forms of services.policy_targets."""
+    scheme, mark, rest = entry.partition("://")
+    if not mark:
+        check_address(entry)
+    elif scheme not in ("dns", "kubernetes", "file") or not rest.startswith("/"):
+        raise ValueError(f"'{entry}' is no form of target; write {FORMS}")
+    elif scheme == "file":
+        if len(rest) == 1 or rest.endswith("/"):
+            raise ValueError(f"'{entry}' names no file; write 'file:///path', with one 'host:port' on each line of it")
+    else:
+        *namespaces, service = rest[1:].split("/")
+        check_address(service)
+        if len(namespaces) > (scheme == "kubernetes") or "" in namespaces:
+            raise ValueError(f"'{entry}' has parts that are too many or empty; write {FORMS}")
+    return entry
+
+
+def check_address(address: str) -> str:
+    """Returns the address. Raises: ValueError if it is not "host:port"."""
+    host, _, port = address.rpartition(":")
+    is_host = re.fullmatch(r"[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+(%\w+)?\]", host)
+    if not is_host or not re.fullmatch(r"\d{1,5}", port) or not 0 < int(port) < 65536:
+        raise ValueError(f"'{address}' is not 'host:port' with a port from 1 to 65535")
+    return address
+
+
+Target = Annotated[str, Field(min_length=1)]
+PolicyTarget = Annotated[str, AfterValidator(check_entry)]
+TokenId = Annotated[int, Field(ge=0)]
 
 
 def require_smoothing(variant: str, label_smoothing: float) -> None:

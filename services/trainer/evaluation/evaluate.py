@@ -1,16 +1,24 @@
-"""How good a served policy is: completions of held-out prompts, scored, with means and 95 % intervals."""
+"""How good a served policy is: completions of held-out prompts, scored, with means and 95 % intervals.
+
+A checkpoint can be pushed to a policy service first: seconds, where starting another service takes a minute.
+"""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf.client.policy import PolicyClient
 from rlhf.data.prompts import PromptItem
+from rlhf.errors import ConfigError
 from rlhf.learning.sample import Sample
-from rlhf.models.loading import tokenizer_digest
+from rlhf.models.loading import DtypeName, load_policy, tokenizer_digest
+from rlhf.models.weights import checkpoint_tensors, model_manifest, tensor_bytes
 from rlhf.rollout import Prompt, Sampling
 from rlhf.statistics import MeanWithInterval, clustered_mean, distinct_2, repeated_ngrams
+from rlhf.weights import PushHeader
 from services.trainer.config.sections import ServicesConfig
 from services.trainer.fleet.peers import Peers
 from services.trainer.rollouts.collect import collect
@@ -57,16 +65,36 @@ class Evaluation:
     """Completions without a usable number, by reason; in neither of the two above."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSettings:
+    """How completions are sampled."""
+
+    samples_per_prompt: int = 1
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    """0 is greedy, with one sample a prompt."""
+    stop_ids: tuple[int, ...] = ()
+    """Empty takes the model's own."""
+    seed: int = 0
+    """Equal seeds draw equal completions from equal weights, up to the rounding of batches."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judges:
+    """What an evaluation measures with."""
+
+    reference_target: str
+    rewards: Mapping[str, str]
+    """Targets of reward services, by name."""
+    wait_for_services_seconds: float = 0.0
+    """How long a service may be away."""
+
+
 async def evaluate(
     prompts: Sequence[PromptItem],
     peers: Peers,
     decode: Callable[[list[int]], str],
-    *,
-    samples_per_prompt: int = 1,
-    max_new_tokens: int = 128,
-    temperature: float = 1.0,
-    stop_ids: tuple[int, ...] = (),
-    seed: int = 0,
+    settings: EvaluationSettings,
 ) -> Evaluation:
     """Returns scored completions of every prompt by the policy as it is served now.
 
@@ -74,22 +102,45 @@ async def evaluate(
         prompts: as load_prompts reads them.
         peers: the policy, reference and reward services (any number, by name); they are checked first.
         decode: turns completion ids into text, without special tokens.
-        samples_per_prompt, max_new_tokens, temperature, stop_ids: how to sample; 0 is greedy, with one sample a prompt.
-        seed: equal seeds draw equal completions from equal weights, up to the rounding of batches.
+        settings: how to sample.
     Raises: ConfigError if a tokenizer differs; ServiceError if a service stays away; RunError if no completion can be
         used.
     """
     await peers.check()
     sampling = Sampling(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        completions_per_prompt=samples_per_prompt,
-        stop_ids=stop_ids,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        completions_per_prompt=settings.samples_per_prompt,
+        stop_ids=settings.stop_ids,
     )
-    collected = await collect(questions_of(prompts, seed), sampling, peers)
+    collected = await collect(questions_of(prompts, settings.seed), sampling, peers)
     collected.require_enough(1.0)
     rows = rows_of(collected.samples, prompts, decode)
     return Evaluation(rows=rows, summary=summarise(rows), dropped=dict(collected.dropped))
+
+
+async def evaluate_served(
+    policy_targets: Sequence[str],
+    judges: Judges,
+    items: Sequence[PromptItem],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: EvaluationSettings,
+    *,
+    report: Callable[[str], None] = lambda message: None,
+) -> Evaluation:
+    """Returns how the policy that is served at the targets, replicas of one another, does on the prompts.
+
+    Raises: ConfigError if a service has another tokenizer; ServiceError if one stays away; RunError if no completion
+        can be used.
+    """
+    config = ServicesConfig(
+        policy_targets=list(policy_targets),
+        reference_target=judges.reference_target,
+        wait_for_services_seconds=judges.wait_for_services_seconds,
+    )
+    digest = tokenizer_digest(tokenizer)
+    async with Peers(config, tokenizer_digest=digest, report=report, reward_targets=judges.rewards) as peers:
+        return await evaluate(items, peers, lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)), settings)
 
 
 def questions_of(prompts: Sequence[PromptItem], seed: int) -> list[Prompt]:
@@ -137,58 +188,30 @@ def _row(sample: Sample, prompts: Sequence[PromptItem], decode: Callable[[list[i
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluationSettings:
-    """How completions are sampled."""
-
-    samples_per_prompt: int = 1
-    max_new_tokens: int = 128
-    temperature: float = 1.0
-    """0 is greedy."""
-    stop_ids: tuple[int, ...] = ()
-    """Empty takes the model's own."""
-    seed: int = 0
+DTYPES: dict[str, DtypeName] = {"BF16": "bfloat16", "F32": "float32"}
+"""By the name that a policy service reports."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judges:
-    """What an evaluation measures with."""
+async def push_checkpoint(target: str, checkpoint: Path, *, deadline_seconds: float = 600.0) -> None:
+    """Pushes a checkpoint's weights to the policy service at the target, unless it serves exactly these already.
 
-    reference_target: str
-    rewards: Mapping[str, str]
-    """Targets of reward services, by name."""
-    wait_for_services_seconds: float = 0.0
-    """How long a service may be away."""
-
-
-async def evaluate_served(
-    policy_targets: Sequence[str],
-    judges: Judges,
-    items: Sequence[PromptItem],
-    tokenizer: PreTrainedTokenizerBase,
-    settings: EvaluationSettings,
-    *,
-    report: Callable[[str], None] = lambda message: None,
-) -> Evaluation:
-    """Returns how the policy that is served at the targets, replicas of one another, does on the prompts.
-
-    Raises: ConfigError if a service has another tokenizer; ServiceError if one stays away; RunError if no completion
-        can be used.
+    Raises: ConfigError if its element type is not one that can be loaded; ServiceError if the checkpoint is of another
+        model, or the service is away.
     """
-    config = ServicesConfig(
-        policy_targets=list(policy_targets),
-        reference_target=judges.reference_target,
-        wait_for_services_seconds=judges.wait_for_services_seconds,
-    )
-    digest = tokenizer_digest(tokenizer)
-    async with Peers(config, tokenizer_digest=digest, report=report, reward_targets=judges.rewards) as peers:
-        return await evaluate(
-            items,
-            peers,
-            lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)),
-            samples_per_prompt=settings.samples_per_prompt,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            stop_ids=settings.stop_ids,
-            seed=settings.seed,
-        )
+    async with PolicyClient(target) as policy:
+        served = await policy.get_model()
+        if served.dtype not in DTYPES:
+            raise ConfigError(
+                f"the policy service at {target} serves {served.dtype}; start it with bfloat16 or float32"
+            )
+        model = load_policy(checkpoint, dtype=DTYPES[served.dtype])
+        manifest = model_manifest(model)
+        if manifest.digest == served.weights_digest:
+            return
+
+        def payload() -> Iterator[memoryview]:
+            for _, tensor in checkpoint_tensors(model):
+                yield tensor_bytes(tensor)
+
+        version = served.policy_version + 1
+        await policy.update_weights(PushHeader.full(version, manifest), payload(), deadline_seconds=deadline_seconds)

@@ -14,9 +14,8 @@ from rlhf.learning.snapshot import WeightsSnapshot
 from rlhf.weights import Encoding
 from services.trainer.config.sections import ServicesConfig
 from services.trainer.fleet.discovery import discover
-from services.trainer.fleet.goal import FleetPush, Goal
 from services.trainer.fleet.metrics import FleetMetrics
-from services.trainer.fleet.push import push_by_relay
+from services.trainer.fleet.push import FleetPush, Goal, push_by_relay
 from services.trainer.fleet.replica import FleetPatience, Replica, State
 from services.trainer.fleet.supervision import Membership
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import Any
 
 from rlhf.client.pod import is_in_pod, pod_namespace
 from rlhf.errors import ConfigError
-from services.trainer.fleet.sources import Failed, Found
 
 try:
     import aiohttp
@@ -149,7 +148,7 @@ class KubernetesSource:
         self._name, _, port = address.rpartition(":")
         self._port = int(port)
 
-    async def follow(self, found: Found, failed: Failed) -> None:
+    async def follow(self, found: Callable[[frozenset[str]], None], failed: Callable[[str], None]) -> None:
         """Watches for ever. Raises: ConfigError if there is no cluster, or it refuses from the beginning."""
         settings, namespace = await self._settings()
         service = Service(self._namespace or namespace, self._name, self._port)
@@ -200,7 +199,7 @@ class KubernetesSource:
 class _Watcher:
     """What is known of a Service's endpoints, and up to which change."""
 
-    def __init__(self, api: Any, service: Service, found: Found) -> None:
+    def __init__(self, api: Any, service: Service, found: Callable[[frozenset[str]], None]) -> None:
         self.has_watched = False
         self._api = api
         self._service = service

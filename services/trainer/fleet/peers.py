@@ -1,7 +1,7 @@
 """The services that a run calls: the fleet of policy services, clients of the others, patience while one is away."""
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Self, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Self
 
 from rlhf.client.base import ServiceClient
 from rlhf.client.patience import Patience
@@ -16,8 +16,6 @@ from services.trainer.fleet.fleet import Fleet
 from services.trainer.fleet.metrics import FleetMetrics
 from services.trainer.fleet.push import require_tokenizer
 from services.trainer.fleet.replica import REMEDY
-
-T = TypeVar("T")
 
 
 class Peers:
@@ -75,14 +73,6 @@ class Peers:
         """Which services are away, in words; empty if none is."""
         return "; ".join(filter(None, (self.fleet.waiting_for, *self._away.values())))
 
-    async def call(self, client: ServiceClient, make_call: Callable[[], Awaitable[T]]) -> T:
-        """Returns what the call returns, made again when the service is back if it was away or overloaded.
-
-        Raises: NotReadyError once the patience is spent; other ServiceErrors at once.
-        """
-
-        return await self.patience.ask(client, make_call)
-
     async def check(self) -> None:
         """Waits until a policy service and every other one answers, and learns what they serve.
 
@@ -90,9 +80,10 @@ class Peers:
         """
         await self.fleet.start()
         for reward in self.rewards.values():
-            self._require_tokenizer(reward, (await self.call(reward, reward.get_model)).tokenizer_digest)
-        reference = await self.call(self.reference, self.reference.get_model)
-        self._require_tokenizer(self.reference, reference.tokenizer_digest)
+            model = await self.patience.ask(reward, reward.get_model)
+            require_tokenizer(reward.name, model.tokenizer_digest, self.tokenizer_digest)
+        reference = await self.patience.ask(self.reference, self.reference.get_model)
+        require_tokenizer(self.reference.name, reference.tokenizer_digest, self.tokenizer_digest)
         self.reference_version = reference.reference_version
 
     async def close(self) -> None:
@@ -115,6 +106,3 @@ class Peers:
     def _note_return(self, client: ServiceClient) -> None:
         if self._away.pop(client, None) is not None:
             self._report(f"{client.name} is back")
-
-    def _require_tokenizer(self, client: ServiceClient, digest: str) -> None:
-        require_tokenizer(client.name, digest, self.tokenizer_digest)

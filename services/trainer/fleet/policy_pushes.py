@@ -6,12 +6,11 @@ from dataclasses import replace
 from typing import TypeVar
 
 from rlhf.errors import RunError, ServiceError
-from rlhf.learning.ranks import Ranks
+from rlhf.learning.ranks import Ranks, exchange, exchange_failure
 from rlhf.learning.snapshot import WeightsSnapshot, take_snapshot
 from rlhf.learning.trained_model import TrainedModel
-from services.trainer.all_ranks import exchange, exchange_failure
-from services.trainer.fleet.goal import FleetPush
 from services.trainer.fleet.peers import Peers
+from services.trainer.fleet.push import FleetPush
 
 T = TypeVar("T")
 

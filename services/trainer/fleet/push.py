@@ -1,8 +1,9 @@
-"""Pushes a snapshot to replicas: to one by itself or to several by relay, as a patch where that is less."""
+"""What all replicas of a fleet shall serve, and how a snapshot is pushed: to one by itself or to several by relay."""
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from rlhf.client.push import push_to_all
 from rlhf.errors import (
@@ -15,8 +16,87 @@ from rlhf.errors import (
 )
 from rlhf.learning.snapshot import WeightsSnapshot
 from rlhf.weights import Encoding, PushResult, RelayedPush
-from services.trainer.fleet.goal import Goal, ReplicaPush
-from services.trainer.fleet.replica import Replica
+from services.trainer.config.sections import ServicesConfig
+from services.trainer.fleet.metrics import FleetMetrics
+from services.trainer.fleet.replica import Replica, State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetPush:
+    """What it took to have the whole fleet serve a snapshot."""
+
+    seconds: float
+    pause_seconds: float = 0.0
+    """The longest time that a replica sampled nothing."""
+    num_bytes: int = 0
+    """That the trainer sent."""
+    changed_fraction: float | None = None
+    """Of the elements, since the snapshot before; None if there was none to compare with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaPush:
+    """A push that a replica has taken."""
+
+    replica: Replica
+    encoding: Encoding
+    num_bytes: int
+    """Of the payload."""
+    seconds: float
+    pause_seconds: float
+    """How long the replica sampled nothing."""
+    is_relayed: bool = False
+    """Whether another replica sent it, not the trainer."""
+
+
+@dataclass(kw_only=True)
+class Goal:
+    """What the supervisors of a fleet have in common."""
+
+    config: ServicesConfig
+    tokenizer_digest: str
+    pushes: bool
+    """Whether this rank pushes; the others wait until the main one has."""
+    metrics: FleetMetrics
+    move: Callable[[Replica, State, str, Exception | None], None]
+    """Gives a replica another state."""
+    snapshot: WeightsSnapshot | None = None
+    """What all shall serve; None takes any weights."""
+    taken: list[ReplicaPush] = field(default_factory=list)
+    """Pushes of the snapshot."""
+
+    @property
+    def served(self) -> tuple[int, str] | None:
+        """Version and digest that all shall serve; None takes any."""
+        return None if self.snapshot is None else (self.snapshot.policy_version, self.snapshot.digest)
+
+    def encoding_for(self, replica: Replica, snapshot: WeightsSnapshot) -> Encoding:
+        """Returns how a replica is to be sent a snapshot."""
+        if self.config.push_encoding == "full" or replica.model is None:
+            return "full"
+        return snapshot.cheaper_for(replica.served, takes_patches=replica.model.takes_patches)
+
+    def note(self, push: ReplicaPush, snapshot: WeightsSnapshot) -> None:
+        """Counts a push that was taken."""
+        target = push.replica.target
+        push.replica.served = (snapshot.policy_version, snapshot.digest)
+        self.taken.append(push)
+        self.metrics.push_seconds.labels(push.encoding).observe(push.seconds)
+        self.metrics.push_bytes.labels(target, push.encoding).inc(push.num_bytes)
+        self.metrics.replica_pause_seconds.labels(target).set(push.pause_seconds)
+
+    def summary(self, seconds: float) -> FleetPush:
+        """Returns what it took to bring the snapshot to the fleet, so far. Args: since its push began."""
+        fraction = None if self.snapshot is None else self.snapshot.changed_fraction
+        if fraction is not None:
+            self.metrics.push_changed_fraction.set(fraction)
+        return FleetPush(
+            seconds=seconds,
+            pause_seconds=max((each.pause_seconds for each in self.taken), default=0.0),
+            num_bytes=sum(each.num_bytes for each in self.taken if not each.is_relayed),
+            changed_fraction=fraction,
+        )
+
 
 BUSY_SECONDS = 0.5
 """Until a push is tried again that another one was in the way of."""
@@ -29,7 +109,12 @@ async def push_to_replica(replica: Replica, snapshot: WeightsSnapshot, goal: Goa
         it hangs; DeadlineExceededError if it is not done within services.push_deadline_seconds; other ServiceErrors as
         it answers them.
     """
-    require_dtype(replica, snapshot)
+    ours = snapshot.manifest.tensors[0].dtype
+    if replica.model is not None and replica.model.dtype != ours:  # the bytes need not travel
+        raise ConfigError(
+            f"{replica.name} serves {replica.model.dtype}, the trainer has {ours} (model.dtype): start the service "
+            "with the trainer's dtype, or set model.dtype to the service's"
+        )
     seconds = goal.config.push_deadline_seconds
     try:
         async with asyncio.timeout(seconds):
@@ -88,25 +173,6 @@ def require_tokenizer(name: str, theirs: str, ours: str) -> None:
     )
 
 
-def require_dtype(replica: Replica, snapshot: WeightsSnapshot) -> None:
-    """Raises ConfigError if a replica serves another type of element: the bytes need not travel."""
-    ours = snapshot.manifest.tensors[0].dtype
-    if replica.model is not None and replica.model.dtype != ours:
-        raise ConfigError(
-            f"{replica.name} serves {replica.model.dtype}, the trainer has {ours} (model.dtype): start the service "
-            "with the trainer's dtype, or set model.dtype to the service's"
-        )
-
-
-def require_pushed(replica: Replica, snapshot: WeightsSnapshot, result: PushResult) -> None:
-    """Raises RunError if what a replica says it serves after a push is not what was pushed."""
-    if not _serves(result, snapshot):
-        raise RunError(
-            f"{replica.name} answered a push of version {snapshot.policy_version} (digest {snapshot.digest[:12]}) with "
-            f"version {result.policy_version} (digest {result.weights_digest[:12]}); it does not serve what was pushed"
-        )
-
-
 async def _send(replica: Replica, snapshot: WeightsSnapshot, goal: Goal) -> None:
     """Sends it, all of it where a patch does not apply after all; waits for another push to end."""
     encoding = goal.encoding_for(replica, snapshot)
@@ -125,7 +191,12 @@ async def _send(replica: Replica, snapshot: WeightsSnapshot, goal: Goal) -> None
         except OverloadedError:
             await asyncio.sleep(BUSY_SECONDS)
             continue
-        require_pushed(replica, snapshot, result)
+        if not _serves(result, snapshot):
+            raise RunError(
+                f"{replica.name} answered a push of version {snapshot.policy_version} (digest {snapshot.digest[:12]}) "
+                f"with version {result.policy_version} (digest {result.weights_digest[:12]}); it does not serve what "
+                "was pushed"
+            )
         push = ReplicaPush(
             replica=replica,
             encoding=encoding,

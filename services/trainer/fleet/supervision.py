@@ -20,8 +20,7 @@ from rlhf.client.rpc_errors import SilentError
 from rlhf.errors import ConfigError, NotReadyError, OverloadedError, RunError, ServiceError
 from rlhf.learning.snapshot import WeightsSnapshot
 from services.trainer.fleet.discovery import Discovery
-from services.trainer.fleet.goal import Goal
-from services.trainer.fleet.push import push_to_replica, require_tokenizer
+from services.trainer.fleet.push import Goal, push_to_replica, require_tokenizer
 from services.trainer.fleet.replica import Replica
 
 ABSENT_SECONDS = 1.0

@@ -17,17 +17,26 @@ from itertools import groupby
 
 from rlhf.client.tasks import task_group
 from rlhf.errors import RunError, ServiceError
-from rlhf.learning.ranks import Ranks
-from rlhf.learning.sample import Sample
+from rlhf.learning.ranks import Ranks, exchange, exchange_failure
+from rlhf.learning.sample import Sample, decode_sample, encode_sample
 from rlhf.rollout import Prompt, Rollout, Sampling, expected_ids
-from services.trainer.all_ranks import exchange_failure
 from services.trainer.fleet.peers import Peers
-from services.trainer.rollouts.gather import Part, gather
 from services.trainer.rollouts.journal import StepJournal
 from services.trainer.rollouts.scoring import Scoring, UnusableError
 
 MAX_SCORING = 128
 """Rollouts that are with the scorers at once; more would only wait in their queues, or overflow them."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Part:
+    """What a rank collected for its share of the prompts."""
+
+    samples: dict[str, Sample] = field(default_factory=dict)
+    """By rollout_id."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+    """How long it waited, for one thing after another; the ranks wait side by side, so the longest counts."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -168,7 +177,7 @@ class Collection:
         except (ServiceError, RunError) as error:
             await exchange_failure(error, self._ranks)
             raise
-        whole = await gather(mine, self._ranks)
+        whole = await _gather(mine, self._ranks)
         order = [rollout_id for prompt in self._prompts for rollout_id in expected_ids(prompt, self._sampling)]
         generate_seconds, score_wait_seconds, reference_wait_seconds = whole.seconds
         return Collected(
@@ -205,6 +214,21 @@ class Collection:
         if self._journal is not None:
             self._journal.append(sample)
         self._part.samples[rollout_id] = sample
+
+
+async def _gather(part: Part, ranks: Ranks) -> Part:
+    """Returns the parts of all ranks as one. Raises: RunError or NotReadyError if another rank sent its failure."""
+    if ranks.world_size == 1:
+        return part
+    samples = [encode_sample(sample) for sample in part.samples.values()]
+    messages = await exchange({"samples": samples, "dropped": part.dropped, "seconds": part.seconds}, ranks)
+    whole = Part()
+    for message in messages:
+        for sample in map(decode_sample, message["samples"]):
+            whole.samples[sample.rollout.rollout_id] = sample
+        whole.dropped.update(message["dropped"])
+    whole.seconds = [max(times) for times in zip(*(message["seconds"] for message in messages), strict=True)]
+    return whole
 
 
 def rewards_differ(group: Sequence[Sample]) -> bool:

@@ -23,8 +23,7 @@ from rlhf.rollout import Prompt
 from services.trainer.config.online import OnlineRunConfig
 from services.trainer.fleet.peers import Peers
 from services.trainer.fleet.policy_pushes import PolicyPushes
-from services.trainer.rollouts.collect import Collected, Collection, collect_groups
-from services.trainer.rollouts.gather import Part
+from services.trainer.rollouts.collect import Collected, Collection, Part, collect_groups
 from services.trainer.rollouts.journal import Journal, StepJournal
 
 TOO_OLD = "policy_too_old"

@@ -96,7 +96,7 @@ class Scoring:
     async def _ref_logprobs(self, rollout: Rollout) -> list[float]:
         client = self._peers.reference
         item = LogprobsItem(rollout.prompt_ids, rollout.completion_ids, rollout.rollout_id)
-        batch = await self._peers.call(
+        batch = await self._peers.patience.ask(
             client,
             lambda: client.compute_logprobs(
                 [item],

@@ -10,8 +10,8 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 
 from rlhf.files import write_whole
 from rlhf.statistics import spearman
-from services.trainer.fleet.goal import FleetPush
 from services.trainer.fleet.metrics import FleetMetrics
+from services.trainer.fleet.push import FleetPush
 from services.trainer.rollouts.collect import Collected
 from services.trainer.telemetry.gauges import LateGauges, evaluation_gauges
 

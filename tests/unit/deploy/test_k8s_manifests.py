@@ -7,7 +7,7 @@ import pytest
 
 from rlhf.serving.directory import REWARD
 from rlhf.serving.directory import SERVICES as SERVERS
-from services.trainer.config.targets import check_entry
+from services.trainer.config.sections import check_entry
 from services.trainer.fleet import kubernetes as endpoints
 from tests.support.manifests import K8S, Document, Pod, allowed_calls, base_documents, named, parse, pods, references
 

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from rlhf.errors import NotReadyError, RunError, ServiceError
-from rlhf.learning.ranks import Ranks
+from rlhf.learning.ranks import Ranks, exchange, exchange_failure
 from rlhf.rollout import Prompt, Sampling
-from services.trainer.all_ranks import exchange, exchange_failure
 from services.trainer.config.sections import ServicesConfig
 from services.trainer.fleet.peers import Peers
 from services.trainer.rollouts.collect import Collected, collect

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from rlhf.errors import ConfigError
-from services.trainer.config.targets import check_entry
-from services.trainer.fleet.discovery import Discovery, discover
-from services.trainer.fleet.sources import DnsSource, Failed, FileSource, Found
+from services.trainer.config.sections import check_entry
+from services.trainer.fleet.discovery import Discovery, DnsSource, Failed, FileSource, Found, discover
 
 
 class Watched:

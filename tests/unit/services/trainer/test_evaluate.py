@@ -8,7 +8,7 @@ import pytest
 from rlhf.data.prompts import PromptItem
 from rlhf.statistics import clustered_mean, distinct_2, repeated_ngrams
 from services.trainer.config.sections import ServicesConfig
-from services.trainer.evaluation.evaluate import evaluate
+from services.trainer.evaluation.evaluate import EvaluationSettings, evaluate
 from services.trainer.fleet.peers import Peers
 from tests.support.fake_services import TOKENIZER, FakePolicy, FakeReference, FakeReward
 
@@ -25,7 +25,9 @@ async def test_each_completion_is_scored_by_every_reward_service() -> None:
             Peers(config, tokenizer_digest=TOKENIZER, report=print, reward_targets=rewards)
         )
         prompts = [PromptItem("first", [7]), PromptItem("second", [8])]
-        result = await evaluate(prompts, peers, lambda ids: " ".join(map(str, ids)), samples_per_prompt=2)
+        result = await evaluate(
+            prompts, peers, lambda ids: " ".join(map(str, ids)), EvaluationSettings(samples_per_prompt=2)
+        )
     assert [(row.prompt, row.prompt_index) for row in result.rows] == [
         ("first", 0),
         ("first", 0),

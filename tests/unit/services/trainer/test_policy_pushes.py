@@ -15,9 +15,9 @@ from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.loading import load_policy
 from rlhf.models.weights import model_manifest
 from services.trainer.config.sections import ServicesConfig
-from services.trainer.fleet.goal import FleetPush
 from services.trainer.fleet.peers import Peers
 from services.trainer.fleet.policy_pushes import PolicyPushes
+from services.trainer.fleet.push import FleetPush
 from tests.support.fake_services import TOKENIZER, FakePolicy
 
 

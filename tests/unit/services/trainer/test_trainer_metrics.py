@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 
 from rlhf.learning.sample import Sample
-from services.trainer.fleet.goal import FleetPush
+from services.trainer.fleet.push import FleetPush
 from services.trainer.rollouts.collect import Collected
 from services.trainer.telemetry.step import MetricsFile, TrainerMetrics, describe_step
 from services.trainer.telemetry.step_metrics import STEP_METRICS
