@@ -1,16 +1,17 @@
 """The loop of every online algorithm: START HERE. One step, from top to bottom:
 
-    lookahead.py  collect(): the rollouts of the step; with training.max_policy_lag, later steps are sampled meanwhile
-      policy_pushes.py  the present weights go to the policy services (fleet/), if anything is to be sampled from them
-      collect.py      policy services sample; each rollout gets rewards and reference log-probabilities as it arrives
-      journal.py      ... and is written down, so that a killed run trains on the very same rollouts again
-    batch.py      the rollouts as tensors [B, T]
-    update.py     old log-probabilities, the algorithm's advantages (ppo.py, grpo.py, ...), losses, optimizer steps
-    metrics.py    the step is written down; checkpoint.py saves what the run needs to go on
-    in_run.py     now and then, held-out prompts show how good the policy is
+    rollouts/lookahead.py     the rollouts of the step; with training.max_policy_lag, later steps are sampled meanwhile
+      fleet/policy_pushes.py    new weights are pushed to the policy service before it samples
+      rollouts/collect.py       the policy samples; each rollout gets rewards and reference log-probabilities on arrival
+      rollouts/journal.py       ... and is stored, so that a killed run trains on the same rollouts again
+    rlhf/learning/batch.py    the rollouts as tensors [B, T]
+    rlhf/learning/update.py   old log-probabilities, the algorithm's advantages (ppo.py, grpo.py, ...), losses, steps
+    telemetry/step.py         the metrics of the step; state/checkpoint.py stores what is needed to continue
+    evaluation/in_run.py      every few steps, an evaluation on held-out prompts
 
-The loop is asynchronous so that services are called at once and the TrainerService (control.py) answers meanwhile;
-torch works in a thread of its own. On many ranks all of them run this loop, step by step together.
+docs/architecture.md lists the files that one prompt passes. The loop is asynchronous, so that services are called
+concurrently and the TrainerService (service/control.py) answers meanwhile; torch works in a thread of its own. On many
+ranks all of them run this loop in step.
 """
 
 import time

@@ -79,6 +79,18 @@ def test_the_architecture_names_every_room():
     assert [room for room in rooms if f"`{room}`" not in page and f"`{room}/" not in page] == []
 
 
+def test_files_named_in_docstrings_and_comments_exist():
+    known = {str(path.relative_to(ROOT)) for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
+    named = {
+        (file, path)
+        for file in known
+        for path in re.findall(r"(?<![\w/.-])((?:\w+/)*\w+\.py)\b", (ROOT / file).read_text())
+    }
+    tests = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("*.py")}
+    exists = {path for _, path in named if any(f"/{each}".endswith(f"/{path}") for each in known | tests)}
+    assert [(file, path) for file, path in sorted(named) if path not in exists] == []
+
+
 def commands_in(page: Path) -> list[list[str]]:
     """Returns the words of each `rlhf` and `make` command in the code blocks of a page."""
     blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)

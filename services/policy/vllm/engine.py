@@ -38,7 +38,7 @@ class VllmEngine:
         self._keep_copy = config.limits.takes_patches
         self._llm: AsyncLLM
         self._liveness: Liveness
-        # The kernel ends vLLM's processes with the thread that made them (vllm_plugin), so that thread must last.
+        # The kernel ends vLLM's processes with the thread that made them (plugin.py), so that thread must last.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm-start")
 
     async def start(self) -> None:
@@ -203,7 +203,7 @@ def _completion(output: "RequestOutput") -> Completion:
 
 
 def _update_info(staged: StagedWeights | StagedPatch) -> dict[str, Any]:
-    """Returns the fields of vllm_transfer.UpdateInfo."""
+    """Returns the fields of transfer.UpdateInfo."""
     whole = staged.whole if isinstance(staged, StagedPatch) else staged
     tensors = whole.manifest.tensors
     return {
@@ -218,7 +218,7 @@ def _update_info(staged: StagedWeights | StagedPatch) -> dict[str, Any]:
 
 
 def _patch_info(staged: StagedPatch) -> dict[str, Any]:
-    """Returns the fields of vllm_transfer.PatchInfo."""
+    """Returns the fields of transfer.PatchInfo."""
     return {
         "path": staged.path,
         "num_bytes": staged.num_bytes,

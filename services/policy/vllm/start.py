@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def make_llm(model: ModelConfig, config: VllmConfig) -> "AsyncLLM":
     """Returns a started AsyncLLM; blocks for 10 s and more.
 
-    vLLM's processes end with the thread that calls this (vllm_plugin), so it must outlive them.
+    vLLM's processes end with the thread that calls this (plugin.py), so it must outlive them.
     Raises: ConfigError if the model or the environment does not allow it; whatever vLLM raises if it cannot start.
     """
     from services.policy.model_facts import max_sequence_tokens

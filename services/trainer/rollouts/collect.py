@@ -48,7 +48,7 @@ class Collected:
     dropped: Counter[str] = field(default_factory=Counter)
     """Rollouts without a usable number, by what was wrong ("score_too_long", "reference_not_finite", ...)."""
     uniform_groups: int = 0
-    """Groups that were left out because their rewards are all equal; see refill.py."""
+    """Groups that were left out because their rewards are all equal; see collect_groups."""
     uniform_rollouts: int = 0
     """Rollouts of those groups."""
     generate_seconds: float = 0.0

@@ -2,7 +2,7 @@
 
     RUN_DIR/checkpoints/step-000012/
         policy/                Hugging Face checkpoint, with its tokenizer: what vLLM and transformers load
-        policy_state/          what the next step needs (learning/state_files.py); so for every model in training
+        policy_state/          what the next step needs (rlhf/learning/optimizer.py); so for every model in training
         state.json             written last: step, what is no tensor, metrics, size and digest of every file
 
 Files are safetensors and JSON; nothing is pickled. On many ranks all write their parts, into one shared file system.

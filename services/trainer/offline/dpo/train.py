@@ -1,8 +1,8 @@
 """Training on preferences directly, without a reward model: DPO and its relatives.
 
-dpo_data.py              pairs, or completions that are good or bad
-reference_logprobs.py    what the reference service thinks of them, computed once
-dpo_task.py, kto_task.py the losses
+data.py                  pairs, or completions judged on their own
+reference_logprobs.py    their log-probabilities under the reference, computed once
+tasks.py                 the losses
 """
 
 import json

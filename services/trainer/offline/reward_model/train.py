@@ -1,6 +1,6 @@
-"""Reward-model training: from preferences to a model, or an ensemble, that is served, and a report of how good it is.
+"""Reward-model training: from preferences to a model or an ensemble, and a report of its quality.
 
-preferences -> split by prompt -> each member (reward_model_member.py): fit, normalise, save
+preferences -> split by prompt -> each member (member.py): fit, normalise, save
 -> scores of the held-out completions -> report as table, JSON and plot
 """
 
