@@ -14,7 +14,7 @@ from bench.fixed_work import QUESTIONS, FixedWork
 from bench.measurements import Step, load_average, machine_facts, measured, medians, positive, say, show, write_json
 from bench.trl_environment import TRL_VERSION, InstallError, default_environment, ensure_environment
 from bench.worker import WorkerError, run_worker
-from rlhf_cli.local.processes import interrupt_on_signals
+from rlhf_cli.local.supervisor import interrupt_on_signals
 
 MODES = ("fp32", "bf16", "bf16-weights")
 """fp32: what TRL's defaults come to where there is no GPU. bf16: TRL's bf16 setting, autocast over float32 weights.

@@ -20,7 +20,7 @@ from bench.frontier_stages import FrontierOptions, frontier_stages
 from bench.measurements import machine_facts, positive, say
 from rlhf.errors import ConfigError, RunError, ServiceError
 from rlhf_cli.errors import LocalServiceError
-from rlhf_cli.local.processes import interrupt_on_signals
+from rlhf_cli.local.supervisor import interrupt_on_signals
 from rlhf_cli.models.fetch import fetch_small_model
 from rlhf_cli.pipeline.labelling import NOISE_RATE, SHORT_AND_FINISHED
 from rlhf_cli.pipeline.phases import Phases

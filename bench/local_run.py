@@ -12,10 +12,8 @@ from typing import Any
 
 from bench.fixed_work import FixedWork
 from bench.measurements import Step, say
-from rlhf_cli.local.processes import describe_exit, kill_group, spawn, terminate
-from rlhf_cli.local.services import ENVIRONMENT, LocalServices
-from rlhf_cli.local.services_file import ServiceEntry
-from rlhf_cli.local.supervisor import STOP_GRACE_SECONDS, Supervisor, tail
+from rlhf_cli.local.services import ENVIRONMENT, LocalServices, ServiceEntry
+from rlhf_cli.local.supervisor import STOP_GRACE_SECONDS, Supervisor, describe_exit, kill_group, spawn, tail, terminate
 
 READY_TIMEOUT_SECONDS = 300.0
 END_TIMEOUT_SECONDS = 60.0
@@ -54,7 +52,7 @@ def measure_ours(work: FixedWork, folder: Path, *, steps: int) -> list[Step]:
         services.wait_ready([policy, reward, reference], READY_TIMEOUT_SECONDS, lambda states: None)
         flags = _trainer_flags(work, run_dir, policy, reward, reference, steps)
         flags += services.server_flags(services.announce("trainer", "trainer"))
-        command = [sys.executable, "-m", "services.trainer", *flags]
+        command = [sys.executable, "-m", "services.trainer.server", *flags]
         rows = follow_trainer(command, folder / "logs" / "trainer.log", run_dir, steps)
     _require_fixed_work(work, rows)
     return [_phases(row) for row in rows]

@@ -15,8 +15,7 @@ from bench.local_run import PHASES, RunFailedError, measure_ours
 from bench.measurements import Step, load_average, machine_facts, measured, medians, positive, say, show, write_json
 from bench.trl_environment import TRL_VERSION, InstallError, default_environment, ensure_environment
 from rlhf.models.weights import checkpoint_manifest
-from rlhf_cli.local.processes import interrupt_on_signals
-from rlhf_cli.local.supervisor import ServiceDiedError
+from rlhf_cli.local.supervisor import ServiceDiedError, interrupt_on_signals
 
 OURS = "ours"
 

@@ -19,7 +19,7 @@ from bench.reward_work import RewardWork
 from bench.worker import WorkerError
 from rlhf.process import sleep_at_barriers
 from rlhf_cli.errors import LocalServiceError
-from rlhf_cli.local.processes import interrupt_on_signals
+from rlhf_cli.local.supervisor import interrupt_on_signals
 
 FORMS = ("grpc", "http")
 CALLERS = (1, 8, 64, 256)

@@ -13,8 +13,7 @@ from typing import Any
 from bench.measurements import say
 from bench.reward_work import RewardWork
 from bench.worker import ENVIRONMENT, run_worker
-from rlhf_cli.local.processes import describe_exit, kill_group, spawn
-from rlhf_cli.local.supervisor import ServiceSpec, Supervisor, free_ports, tail
+from rlhf_cli.local.supervisor import ServiceSpec, Supervisor, describe_exit, free_ports, kill_group, spawn, tail
 
 HERE = Path(__file__).parent
 READY_TIMEOUT_SECONDS = 120.0
@@ -83,7 +82,7 @@ def measure_offline(folder: Path, seconds: float, budget: int | None) -> dict[st
 def running_service(folder: Path, model_path: str, flags: Sequence[str]) -> Iterator[Side]:
     """The reward service as users start it, ready. Raises: ServiceDiedError."""
     port, http_port, metrics_port = free_ports(3)
-    command = [sys.executable, "-m", "services.reward", "--scorer.kind", "model", "--scorer.path", model_path]
+    command = [sys.executable, "-m", "services.reward.server", "--scorer.kind", "model", "--scorer.path", model_path]
     for name, value in (("port", port), ("metrics_port", metrics_port), ("host", "127.0.0.1"), ("drain_seconds", 1)):
         command += [f"--server.{name}", str(value)]
     command += ["--http.port", str(http_port), *flags]

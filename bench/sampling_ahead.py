@@ -15,10 +15,8 @@ from typing import Any
 
 from bench.local_run import RunFailedError, follow_trainer
 from bench.measurements import load_average, machine_facts, positive, say, show, write_json
-from rlhf_cli.local.processes import interrupt_on_signals
-from rlhf_cli.local.services import DRAIN_SECONDS, ENVIRONMENT, LocalServices
-from rlhf_cli.local.services_file import ServiceEntry
-from rlhf_cli.local.supervisor import ServiceDiedError, ServiceSpec, Supervisor
+from rlhf_cli.local.services import DRAIN_SECONDS, ENVIRONMENT, LocalServices, ServiceEntry
+from rlhf_cli.local.supervisor import ServiceDiedError, ServiceSpec, Supervisor, interrupt_on_signals
 from rlhf_cli.models.tiny_model import make_tiny_model
 
 WARM_UP_STEPS = 3

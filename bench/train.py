@@ -15,7 +15,7 @@ from bench.measurements import load_average, machine_facts, positive, say, show,
 from bench.train_work import TASKS, TrainWork
 from bench.trl_environment import TRL_VERSION
 from bench.worker import WorkerError, run_worker
-from rlhf_cli.local.processes import interrupt_on_signals
+from rlhf_cli.local.supervisor import interrupt_on_signals
 
 SIDES = (("ours", "bf16"), ("trl", "fp32"), ("trl", "bf16"))
 TITLES = {"sft": "SFT", "reward": "reward model", "dpo": "DPO", "ppo": "PPO update"}

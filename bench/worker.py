@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.local.processes import describe_exit, kill_group, spawn
-from rlhf_cli.local.supervisor import tail
+from rlhf_cli.local.supervisor import describe_exit, kill_group, spawn, tail
 
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
 

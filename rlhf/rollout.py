@@ -1,5 +1,9 @@
-"""Prompts, sampling parameters and rollouts as plain types. rlhf/client/codec.py converts them to messages."""
+"""Prompts, sampling parameters and rollouts as plain types, and checks of token ids that callers send.
 
+rlhf/client/codec.py converts the types to messages.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,3 +58,27 @@ class Rollout:
     def num_tokens(self) -> int:
         """Tokens of prompt and completion together."""
         return len(self.prompt_ids) + len(self.completion_ids)
+
+
+def fault_of_ids(field: str, ids: Sequence[int], vocab_size: int) -> str | None:
+    """Says what is wrong with a list of token ids and the remedy; None if it has some and all are known."""
+    if not ids:
+        return f"{field} is empty; send at least one token id"
+    if min(ids) < 0 or max(ids) >= vocab_size:
+        index = next(index for index, token in enumerate(ids) if not 0 <= token < vocab_size)
+        return (
+            f"{field}[{index}] is {ids[index]}, outside the vocabulary of {vocab_size}; "
+            f"send ids from 0 to {vocab_size - 1} made by this service's tokenizer"
+        )
+    return None
+
+
+def fault_of_digest(given: str, served: str) -> str | None:
+    """Says that a request's tokenizer is not the one served, or returns None. An empty digest is not checked."""
+    if not given or given == served:
+        return None
+    served_text = f"'{served}'" if served else "none (no tokenizer is configured)"
+    return (
+        f"tokenizer_digest is '{given}', this service has {served_text}; "
+        "make the ids with the served model's tokenizer, or point the service at a model that shares yours"
+    )

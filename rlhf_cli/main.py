@@ -44,7 +44,7 @@ COMMANDS: Mapping[str, Lazy] = MappingProxyType(
             "Run a whole training, stage by stage, from one file.",
         ),
         "model": Lazy(
-            "rlhf_cli.commands.model:app",
+            "rlhf_cli.commands.prepare:models",
             "Put a model where services load it from.",
         ),
         "generate": Lazy(
@@ -84,7 +84,7 @@ COMMANDS: Mapping[str, Lazy] = MappingProxyType(
             "List, watch, stop and resume runs on a Kubernetes cluster.",
         ),
         "token": Lazy(
-            "rlhf_cli.commands.tokens:app",
+            "rlhf_cli.commands.prepare:tokens",
             "Make tokens by which services know their clients.",
         ),
     }
@@ -129,12 +129,13 @@ class LazyGroup(TyperGroup):
         """Imports a command; None if there is none of that name."""
         if cmd_name not in self._table:
             return None
-        module, _, attribute = self._table[cmd_name].place.partition(":")
+        place, help_text = self._table[cmd_name]
+        module, _, attribute = place.partition(":")
         found = getattr(import_module(module), attribute)
         if isinstance(found, typer.Typer):
             found.rich_markup_mode = None
             group = get_group(found)
-            group.name = cmd_name
+            group.name, group.help = cmd_name, help_text
             return group
         app = typer.Typer(add_completion=False, rich_markup_mode=None)
         app.command(cmd_name)(found)

@@ -1,6 +1,9 @@
-"""Weights as tensors named as in a Hugging Face checkpoint: listing, digests, and loading in place."""
+"""Weights as tensors named as in a Hugging Face checkpoint: listing, digests, loading in place, views of a file."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import mmap
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from types import MappingProxyType
 
@@ -18,6 +21,8 @@ DTYPE_NAMES: Mapping[torch.dtype, str] = MappingProxyType(
     {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 )
 """Names in safetensors of the element types that can be served."""
+DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()} | {"I64": torch.int64}
+"""Element types by these names, and that of a staged patch's indices."""
 
 
 def checkpoint_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
@@ -120,3 +125,31 @@ def _safetensors_files(folder: Path) -> dict[str, Path]:
         with safe_open(path, framework="pt") as reader:
             files.update(dict.fromkeys(reader.keys(), path))
     return files
+
+
+def map_tensors(
+    path: str, num_bytes: int, dtypes: Sequence[str], shapes: Sequence[Sequence[int]], offsets: Sequence[int]
+) -> list[Tensor]:
+    """Returns CPU tensors that view a file of raw little-endian elements in place; they keep the mapping alive.
+
+    Args:
+        path: the file, such as a staged push's.
+        num_bytes: its size.
+        dtypes, shapes, offsets: one of each per tensor; dtypes are keys of DTYPES, offsets in bytes.
+    """
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        # A private mapping counts as writable, which torch asks for, and never writes through to the file.
+        mapping = mmap.mmap(fd, num_bytes, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+    finally:
+        os.close(fd)
+    return [
+        view_tensor(mapping, dtype, shape, offset) for dtype, shape, offset in zip(dtypes, shapes, offsets, strict=True)
+    ]
+
+
+def view_tensor(mapping: mmap.mmap, dtype: str, shape: Sequence[int], offset: int) -> Tensor:
+    """Returns a tensor that views mapped memory in place; it keeps the mapping alive."""
+    if not prod(shape):
+        return torch.empty(*shape, dtype=DTYPES[dtype])
+    return torch.frombuffer(mapping, dtype=DTYPES[dtype], count=prod(shape), offset=offset).view(*shape)

@@ -43,8 +43,8 @@ class Service:
 
     @property
     def module(self) -> str:
-        """The same for `python -m`, such as "services.policy"."""
-        return f"services.{self.name}"
+        """The same for `python -m`, such as "services.policy.server"."""
+        return f"services.{self.name}.server"
 
     @property
     def env_prefix(self) -> str:

@@ -23,11 +23,10 @@ from rlhf.errors import ConfigError, FatalError, NotReadyError, ServiceError
 from rlhf.logs import configure_logging, get_logger
 from rlhf.process import sleep_at_barriers
 from rlhf.serving.auth import make_authorizer
-from rlhf.serving.calls import CallGuard
+from rlhf.serving.calls import CallGuard, RpcMetrics
 from rlhf.serving.config import ServerConfig
 from rlhf.serving.directory import Service
 from rlhf.serving.interceptors import CallInterceptor
-from rlhf.serving.metrics import RpcMetrics
 from rlhf.serving.probe import LIVE
 
 log = get_logger(__name__)

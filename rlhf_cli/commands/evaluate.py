@@ -157,9 +157,8 @@ class _ServedFolders:
 @contextmanager
 def _served_folders() -> Iterator[_ServedFolders]:
     """Gives what starts services; all of them are gone when the block is left, whatever ends it."""
-    from rlhf_cli.local.processes import interrupt_on_signals
     from rlhf_cli.local.services import LocalServices
-    from rlhf_cli.local.supervisor import Supervisor
+    from rlhf_cli.local.supervisor import Supervisor, interrupt_on_signals
 
     with TemporaryDirectory(prefix="rlhf-") as folder, interrupt_on_signals():
         place = Path(folder)

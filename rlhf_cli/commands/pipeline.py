@@ -10,7 +10,7 @@ import typer
 from rlhf_cli.commands.output import print_json, print_table, stderr, stdout
 from rlhf_cli.commands.targets import JsonOption
 
-app = typer.Typer(no_args_is_help=True, help="Run a whole training, stage by stage, from one file.")
+app = typer.Typer(no_args_is_help=True)
 SHOWN_DIGITS = 8
 """Of a digest; --json has all of them."""
 STYLES = {"done": "green", "given": "green", "running": "yellow", "interrupted": "yellow", "failed": "red"}

@@ -15,14 +15,9 @@ from rlhf_cli.errors import CommandError
 if TYPE_CHECKING:
     from rlhf.client import RewardReport
 
-app = typer.Typer(no_args_is_help=True, help="Watch rewards for signs of hacking, swap the model, compare completions.")
+app = typer.Typer(no_args_is_help=True)
 
 COLUMNS = ("caller", "items", "reward", "drift", "length", "repeats", "spread", "held-out")
-
-
-@app.callback()
-def reward() -> None:
-    """Watch rewards for signs of hacking, swap the model, compare completions."""
 
 
 @app.command()

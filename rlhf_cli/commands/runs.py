@@ -24,7 +24,7 @@ ContextOption = Annotated[str | None, typer.Option(metavar="NAME", help="Which c
 NamespaceOption = Annotated[
     str | None, typer.Option("--namespace", "-n", metavar="NAME", help="Default: the context's or the pod's, or rlhf.")
 ]
-app = typer.Typer(no_args_is_help=True, help="List, watch, stop and resume runs on a Kubernetes cluster.")
+app = typer.Typer(no_args_is_help=True)
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The run's name.")]
 WaitOption = Annotated[

@@ -15,7 +15,7 @@ from rlhf_cli.errors import CommandError
 
 if TYPE_CHECKING:
     from rlhf.client.base import ServiceClient
-    from rlhf_cli.local.services_file import ServiceEntry
+    from rlhf_cli.local.services import ServiceEntry
 
 HEALTH_STYLES = {"serving": "green", "not ready": "yellow", "away": "red"}
 

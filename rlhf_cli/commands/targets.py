@@ -13,7 +13,7 @@ from rlhf.serving.directory import SERVICES
 from rlhf_cli.errors import CommandError, UsageError
 
 if TYPE_CHECKING:
-    from rlhf_cli.local.services_file import ServiceEntry
+    from rlhf_cli.local.services import ServiceEntry
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ def resolve_target(kind: str, target: str | None, services_file: Path | None) ->
 
 def resolve_all(targets: dict[str, str | None], services_file: Path | None) -> list["ServiceEntry"]:
     """Returns the services to look at: the file's, or one of each kind; a given target replaces those of its kind."""
-    from rlhf_cli.local.services_file import ServiceEntry
+    from rlhf_cli.local.services import ServiceEntry
 
     if services_file is None:
         return [
@@ -64,7 +64,7 @@ def resolve_all(targets: dict[str, str | None], services_file: Path | None) -> l
 
 
 def _entries(services_file: Path) -> list["ServiceEntry"]:
-    from rlhf_cli.local.services_file import read_services
+    from rlhf_cli.local.services import read_services
 
     return read_services(services_file)
 

@@ -36,7 +36,7 @@ WaitOption = Annotated[
     float | None,
     typer.Option(min=0, metavar="SECONDS", help="How long a service may be away before the run ends with an error."),
 ]
-app = typer.Typer(no_args_is_help=True, help="Train a policy or a reward model.")
+app = typer.Typer(no_args_is_help=True)
 
 
 def _train(training: Training, arguments: list[str], *, resume: bool) -> None:

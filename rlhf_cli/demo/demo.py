@@ -2,23 +2,25 @@
 
 import asyncio
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import tomli_w
+import torch
 from rich.console import Console
 
-from rlhf.client.policy import PolicyClient
+from rlhf.client.policy import PolicyClient, PolicyModel
 from rlhf.config import load_values
-from rlhf.data.prompts import load_prompts
-from rlhf.models.loading import load_tokenizer
-from rlhf_cli.demo.checkpoint_check import check_checkpoint
+from rlhf.data.prompts import PromptItem, load_prompts
+from rlhf.models.loading import DtypeName, load_policy, load_tokenizer
+from rlhf.models.weights import checkpoint_manifest
+from rlhf.rollout import Prompt, Sampling
 from rlhf_cli.demo.report import REPORT_FILE, write_report
 from rlhf_cli.demo.results import RESULTS_FILE, CheckpointCheck, DemoResults, show, verdict
-from rlhf_cli.local.processes import interrupt_on_signals
+from rlhf_cli.local.supervisor import interrupt_on_signals
 from rlhf_cli.models.fetch import fetch_small_model
 from rlhf_cli.pipeline.config import PipelineConfig
 from rlhf_cli.pipeline.phases import Phases
@@ -107,7 +109,7 @@ class _Demo:
         for stage in self._pipeline.stages:
             self._pipeline.do(stage)
             if stage.name == "ppo":
-                trained_digest = asyncio.run(_weights_digest(policy))
+                trained_digest = asyncio.run(_served_model(policy)).weights_digest
         with self._phases.phase("check the checkpoint"):
             return self._check(self._pipeline.stages[-1].output, trained_digest)
 
@@ -149,7 +151,66 @@ class _Demo:
         return check
 
 
-async def _weights_digest(target: str) -> str:
-    """Returns the digest of the weights that a policy service serves now."""
+async def _served_model(target: str) -> PolicyModel:
+    """Returns what a policy service serves now."""
     async with PolicyClient(target) as policy:
-        return (await policy.get_model()).weights_digest
+        return await policy.get_model()
+
+
+async def check_checkpoint(
+    checkpoint: Path,
+    prompts: Sequence[PromptItem],
+    *,
+    trained_digest: str,
+    trained_dtype: DtypeName,
+    fresh_target: str,
+    max_new_tokens: int,
+) -> CheckpointCheck:
+    """Returns whether a saved checkpoint is the trained policy, and whether transformers and the engine read it alike.
+
+    Args:
+        checkpoint: the folder.
+        prompts: whose greedy completions are compared.
+        trained_digest: of the weights that the policy service was pushed last, in trained_dtype.
+        fresh_target: a policy service that loaded the checkpoint in float32: in bfloat16 two correct programs may part
+            where two tokens are nearly as probable.
+        max_new_tokens: most tokens of a completion.
+    """
+    engine = await _greedy_from_service(fresh_target, prompts, max_new_tokens)
+    stop_ids = list((await _served_model(fresh_target)).stop_ids)
+    transformers = _greedy_from_transformers(checkpoint, prompts, max_new_tokens, stop_ids)
+    return CheckpointCheck(
+        digests_equal=trained_digest == checkpoint_manifest(checkpoint, trained_dtype).digest,
+        num_prompts=len(prompts),
+        num_equal=sum(one == other for one, other in zip(engine, transformers, strict=True)),
+    )
+
+
+async def _greedy_from_service(target: str, prompts: Sequence[PromptItem], max_new_tokens: int) -> list[list[int]]:
+    """Returns the greedy completion of each prompt by a policy service."""
+    requests = [Prompt(group_id=str(index), prompt_ids=item.prompt_ids) for index, item in enumerate(prompts)]
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=0.0)
+    completions: dict[int, list[int]] = {}
+    async with PolicyClient(target) as policy:
+        async for rollout in policy.generate(requests, sampling):
+            completions[int(rollout.group_id)] = rollout.completion_ids
+    return [completions[index] for index in range(len(prompts))]
+
+
+def _greedy_from_transformers(
+    checkpoint: Path, prompts: Sequence[PromptItem], max_new_tokens: int, stop_ids: list[int]
+) -> list[list[int]]:
+    """Returns the greedy completion of each prompt by transformers' own generate()."""
+    model = load_policy(checkpoint, dtype="float32")
+    completions = []
+    for item in prompts:
+        input_ids = torch.tensor([item.prompt_ids])
+        output = model.generate(
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=stop_ids,
+        )
+        completions.append(output[0, len(item.prompt_ids) :].tolist())
+    return completions

@@ -1,14 +1,22 @@
-"""Services on free ports of this machine, with the flags that each kind is started with."""
+"""Services on free ports of this machine: the flags of each kind, and the file that says where they are.
+
+A pipeline keeps that file; `rlhf status --services FILE` and others read it.
+"""
 
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Annotated, Literal
 
+import tomli_w
+from pydantic import AfterValidator, Field
+
+from rlhf.config import Section, load_toml, suggestion
+from rlhf.errors import ConfigError
+from rlhf.files import write_whole
 from rlhf.serving.directory import SERVICES
-from rlhf_cli.local.services_file import Kind, ServiceEntry, write_services
 from rlhf_cli.local.supervisor import ServiceSpec, Supervisor, free_ports
 
 Engine = Literal["vllm", "transformers"]
@@ -26,6 +34,36 @@ ENVIRONMENT = MappingProxyType(
 """For every process."""
 
 
+def _known(kind: str) -> str:
+    if kind not in SERVICES:
+        raise ValueError(f"there is no such service{suggestion(kind, SERVICES)}")
+    return kind
+
+
+Kind = Annotated[str, AfterValidator(_known)]
+"""A service's name in the directory."""
+
+
+class ServiceEntry(Section):
+    """One service."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """What to call it; several services may be of one kind."""
+    kind: Kind
+    """Which service of the directory it is."""
+    target: Annotated[str, Field(min_length=1)]
+    """Its "host:port"."""
+    metrics_url: str = ""
+    """Where its Prometheus metrics are; empty if not known."""
+
+
+class ServicesFile(Section):
+    """All services of a system."""
+
+    service: list[ServiceEntry]
+    """Each as a [[service]] table; none while nothing runs."""
+
+
 class LocalServices:
     """Starts services on free local ports under a supervisor, and keeps RUN/services.toml in step."""
 
@@ -39,7 +77,7 @@ class LocalServices:
         self._entries: list[ServiceEntry] = []
 
     def start(self, name: str, kind: Kind, arguments: Sequence[str]) -> ServiceEntry:
-        """Starts `python -m services.<kind>`; returns where it will be. It is not ready yet."""
+        """Starts a service as a module; returns where it will be. It is not ready yet."""
         entry = self.announce(name, kind)
         command = [sys.executable, "-m", SERVICES[kind].module, *self.server_flags(entry)]
         command += ["--server.drain_seconds", str(DRAIN_SECONDS), *arguments]
@@ -95,6 +133,19 @@ class LocalServices:
 
 def _port(target: str) -> int:
     return int(target.rpartition(":")[2])
+
+
+def read_services(path: Path) -> list[ServiceEntry]:
+    """Returns the services in a file. Raises: ConfigError for a file that is none, or names none."""
+    services = load_toml(ServicesFile, path).service
+    if not services:
+        raise ConfigError(f"{path}: it names no service; the command that keeps it runs none at the moment")
+    return services
+
+
+def write_services(path: Path, services: list[ServiceEntry]) -> None:
+    """Writes the file anew, whole or not at all."""
+    write_whole(path, tomli_w.dumps({"service": [entry.model_dump() for entry in services]}))
 
 
 def policy_arguments(model: Path, *, engine: Engine, dtype: Dtype, max_sequence_tokens: int | None = None) -> list[str]:

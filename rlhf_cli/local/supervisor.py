@@ -1,21 +1,24 @@
 """A local supervisor: starts services as processes, waits for their health, restarts one that dies, stops them all."""
 
 import contextlib
+import os
+import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from types import FrameType
+from typing import NoReturn, Self
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from rlhf.client.tls import open_blocking_channel
 from rlhf_cli.errors import LocalServiceError
-from rlhf_cli.local.processes import describe_exit, kill_group, spawn, terminate
 
 POLL_SECONDS = 0.2
 FIRST_BACKOFF_SECONDS = 1.0
@@ -23,6 +26,14 @@ MAX_BACKOFF_SECONDS = 30.0
 STABLE_SECONDS = 60.0
 STOP_GRACE_SECONDS = 8.0
 LOG_TAIL_LINES = 15
+# Runs in the child before the command itself, which inherits the request across exec. Popen's preexec_fn could make it
+# too, but executes Python between fork and exec, which can deadlock where there are threads.
+_LAUNCHER = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)        # PR_SET_PDEATHSIG
+if os.getppid() != int(sys.argv[1]): sys.exit(1)  # the parent died before the request took effect
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
 
 
 class ServiceDiedError(LocalServiceError):
@@ -230,3 +241,58 @@ def is_serving(port: int) -> bool:
 def tail(path: Path) -> str:
     """Returns the last lines of a log."""
     return "\n".join(path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
+
+
+def spawn(command: Sequence[str], environment: Mapping[str, str], output: int | None) -> subprocess.Popen[bytes]:
+    """Returns the command as a process in a session of its own, so that Ctrl-C reaches it by the supervisor alone."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _LAUNCHER, str(os.getpid()), *command],
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+    )
+
+
+def terminate(processes: Sequence[subprocess.Popen[bytes]], grace_seconds: float) -> None:
+    """Asks processes to end; returns when they have or when the grace is over."""
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    deadline = time.monotonic() + grace_seconds
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(deadline - time.monotonic(), 0.0))
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kills what is left of a process and its descendants."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def describe_exit(exit_code: int) -> str:
+    """Returns how a process ended, in words."""
+    return f"killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit code {exit_code}"
+
+
+@contextlib.contextmanager
+def interrupt_on_signals() -> Iterator[None]:
+    """Lets SIGINT, SIGTERM and SIGHUP end this process through every `finally` and `with`.
+
+    Raises: in the main thread, KeyboardInterrupt at SIGINT (also where it was ignored, as shells do for background
+        jobs), SystemExit with 128 + the signal's number at the others.
+    """
+
+    def leave(signal_number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + signal_number)
+
+    previous = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    previous[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

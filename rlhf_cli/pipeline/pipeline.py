@@ -9,8 +9,7 @@ from rich.console import Console
 
 from rlhf.config import load_toml, suggestion
 from rlhf.errors import ConfigError
-from rlhf_cli.local.processes import interrupt_on_signals
-from rlhf_cli.local.supervisor import Supervisor
+from rlhf_cli.local.supervisor import Supervisor, interrupt_on_signals
 from rlhf_cli.pipeline.actions import Actions
 from rlhf_cli.pipeline.config import PipelineConfig
 from rlhf_cli.pipeline.lineage import Lineage

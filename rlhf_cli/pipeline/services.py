@@ -8,14 +8,15 @@ from pathlib import Path
 from rlhf_cli.local.services import (
     ENVIRONMENT,
     Dtype,
+    Kind,
     LocalServices,
+    ServiceEntry,
     ensemble_arguments,
     pattern_arguments,
     policy_arguments,
     reference_arguments,
     reward_arguments,
 )
-from rlhf_cli.local.services_file import Kind, ServiceEntry
 from rlhf_cli.local.supervisor import Supervisor
 from rlhf_cli.pipeline.config import PipelineConfig
 from rlhf_cli.pipeline.phases import Phases

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rlhf.errors import InvalidRequestError, OverloadedError, PreconditionError
-from rlhf.rollout import Prompt, Rollout, Sampling
-from rlhf.serving.token_checks import fault_of_digest, fault_of_ids
+from rlhf.rollout import Prompt, Rollout, Sampling, fault_of_digest, fault_of_ids
 from services.policy.config import LimitsConfig
 from services.policy.engine import Engine, EngineInfo, SampleParams
 from services.policy.metrics import PolicyMetrics

@@ -13,13 +13,12 @@ from transformers import DynamicCache, PreTrainedModel
 
 from rlhf.errors import FatalError, InvalidRequestError, NotReadyError
 from rlhf.models.loading import load_policy, resolve_device
-from rlhf.models.weights import load_tensors
+from rlhf.models.weights import load_tensors, map_tensors
 from services.policy.config import PolicyConfig
 from services.policy.engine import Completion, EngineInfo, SampleParams
 from services.policy.model_facts import read_engine_info
 from services.policy.vllm.liveness import RESTART
 from services.policy.weights.staged import StagedPatch, StagedWeights
-from services.policy.weights.tensors import map_tensors
 
 
 class Row:

@@ -2,7 +2,7 @@
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
-from rlhf.serving.metrics import SECONDS_BUCKETS
+from rlhf.serving.calls import SECONDS_BUCKETS
 
 
 class PolicyMetrics:

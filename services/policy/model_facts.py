@@ -3,16 +3,12 @@
 from transformers import AutoConfig, GenerationConfig
 
 from rlhf.errors import ConfigError
-from rlhf.models.loading import load_tokenizer, stop_ids_of, tokenizer_digest
-from rlhf.models.weights import read_checkpoint, tensor_bytes, tensor_info
+from rlhf.models.loading import TORCH_DTYPES, load_tokenizer, stop_ids_of, tokenizer_digest
+from rlhf.models.weights import DTYPE_NAMES, read_checkpoint, tensor_bytes, tensor_info
 from rlhf.weights import WeightsManifest
 from services.policy.config import ModelConfig
 from services.policy.engine import EngineInfo
 from services.policy.weights.memory_file import WeightsFile
-
-DTYPE_NAMES = {"bfloat16": "BF16", "float32": "F32"}
-"""Element types of the configuration, as a manifest names them."""
-
 
 DEFAULT_MAX_SEQUENCE_TOKENS = 2048
 
@@ -38,7 +34,7 @@ def read_engine_info(config: ModelConfig, *, keep_copy: bool) -> EngineInfo:
         vocab_size=model_config.vocab_size,
         max_sequence_tokens=num_tokens,
         stop_ids=tuple(sorted(stop_ids)),
-        dtype=DTYPE_NAMES[config.dtype],
+        dtype=DTYPE_NAMES[TORCH_DTYPES[config.dtype]],
         manifest=manifest,
         copy=copy,
     )

@@ -76,5 +76,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     raise AssertionError("unreachable: the context manager exits")
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # vLLM's processes import this module anew
     sys.exit(main())

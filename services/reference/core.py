@@ -10,9 +10,9 @@ from typing import Protocol
 from prometheus_client import REGISTRY, CollectorRegistry, Counter
 
 from rlhf.errors import InternalError, InvalidRequestError, NotReadyError, ServiceError
+from rlhf.rollout import fault_of_digest, fault_of_ids
 from rlhf.serving.batching.batcher import Batcher
 from rlhf.serving.batching.limits import BatchLimitsConfig, BatchMetrics
-from rlhf.serving.token_checks import fault_of_digest, fault_of_ids
 
 
 class ReferenceMetrics:

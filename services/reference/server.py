@@ -1,5 +1,6 @@
 """Starts the reference service: rlhf-reference --model.path DIR."""
 
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -32,3 +33,7 @@ def build_scorer(config: ModelConfig) -> LogprobsScorer:
     from services.reference.scorer import load_logprobs_scorer
 
     return load_logprobs_scorer(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

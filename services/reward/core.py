@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rlhf.errors import InvalidRequestError, NotReadyError, PreconditionError, ServiceError
-from rlhf.serving.token_checks import fault_of_digest
+from rlhf.rollout import fault_of_digest
 from services.reward.comparing import ComparisonOutcome, ComparisonPair
 from services.reward.config import LimitsConfig
 from services.reward.loading import LoadedModel, ModelLoader

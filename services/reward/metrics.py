@@ -6,7 +6,7 @@ from threading import Lock
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 
 from rlhf.serving.batching.limits import BatchMetrics
-from rlhf.serving.metrics import SECONDS_BUCKETS
+from rlhf.serving.calls import SECONDS_BUCKETS
 from services.reward.scorers.scorer import Outcome, Score, ScoreError
 from services.reward.watch.report import MAX_VERSIONS, WatchGauges
 

@@ -1,5 +1,6 @@
 """Starts the reward service: rlhf-reward --scorer.kind model --scorer.path DIR."""
 
+import sys
 from collections.abc import Sequence
 from functools import partial
 
@@ -42,3 +43,7 @@ def make_core(config: RewardConfig, metrics: RewardMetrics) -> RewardCore:
     watch = RewardWatch(config.watch, metrics.watch, heldout)
     loader = ModelLoader(config.scorer, config.models, build_scorer, reloaded)
     return RewardCore(partial(build_scorer, config.scorer), config.limits, metrics, watch, loader)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -130,7 +130,7 @@ class Run:
 
     def start(self) -> Command:
         flags = ("--config", self.config, "--resume")
-        return Command("services.trainer", self.algorithm, *flags, output=self.folder / "output.txt")
+        return Command("services.trainer.server", self.algorithm, *flags, output=self.folder / "output.txt")
 
     def finish(self) -> None:
         """Runs to the end, which must be a good one."""

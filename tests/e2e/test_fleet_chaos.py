@@ -141,7 +141,7 @@ def run_in_chaos(
         values = {"folder": folder, "model": model, "critic": critic, "targets": targets, "steps": steps, "lag": lag}
         (folder / "run.toml").write_text(CONFIG.format(**values, metrics_port=chaos.metrics_port))
         config = ("--config", folder / "run.toml")
-        trainer = Command("services.trainer", "ppo", *config, output=folder / "output.txt")
+        trainer = Command("services.trainer.server", "ppo", *config, output=folder / "output.txt")
         try:
             disturb(chaos, trainer, every)
         finally:

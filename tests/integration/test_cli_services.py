@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_cli.local.services import LocalServices
-from rlhf_cli.local.services_file import read_services
+from rlhf_cli.local.services import LocalServices, read_services
 from rlhf_cli.local.supervisor import Supervisor
 from rlhf_cli.main import main
 

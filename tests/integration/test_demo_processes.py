@@ -44,7 +44,7 @@ import signal, sys
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a test run under nohup hands down a SIGHUP that is ignored
 from pathlib import Path
 from tests.integration.test_demo_processes import fake
-from rlhf_cli.local.processes import interrupt_on_signals
+from rlhf_cli.local.supervisor import interrupt_on_signals
 from rlhf_cli.local.supervisor import Supervisor
 folder = Path(sys.argv[1])
 with interrupt_on_signals(), Supervisor(folder / "logs", print, stop_grace_seconds=1.0) as supervisor:

@@ -79,7 +79,7 @@ class World:
                 variables = {"WORLD_SIZE": str(num_ranks), "RANK": str(rank), "LOCAL_RANK": str(rank)}
                 variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             output = self.folder / f"{name}-{rank}.txt"
-            processes.append(Command("services.trainer", *words, output=output, variables=variables))
+            processes.append(Command("services.trainer.server", *words, output=output, variables=variables))
         try:
             if meanwhile is not None:
                 await asyncio.wait_for(meanwhile(run_dir, processes), 90)

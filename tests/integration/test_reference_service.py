@@ -164,7 +164,7 @@ async def test_a_model_path_that_does_not_exist_fails_the_load(tmp_path: Path):
 
 
 def test_the_command_refuses_a_wrong_path_with_exit_code_2(tmp_path: Path):
-    command = [sys.executable, "-m", "services.reference", "--model.path", str(tmp_path / "nowhere")]
+    command = [sys.executable, "-m", "services.reference.server", "--model.path", str(tmp_path / "nowhere")]
     ports = ["--server.port", "0", "--server.metrics_port", "0"]
     process = subprocess.run([*command, *ports], stderr=subprocess.PIPE, text=True, timeout=60, check=False)
     assert process.returncode == 2

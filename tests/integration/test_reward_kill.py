@@ -88,7 +88,7 @@ class RewardProcess:
         (folder / "reward.toml").write_text(toml)
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "services.reward", "--config", str(self.folder / "reward.toml")]
+        command = [sys.executable, "-m", "services.reward.server", "--config", str(self.folder / "reward.toml")]
         with (self.folder / "reward.log").open("a") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 

@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.client import RewardClient, ScoreItem
-from rlhf_cli.local.services import LocalServices
-from rlhf_cli.local.services_file import read_services
+from rlhf_cli.local.services import LocalServices, read_services
 from rlhf_cli.local.supervisor import Supervisor
 from rlhf_cli.main import main
 from rlhf_cli.models.fetch import fetch_model

@@ -248,7 +248,7 @@ async def test_a_model_path_that_does_not_exist_fails_the_load(tmp_path: Path):
 
 
 def run_command(*flags: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "services.reward", "--server.host", "127.0.0.1", "--http.port", "0", *flags]
+    command = [sys.executable, "-m", "services.reward.server", "--server.host", "127.0.0.1", "--http.port", "0", *flags]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 

@@ -284,7 +284,7 @@ async def test_sigterm_ends_the_process_after_its_step_with_a_checkpoint_and_cod
         "server.metrics_port": 0,
     }
     flags = [part for key, value in arguments.items() for part in (f"--{key}", str(value))]
-    process = Command("services.trainer", *flags, output=tmp_path / "output.txt")
+    process = Command("services.trainer.server", *flags, output=tmp_path / "output.txt")
 
     async def has_stepped_or_ended() -> bool:
         return bool(world.rows()) or process.returncode is not None
@@ -300,7 +300,7 @@ async def test_sigterm_ends_the_process_after_its_step_with_a_checkpoint_and_cod
 
 
 def test_wrong_flags_are_refused_before_torch_is_imported(tmp_path: Path) -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "services.trainer", "--run_dir", str(tmp_path)]
+    command = [sys.executable, "-X", "importtime", "-m", "services.trainer.server", "--run_dir", str(tmp_path)]
     command += ["--model.path", "nowhere", "--critic.path", "r", "--prompts.path", "p"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2

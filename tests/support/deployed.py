@@ -27,10 +27,9 @@ def missing(services: Iterable[Service], root: Path) -> list[str]:
 
 
 def _code(service: Service, root: Path) -> Iterator[str]:
-    folder = service.module.replace(".", "/")
-    for file in (f"{folder}/server.py", f"{folder}/__main__.py"):
-        if not (root / file).is_file():
-            yield f"{file} is not there"
+    file = f"{service.module.replace('.', '/')}.py"
+    if 'if __name__ == "__main__":' not in _text(root / file):
+        yield f"{file} is not there, or does not run by itself"
     contract = f"protos/rlhf/v1/{service.name}.proto"
     if f"service {service.full_name.rpartition('.')[2]} {{" not in _text(root / contract):
         yield f"{contract} has no service {service.full_name.rpartition('.')[2]}"
@@ -41,8 +40,8 @@ def _code(service: Service, root: Path) -> Iterator[str]:
 
 def _command_line(service: Service, root: Path) -> Iterator[str]:
     scripts = tomllib.loads(_text(root / "pyproject.toml"))["project"]["scripts"]
-    if scripts.get(service.command) != f"{service.module}.server:main":
-        yield f"pyproject.toml has no script {service.command} = {service.module}.server:main"
+    if scripts.get(service.command) != f"{service.module}:main":
+        yield f"pyproject.toml has no script {service.command} = {service.module}:main"
     file = "rlhf_cli/commands/status.py"
     functions = [each for each in ast.parse(_text(root / file)).body if isinstance(each, ast.FunctionDef)]
     (status,) = (each for each in functions if each.name == "status")

@@ -10,9 +10,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from rlhf.serving.auth import make_authorizer
-from rlhf.serving.calls import CallGuard
+from rlhf.serving.calls import CallGuard, RpcMetrics
 from rlhf.serving.http.app import make_app
-from rlhf.serving.metrics import RpcMetrics
 from services.reward.config import LimitsConfig, WatchConfig
 from services.reward.core import RewardCore
 from services.reward.http import DESCRIPTION, TITLE, reward_routes

@@ -31,7 +31,7 @@ def serving_reward(model: Path, *flags: str) -> Iterator[RewardProcess]:
     words = ["--server.host", "127.0.0.1", "--server.port", "0", "--server.metrics_port", "0", "--http.port", "0"]
     words += ["--scorer.kind", "model", "--scorer.dtype", "float32", "--scorer.path", str(model), *flags]
     with tempfile.NamedTemporaryFile() as log:
-        process = Command("services.reward", *words, output=Path(log.name))
+        process = Command("services.reward.server", *words, output=Path(log.name))
         try:
             yield _wait_until_ready(process, Path(log.name))
         finally:

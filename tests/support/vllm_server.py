@@ -18,7 +18,7 @@ class Server:
         self.port, self.metrics_port = free_port(), free_port()
         self.target = f"127.0.0.1:{self.port}"
         self.log = log
-        command = [sys.executable, "-m", "services.policy", "--model.path", str(model)]
+        command = [sys.executable, "-m", "services.policy.server", "--model.path", str(model)]
         command += ["--model.dtype", "float32", "--model.max_sequence_tokens", "512", "--vllm.kv_cache_gib", "0.25"]
         command += ["--server.host", "127.0.0.1", "--server.port", str(self.port)]
         command += ["--server.metrics_port", str(self.metrics_port), *flags]

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from pydantic import Field, ValidationInfo, field_validator
 
 from rlhf.config import Section
-from rlhf.serving.metrics import SECONDS_BUCKETS
+from rlhf.serving.calls import SECONDS_BUCKETS
 
 
 class BatchLimitsConfig(Section):

@@ -12,8 +12,8 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
+from rlhf.models.weights import map_tensors
 from services.policy.vllm.views import View, record_views, storages
-from services.policy.weights.tensors import map_tensors
 
 AS_IN_CHECKPOINT = ("UnquantizedLinearMethod", "UnquantizedEmbeddingMethod", "NoneType")
 """Types of a module's quant_method that leave its parameters as the loader wrote them; others may lay them out anew."""

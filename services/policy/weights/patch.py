@@ -8,11 +8,10 @@ from torch import Tensor
 
 from rlhf.errors import InvalidRequestError
 from rlhf.models.sparse_patch import GAP_BYTES, decode, new_values
-from rlhf.models.weights import tensor_bytes
+from rlhf.models.weights import tensor_bytes, view_tensor
 from rlhf.weights import BYTES_PER_ELEMENT, PatchPart, PushHeader, TensorInfo, WeightsManifest, tensor_digest
 from services.policy.weights.memory_file import MemoryFile, WeightsFile
 from services.policy.weights.staged import PatchedTensor, StagedPatch, check_digest, check_piece
-from services.policy.weights.tensors import view_tensor
 
 
 class PatchPayload:

@@ -2,7 +2,7 @@
 
 from typing import assert_never
 
-from rlhf.serving.token_checks import fault_of_ids
+from rlhf.rollout import fault_of_ids
 from services.reward.scorers.scorer import (
     ChatMessage,
     Conversation,

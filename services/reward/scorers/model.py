@@ -16,7 +16,7 @@ from rlhf.models.scalar_model import ScalarModel
 from rlhf.models.sequences import pad_whole
 from rlhf.models.token_scores import sequence_scores
 from rlhf.models.weights import tensor_bytes
-from rlhf.serving.token_checks import fault_of_ids
+from rlhf.rollout import fault_of_ids
 from rlhf.weights import tensor_digest
 from services.reward.scorers.scorer import (
     Conversation,

@@ -15,7 +15,7 @@ from typing import Any, Literal, assert_never
 from blake3 import blake3
 from pydantic import Field, field_validator
 
-from rlhf.serving.token_checks import fault_of_ids
+from rlhf.rollout import fault_of_ids
 from services.reward.scorers.scorer import (
     Conversation,
     Decoder,

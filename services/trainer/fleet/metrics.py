@@ -6,7 +6,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from rlhf.serving.metrics import SECONDS_BUCKETS
+from rlhf.serving.calls import SECONDS_BUCKETS
 from services.trainer.fleet.replica import Replica, State
 
 STATES: tuple[State, ...] = ("joining", "ready", "away", "set_aside")

@@ -28,7 +28,6 @@ def test_a_service_that_is_planted_in_the_directory_is_missed_in_every_place() -
     assert all(sentence.startswith("toy: ") for sentence in sentences)
     assert {sentence.removeprefix("toy: ").split(" ")[0].rstrip(":") for sentence in sentences} == {
         "services/toy/server.py",
-        "services/toy/__main__.py",
         "protos/rlhf/v1/toy.proto",
         "rlhf/client/toy.py",
         "pyproject.toml",

@@ -9,7 +9,7 @@ from rlhf.errors import ConfigError, NotReadyError
 from rlhf_cli.commands.inputs import pair_records, read_records
 from rlhf_cli.commands.targets import explain_absence, resolve_all, resolve_target
 from rlhf_cli.errors import UsageError
-from rlhf_cli.local.services_file import ServiceEntry, read_services, write_services
+from rlhf_cli.local.services import ServiceEntry, read_services, write_services
 
 POLICY = ServiceEntry(name="policy", kind="policy", target="here:1", metrics_url="http://here:2/metrics")
 TRUTH = ServiceEntry(name="true-score", kind="reward", target="here:3")

@@ -15,7 +15,7 @@ from deploy.monitoring.board import choice
 from deploy.monitoring.build_dashboards import BOARDS, FOLDER, encode
 from deploy.monitoring.queries import DEFAULT, load_dashboard, panel_queries, substitute
 from deploy.monitoring.units import format_value
-from rlhf.serving.metrics import RpcMetrics
+from rlhf.serving.calls import RpcMetrics
 from services.policy.metrics import PolicyMetrics
 from services.reference.core import ReferenceMetrics
 from services.reward.metrics import RewardMetrics

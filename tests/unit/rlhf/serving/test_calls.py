@@ -9,9 +9,8 @@ from structlog.testing import capture_logs
 
 from rlhf.errors import InternalError, InvalidRequestError, NotReadyError, PermissionDeniedError, UnauthenticatedError
 from rlhf.serving.auth import OpenDoor
-from rlhf.serving.calls import Authorizer, CallCredentials, Caller, CallGuard, current_caller
+from rlhf.serving.calls import Authorizer, CallCredentials, Caller, CallGuard, RpcMetrics, current_caller
 from rlhf.serving.interceptors import host_of_peer
-from rlhf.serving.metrics import RpcMetrics
 
 SOMEBODY = CallCredentials(claimed_name="somebody", host="10.0.0.7")
 

