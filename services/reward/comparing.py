@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from rlhf.statistics import sigmoid
 from services.reward.scorers.scorer import ErrorCode, Item, Outcome, ScoreError, reward_of
 
 
@@ -67,11 +68,3 @@ def fault_of_margin(margin: float) -> ScoreError | None:
     if math.isfinite(margin):
         return None
     return ScoreError(ErrorCode.INVALID_ITEM, f"margin is {margin}; send a finite number, or leave it out for 0")
-
-
-def sigmoid(value: float) -> float:
-    """Returns 1 / (1 + e^-value) without overflow."""
-    if value >= 0:
-        return 1 / (1 + math.exp(-value))
-    power = math.exp(value)
-    return power / (1 + power)

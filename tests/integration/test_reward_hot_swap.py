@@ -10,8 +10,8 @@ import grpc
 import pytest
 from prometheus_client import CollectorRegistry
 
+from rlhf.statistics import sigmoid
 from rlhf.v1 import reward_pb2
-from services.reward.comparing import sigmoid
 from services.reward.config import ModelsConfig, RewardConfig
 from services.reward.metrics import RewardMetrics
 from services.reward.scorers.config import ScorerConfig, build_scorer, scorer_config

@@ -1,11 +1,14 @@
-"""The rewards of one caller from one model version: its first ones, its newest ones, and what they say."""
+"""The rewards of one caller from one model version: its first ones, its newest ones, and how these differ."""
 
+import math
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from threading import Lock
 
-from rlhf.statistics import Bins, mean_of, quantiles_of, spearman, std_of
+from rlhf.statistics import spearman
 from services.reward.watch.config import WatchConfig
 from services.reward.watch.report import Report, warnings_of
 
@@ -28,6 +31,63 @@ class Point:
     """None if it was not measured, or the completion was too short."""
 
 
+_DECILES = tuple(tenth / 10 for tenth in range(1, 10))
+
+_MOST_VALUES = 10
+"""Up to this many distinct values, such as 0 and 1, each has a bin of its own."""
+
+_EMPTY = 0.5
+"""Added to the count of each bin, so that the logarithm of an empty one exists (Krichevsky and Trofimov 1981)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bins:
+    """Bins over the real line, with the counts of the baseline's values."""
+
+    edges: tuple[float, ...]
+    by_value: bool
+    """Whether each edge is a bin of its own, between the bins of the gaps beside it."""
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Bins":
+        """Returns bins with a baseline's deciles as edges; with few distinct values, one bin per value and per gap."""
+        distinct = sorted(set(values))
+        by_value = len(distinct) <= _MOST_VALUES
+        edges = tuple(distinct if by_value else sorted(set(quantiles_of(values, _DECILES))))
+        bins = cls(edges, by_value, ())
+        return cls(edges, by_value, bins.count(values))
+
+    def count(self, values: Sequence[float]) -> tuple[int, ...]:
+        """Returns the number of values in each bin; a value on an edge belongs to the bin below it."""
+        counts = [0] * ((2 if self.by_value else 1) * len(self.edges) + 1)
+        for value in values:
+            place = bisect_left(self.edges, value)
+            counts[place + bisect_right(self.edges, value) if self.by_value else place] += 1
+        return tuple(counts)
+
+    def drift_of(self, values: Sequence[float]) -> float:
+        """Returns the population stability index of values against the baseline.
+
+        With p and q the shares of baseline and values in each bin, it is the sum of (q - p) ln(q / p): the divergence
+        of Jeffreys (1946) over the bins, as used in credit scoring (Siddiqi, Credit Risk Scorecards, 2006), where
+        less than 0.1 counts as no change and more than 0.25 as a shift. A normal distribution that moves by d standard
+        deviations gives at most d squared. A half is added to each count.
+        """
+        return stability_index(self.counts, self.count(values))
+
+
+def stability_index(expected: Sequence[int], found: Sequence[int]) -> float:
+    """Returns the sum of (q - p) ln(q / p) over bins, with p and q the smoothed shares of two lists of counts."""
+    p, q = _shares(expected), _shares(found)
+    return math.fsum((after - before) * math.log(after / before) for before, after in zip(p, q, strict=True))
+
+
+def _shares(counts: Sequence[int]) -> list[float]:
+    total = sum(counts) + _EMPTY * len(counts)
+    return [(count + _EMPTY) / total for count in counts]
+
+
 @dataclass(frozen=True, slots=True)
 class _Baseline:
     mean: float
@@ -36,11 +96,11 @@ class _Baseline:
 
     @classmethod
     def of(cls, rewards: Sequence[float]) -> "_Baseline":
-        return cls(mean_of(rewards), std_of(rewards), Bins.of(rewards))
+        return cls(fmean(rewards), std_of(rewards), Bins.of(rewards))
 
     def rise_to(self, rewards: Sequence[float]) -> float | None:
         """Returns how far the mean has risen, in standard deviations; None if the baseline is constant."""
-        return (mean_of(rewards) - self.mean) / self.std if self.std > 0 else None
+        return (fmean(rewards) - self.mean) / self.std if self.std > 0 else None
 
 
 class _First:
@@ -122,7 +182,7 @@ class RewardSeries:
             window_item_count=len(window),
             baseline_item_count=min(num_items, self._config.baseline_items),
             baseline_mean=None if baseline is None else baseline.mean,
-            reward_mean=mean_of(rewards),
+            reward_mean=fmean(rewards),
             reward_std=std_of(rewards),
             reward_quantiles=(low, middle, high),
             drift=baseline.bins.drift_of(rewards) if baseline is not None and full else None,
@@ -153,4 +213,24 @@ def _length_correlation(window: Sequence[Point]) -> float | None:
 
 def _mean_of_known(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return mean_of(known) if known else None
+    return fmean(known) if known else None
+
+
+def std_of(values: Sequence[float]) -> float:
+    """Returns the population standard deviation; statistics.pstdev, which works in fractions, takes longer."""
+    return math.dist(values, [fmean(values)] * len(values)) / math.sqrt(len(values))
+
+
+def quantiles_of(values: Sequence[float], shares: Sequence[float]) -> list[float]:
+    """Returns the quantile at each share in [0, 1], interpolated linearly between neighbours.
+
+    Between equal neighbours it is exactly their value, as the edges of bins need; statistics.quantiles rounds there.
+    """
+    ordered = sorted(values)
+    found = []
+    for share in shares:
+        place = share * (len(ordered) - 1)
+        below = math.floor(place)
+        above = min(below + 1, len(ordered) - 1)
+        found.append(ordered[below] + (place - below) * (ordered[above] - ordered[below]))
+    return found

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf.statistics import AccuracyBin, wilson_interval
+from services.trainer.offline.reward_model.accuracy import AccuracyBin, wilson_interval
 from services.trainer.offline.reward_model.report import Heldout, RewardModelReport
 
 INK, GRID = "#475569", "#94a3b855"

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rlhf.data.preferences import Choice, PreferenceGroup
-from rlhf.statistics import (
+from rlhf.statistics import pearson, sigmoid, spearman
+from services.trainer.offline.reward_model.accuracy import (
     AccuracyBin,
     ConfidenceBin,
     accuracy_bin,
@@ -19,9 +20,6 @@ from rlhf.statistics import (
     confidence_bins,
     expected_calibration_error,
     hit,
-    pearson,
-    sigmoid,
-    spearman,
 )
 
 REPORT_FILE = "reward_model_report.json"

@@ -16,7 +16,7 @@ from rlhf.learning.ranks import Ranks
 from rlhf.models.scalar_model import ScalarModel
 from rlhf.models.sequences import pad_sequences, split_by_tokens
 from rlhf.models.token_scores import sequence_scores
-from rlhf.statistics import hit
+from services.trainer.offline.reward_model.accuracy import hit
 
 
 class RewardModelTask:

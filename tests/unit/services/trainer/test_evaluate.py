@@ -1,12 +1,8 @@
-"""Evaluation: rows, and intervals that know that completions of one prompt are alike."""
+"""Evaluation: rows, and their means."""
 
-import math
 from contextlib import AsyncExitStack
 
-import pytest
-
 from rlhf.data.prompts import PromptItem
-from rlhf.statistics import clustered_mean, distinct_2, repeated_ngrams
 from services.trainer.config.sections import ServicesConfig
 from services.trainer.evaluation.evaluate import EvaluationSettings, evaluate
 from services.trainer.fleet.peers import Peers
@@ -45,44 +41,3 @@ async def test_each_completion_is_scored_by_every_reward_service() -> None:
     assert result.summary["stopped"].mean == 1.0
     # Two words have a pair of neighbours, and no four.
     assert set(result.summary) == {"reward/true", "reward/proxy", "kl", "num_tokens", "stopped", "distinct_2"}
-
-
-def test_the_interval_of_single_samples_is_the_textbook_one() -> None:
-    # mean 2, sample variance 1, three draws: 1.96 * sqrt(1 / 3)
-    result = clustered_mean([1.0, 2.0, 3.0], [0, 1, 2])
-    assert result.mean == 2.0
-    assert result.half_width == pytest.approx(1.96 * math.sqrt(1 / 3), rel=1e-4)
-
-
-def test_copies_of_a_prompt_do_not_narrow_the_interval() -> None:
-    once = clustered_mean([1.0, 2.0, 3.0], [0, 1, 2])
-    thrice = clustered_mean([1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 3.0, 3.0, 3.0], [0, 0, 0, 1, 1, 1, 2, 2, 2])
-    assert thrice.half_width == pytest.approx(once.half_width)
-    assert thrice.count == 9
-
-
-def test_one_prompt_gives_no_interval() -> None:
-    assert clustered_mean([1.0, 3.0], [0, 0]).half_width is None
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("a b c", 1.0), ("a b a b a", 0.5), ("word", None), ("", None)],  # ab ba ab ba: 2 of 4 differ
-)
-def test_distinct_2_is_the_share_of_different_word_pairs(text: str, expected: float | None) -> None:
-    assert distinct_2(text) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("a b c d e", 0.0),
-        ("a b c d a b c d", 0.2),  # abcd bcda cdab dabc abcd: the last of 5 stood there before
-        ("no no no no no no no", 0.75),  # 4 equal ones
-        ("a b c", None),
-    ],
-)
-def test_repetition_is_the_share_of_four_word_sequences_that_stood_there_before(
-    text: str, expected: float | None
-) -> None:
-    assert repeated_ngrams(text) == (None if expected is None else pytest.approx(expected))

@@ -5,15 +5,11 @@ import math
 import pytest
 
 from rlhf.data.preferences import Choice, PreferenceGroup
-from rlhf.statistics import (
+from services.trainer.offline.reward_model.accuracy import (
     accuracy_bins,
     confidence_bins,
     expected_calibration_error,
     hit,
-    mean_ranks,
-    pearson,
-    sigmoid,
-    spearman,
     wilson_interval,
 )
 from services.trainer.offline.reward_model.report import (
@@ -65,20 +61,6 @@ def test_accuracy_bins_hold_one_value_each_or_equally_many_pairs() -> None:
     assert [(each.low, each.high, each.accuracy) for each in halves] == [(0.1, 0.2, 0.25), (0.3, 0.4, 1.0)]
     assert halves[1].accuracy_low == pytest.approx(wilson_interval(1.0, 2)[0])
     assert accuracy_bins([], []) == []
-
-
-def test_correlations_by_hand() -> None:
-    assert pearson([1.0, 2.0, 3.0], [2.0, 4.0, 6.0]) == pytest.approx(1.0)
-    assert pearson([1.0, 2.0], [3.0, 3.0]) is None
-    assert pearson([], []) is None
-    assert mean_ranks([30.0, 10.0, 30.0, 20.0]) == [3.5, 1.0, 3.5, 2.0]
-    # Monotone but not linear: the ranks agree wholly, the values do not.
-    assert spearman([1.0, 2.0, 3.0], [1.0, 10.0, 1000.0]) == pytest.approx(1.0)
-    assert pearson([1.0, 2.0, 3.0], [1.0, 10.0, 1000.0]) < 0.9
-
-
-def test_sigmoid_does_not_overflow() -> None:
-    assert (sigmoid(-2000.0), sigmoid(0.0), sigmoid(2000.0)) == (0.0, 0.5, 1.0)
 
 
 GROUPS = [
