@@ -33,7 +33,7 @@ async def push_to_all(
 
     Args:
         clients: of the replicas, in the order of the push; each is reached by the others under the same target.
-        header: what they shall serve; its relay_targets are set here.
+        header: the weights to serve; its relay_targets are set here.
         payload: returns the payload from its beginning, as often as it is sent.
         deadline_seconds: when it ends at the latest, whatever the replicas do.
         patience_seconds: how long a replica may leave health checks unanswered, or refuse because it has another push

@@ -52,7 +52,7 @@ class ServingModel:
         self._scorer = scorer
         self._limits = limits
         self._metrics = metrics
-        # One thread: two must not use a tokenizer at a time. Its own: text shall not wait for the model.
+        # One thread: two must not use a tokenizer at a time. Its own: text must not wait for the model.
         self._preparer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
         self._num_preparing = 0
         self._num_calls = 0

@@ -109,7 +109,7 @@ class OnlineRun:
         return every > 0 and (self.step % every == 0 or self.step == self.config.training.steps)
 
     async def goes_on(self) -> bool:
-        """Does what was asked of the run meanwhile (save, pause); returns whether another step shall begin.
+        """Does what was asked of the run meanwhile (save, pause); returns whether to begin another step.
 
         All ranks return the same. A signal to any of them stops all.
         """

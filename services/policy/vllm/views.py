@@ -53,7 +53,7 @@ def record_views(
 
     Args:
         load: the model's own loader (load_weights).
-        weights: a whole checkpoint, contiguous, on the CPU: what the model holds, or shall. What the loader writes
+        weights: a whole checkpoint, contiguous, on the CPU: what the model holds, or will hold. What the loader writes
             in other ways than by copying a part of it is written in truth.
         writable: data pointers of the storages that may be written to; a tensor with a part elsewhere is left out.
         sharded: whether the model holds parts of tensors only; otherwise one of which a part is missing is left out.

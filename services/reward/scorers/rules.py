@@ -31,7 +31,7 @@ from services.reward.scorers.scorer import (
 from services.reward.scorers.section import TextScorerSection
 
 MAX_MATCHES = 100
-"""Matches that count; one more character of "aaaa..." shall not earn without end."""
+"""Matches that count; more characters of "aaaa..." must not raise the reward without bound."""
 
 MAX_SENTIMENT_CHARACTERS = 10_000
 """VADER's time grows with the square of the words: half a second here, a minute at ten times the length."""

@@ -35,7 +35,7 @@ class HeldoutScoring:
         self._random = random.Random()
         self._started = False
         self._ended = False
-        # A daemon: a scorer that hangs shall not keep the process from ending.
+        # A daemon: a scorer that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="heldout", daemon=True)
 
     def offer(self, series: RewardSeries, observations: Sequence[Observation], tokenizer_digest: str) -> None:

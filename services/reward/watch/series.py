@@ -163,7 +163,7 @@ class RewardSeries:
             window, pairs = list(self._window), list(self._pairs)
         if not window:
             return None
-        # Worked out without the lock: it takes milliseconds, and the next call's rewards shall not wait for it.
+        # Worked out without the lock: it takes milliseconds, and the next call's rewards must not wait for it.
         report = self._work_out(num_items, window, pairs)
         with self._lock:
             self._newest = (num_changes, report)

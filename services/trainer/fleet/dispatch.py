@@ -125,7 +125,7 @@ class Dispatcher:
 
         Args:
             take: told of each rollout as it arrives.
-            min_policy_version: no token shall be sampled by an older one.
+            min_policy_version: the oldest version that may sample a token.
             tokenizer_digest: of the tokenizer that made the ids.
             known: rollout_ids that are not missing; those that arrive are added.
         Raises: NotReadyError when there was no replica for too long, or a prompt fails wherever it is sent;
@@ -180,7 +180,7 @@ class Dispatcher:
                 yield Call(asked, replica, prompts[start : start + limit])
 
     def _require_new_enough(self, asked: Asked, ready: Sequence[Replica]) -> None:
-        """Raises PreconditionError if the fleet is where it shall be, and that is not what was asked for."""
+        """Raises PreconditionError if the fleet serves its goal, and that is not the requested version."""
         for replica in ready:
             if replica.served is not None and replica.served[0] < asked.min_policy_version:
                 raise PreconditionError(

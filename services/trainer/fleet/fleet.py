@@ -1,4 +1,4 @@
-"""The replicas of the policy service: who they are, which of them may be asked, and what all of them shall serve."""
+"""The replicas of the policy service: which there are, which may get prompts, and what all of them are to serve."""
 
 import asyncio
 import time
@@ -151,7 +151,7 @@ class Fleet:
         self._membership.supervisors[replica.target].hold_off()
 
     async def push(self, snapshot: WeightsSnapshot) -> FleetPush:
-        """Makes a snapshot what all replicas shall serve.
+        """Makes a snapshot the one that all replicas are to serve.
 
         Returns when every replica that was ready has it, or is away or set aside; on other ranks than the main one, at
         once.

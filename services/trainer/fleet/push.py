@@ -1,4 +1,4 @@
-"""What all replicas of a fleet shall serve, and how a snapshot is pushed: to one by itself or to several by relay."""
+"""The snapshot that all replicas of a fleet are to serve, and pushing it: to one replica, or to several by relay."""
 
 import asyncio
 import time
@@ -61,13 +61,13 @@ class Goal:
     move: Callable[[Replica, State, str, Exception | None], None]
     """Gives a replica another state."""
     snapshot: WeightsSnapshot | None = None
-    """What all shall serve; None takes any weights."""
+    """The snapshot that all are to serve; None accepts any weights."""
     taken: list[ReplicaPush] = field(default_factory=list)
     """Pushes of the snapshot."""
 
     @property
     def served(self) -> tuple[int, str] | None:
-        """Version and digest that all shall serve; None takes any."""
+        """Version and digest that all are to serve; None accepts any."""
         return None if self.snapshot is None else (self.snapshot.policy_version, self.snapshot.digest)
 
     def encoding_for(self, replica: Replica, snapshot: WeightsSnapshot) -> Encoding:

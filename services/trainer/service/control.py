@@ -94,7 +94,7 @@ class RunControl:
         return await saved
 
     async def between_steps(self, save: Callable[[], Awaitable[Path]]) -> bool:
-        """Does what was asked for in the meantime: saves, waits while paused. Returns False if the run shall end."""
+        """Does what was asked for in the meantime: saves, waits while paused. Returns False if the run must end."""
         self._phase = "running"
         while True:
             while self._saves:

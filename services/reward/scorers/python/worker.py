@@ -121,7 +121,7 @@ def _limit_memory(max_memory_mib: int) -> None:
         num_bytes = max_memory_mib * 1024 * 1024
         # What it may write to, not its addresses: libraries of a GPU reserve many times what they use.
         resource.setrlimit(resource.RLIMIT_DATA, (num_bytes, num_bytes))
-    # Where the machine runs out nonetheless, the kernel shall end this process and not the service.
+    # Where the machine runs out nonetheless, the kernel must end this process and not the service.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
 
