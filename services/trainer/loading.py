@@ -130,12 +130,12 @@ def _load_updater(
             head = _zero_head(model)
         elif config.critic.path is not None:
             scalar = ScalarModel.load(config.critic.path, dtype, field="critic.path").to(device)
-            if training.activation_checkpointing:
+            if config.model.activation_checkpointing:
                 enable_activation_checkpointing(scalar)
             critic = TrainedModel(
                 "critic", scalar, config.critic_optimizer, total_steps=training.steps * per_step, ranks=ranks
             )
-    if training.activation_checkpointing:
+    if config.model.activation_checkpointing:
         enable_activation_checkpointing(model)
     policy = TrainedModel(
         "policy",

@@ -24,9 +24,8 @@ from services.trainer.config.offline import (
     DpoRunConfig,
     DpoServicesConfig,
     FitConfig,
-    OfflineModelConfig,
 )
-from services.trainer.config.sections import CheckpointConfig
+from services.trainer.config.sections import CheckpointConfig, ModelConfig
 from services.trainer.offline.dpo.train import run_dpo
 from tests.support.forked import Command, finish
 from tests.support.ports import free_port
@@ -155,7 +154,7 @@ def make_dpo_config(folder: Path, model_path: Path, target: str, variant: str, r
     rows = [{"prompt": f"say {i}", "chosen": f"w{i % 7}!", "rejected": f"w{i % 5}?"} for i in range(20)]
     return DpoRunConfig(
         run_dir=folder / run,
-        model=OfflineModelConfig(path=model_path, dtype="float32", device="cpu"),
+        model=ModelConfig(path=model_path, dtype="float32", device="cpu"),
         data=DpoDataConfig(path=str(write_jsonl(folder / "pairs.jsonl", rows)), heldout_fraction=0.2),
         training=FitConfig(epochs=4, examples_per_step=8),
         optimizer=DpoOptimizerConfig(learning_rate=1e-3, warmup_steps=0),

@@ -12,13 +12,6 @@ from rlhf.serving.directory import REFERENCE
 from services.trainer.config.sections import AnyVariant, CheckpointConfig, ModelConfig, Target, require_smoothing
 
 
-class OfflineModelConfig(ModelConfig):
-    """The model that is trained."""
-
-    activation_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: a third more time, far less memory."""
-
-
 class FitConfig(Section):
     """How the examples are learned."""
 
@@ -57,7 +50,7 @@ class PolicyRunConfig(Section):
 
     run_dir: Path
     """Directory of the run: metrics.jsonl, checkpoints/, and at the end final/ (the policy, in Hugging Face form)."""
-    model: OfflineModelConfig
+    model: ModelConfig
     training: FitConfig = FitConfig()
     optimizer: OfflineOptimizerConfig = OfflineOptimizerConfig()
     lora: LoraConfig | None = None
@@ -88,7 +81,7 @@ class SftRunConfig(PolicyRunConfig):
     data: SftDataConfig
 
 
-class RewardModelBaseConfig(OfflineModelConfig):
+class RewardModelBaseConfig(ModelConfig):
     """The model that the reward model starts as, usually the policy's; its head is replaced by a fresh one."""
 
 

@@ -115,6 +115,9 @@ class ModelConfig(Section):
     optimizers keep float32 master weights."""
     device: str = Field(default="auto", min_length=1)
     """A torch device; "auto" takes CUDA where there is one, else the CPU."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them, also those of PPO's critic: a third more
+    time, far less memory."""
 
 
 class PromptsConfig(Section):
@@ -216,8 +219,6 @@ class OnlineTrainingConfig(Section):
     """Where a step is one epoch of one minibatch with at most this many tokens, the activations of its forward passes
     are kept until the advantages are known, so that none is run twice. Costs memory: about 2 MB a token for two models
     of 135M parameters. One rank alone can do it."""
-    activation_checkpointing: bool = False
-    """Compute activations again on the way back instead of keeping them: less memory, about a third more time."""
     seed: int = Field(default=0, ge=0)
     """Decides the order of prompts, the seeds of completions and the split into minibatches."""
 

@@ -191,7 +191,7 @@ def test_an_update_reports_what_the_run_s_metrics_are(make: Maker) -> None:
     [
         *((name, {}) for name in ALGORITHM_NAMES),
         ("ppo", {"critic": {"kind": "head"}}),
-        ("grpo", {"lora": {"rank": 4}, "training": {"activation_checkpointing": True}}),
+        ("grpo", {"lora": {"rank": 4}, "model": {"activation_checkpointing": True}}),
         ("ppo", {"kl": {"target": 1.0}, "reward": {"normalize": "running"}, "ptx": {"coef": 0.2}}),
     ],
 )

@@ -20,12 +20,11 @@ from rlhf.models.loading import load_policy
 from rlhf.models.policy_model import PolicyModel
 from services.trainer.config.offline import (
     FitConfig,
-    OfflineModelConfig,
     OfflineOptimizerConfig,
     SftDataConfig,
     SftRunConfig,
 )
-from services.trainer.config.sections import CheckpointConfig
+from services.trainer.config.sections import CheckpointConfig, ModelConfig
 from services.trainer.offline.fit import train_step
 from services.trainer.offline.sft import SftTask, run_sft
 
@@ -82,7 +81,7 @@ def make_config(folder: Path, model_path: Path, name: str = "run", **changes: ob
     path.write_text("\n".join(map(json.dumps, rows)))
     sections: dict[str, object] = {
         "run_dir": folder / name,
-        "model": OfflineModelConfig(path=model_path, dtype="float32", device="cpu"),
+        "model": ModelConfig(path=model_path, dtype="float32", device="cpu"),
         "data": SftDataConfig(path=str(path), heldout_fraction=0.2),
         "training": FitConfig(epochs=2, examples_per_step=6, micro_batch_tokens=64, validate_every_steps=3),
         "optimizer": OPTIMIZER,
@@ -116,7 +115,7 @@ def test_a_run_learns_and_leaves_a_checkpoint_that_transformers_loads(tmp_path: 
 def test_a_run_that_lost_its_last_steps_resumes_to_the_same_bits(
     tmp_path: Path, tiny_model_path: Path, dtype: str
 ) -> None:
-    model = OfflineModelConfig(path=tiny_model_path, dtype=dtype, device="cpu")
+    model = ModelConfig(path=tiny_model_path, dtype=dtype, device="cpu")
     whole, cut = (make_config(tmp_path, tiny_model_path, name, model=model) for name in ("whole", "cut"))
     for config in (whole, cut):
         run_sft(config, resume=False, console=QUIET)
@@ -166,7 +165,7 @@ def test_a_model_or_data_that_is_not_there_is_named(tmp_path: Path, tiny_model_p
 
 
 def test_activations_that_are_computed_again_change_nothing(tmp_path: Path, tiny_model_path: Path) -> None:
-    model = OfflineModelConfig(path=tiny_model_path, dtype="float32", device="cpu", activation_checkpointing=True)
+    model = ModelConfig(path=tiny_model_path, dtype="float32", device="cpu", activation_checkpointing=True)
     configs = (
         make_config(tmp_path, tiny_model_path, "kept"),
         make_config(tmp_path, tiny_model_path, "again", model=model),
