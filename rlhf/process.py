@@ -1,8 +1,9 @@
-"""Settings of a process that trains or serves models: memory, threads, and the exit of one rank of several."""
+"""A process that trains or serves models: its memory, its threads, the exit of one rank of several, and its pod."""
 
 import ctypes
 import os
 import sys
+from pathlib import Path
 
 # Parameters of glibc's mallopt(3).
 _M_TRIM_THRESHOLD = -1
@@ -45,3 +46,17 @@ def end_rank(exit_code: int) -> int:
         sys.stderr.flush()
         os._exit(exit_code)
     return exit_code
+
+
+TOKEN_FOLDER = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+"""What Kubernetes gives a pod to log in with."""
+
+
+def is_in_pod() -> bool:
+    """Returns whether this process runs in a pod with a token of its service account, by which it may log in."""
+    return "KUBERNETES_SERVICE_HOST" in os.environ and (TOKEN_FOLDER / "token").is_file()
+
+
+def pod_namespace() -> str:
+    """Returns the namespace of the pod. Raises: OSError if this process runs in none."""
+    return (TOKEN_FOLDER / "namespace").read_text().strip()

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from rlhf.client.pod import is_in_pod, pod_namespace
+from rlhf.process import is_in_pod, pod_namespace
 from rlhf_cli.cluster.manifests import Manifest
 from rlhf_cli.errors import AbsentError, ClusterError, ExistsError, UnreachableError, missing_extra
 

@@ -7,7 +7,7 @@ from rlhf.serving.batching.limits import BatchLimitsConfig
 from rlhf.serving.config import HttpConfig, ServerConfig
 from rlhf.serving.directory import REWARD
 from services.reward.scorers.config import ScorerConfig
-from services.reward.watch.config import WatchConfig
+from services.reward.watch.report import WatchConfig
 
 
 class RewardServerConfig(ServerConfig):

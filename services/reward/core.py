@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from rlhf.client.reward_types import LoadedModel, RewardReport
 from rlhf.errors import InvalidRequestError, NotReadyError, PreconditionError, ServiceError
 from rlhf.rollout import fault_of_digest
 from services.reward.comparing import ComparisonOutcome, ComparisonPair
 from services.reward.config import LimitsConfig
-from services.reward.loading import LoadedModel, ModelLoader
+from services.reward.loading import ModelLoader
 from services.reward.metrics import RewardMetrics
 from services.reward.repeated_calls import CallKey, Repeats, digest_of
 from services.reward.scorers.scorer import (
@@ -24,7 +25,6 @@ from services.reward.scorers.scorer import (
     reward_of,
 )
 from services.reward.serving_model import ServingModel
-from services.reward.watch.report import Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Watch(Protocol):
     ) -> None:
         """Takes note of the rewards of one call. Quick; never blocks or raises."""
 
-    def reports(self) -> Sequence[Report]:
+    def reports(self) -> Sequence[RewardReport]:
         """Returns what is known, newest version first."""
 
     def close(self) -> None:
@@ -167,7 +167,7 @@ class RewardCore:
         await asyncio.wait([loading])  # not loading itself: a caller that leaves would cancel it
         return loading.result()
 
-    def report(self) -> Sequence[Report]:
+    def report(self) -> Sequence[RewardReport]:
         """How rewards have developed, by version and caller, newest version first; empty without a watch."""
         return [] if self._watch is None else self._watch.reports()
 

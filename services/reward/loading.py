@@ -124,15 +124,6 @@ MAX_PROBE_DIFFERENCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """What a load has changed."""
-
-    model_version: str
-    previous_model_version: str
-    load_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
 class Candidate:
     """A scorer that has been loaded and tried."""
 

@@ -1,7 +1,6 @@
 """Between the reward service's protobuf messages and the core's types."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from types import MappingProxyType
 
 from rlhf.v1 import reward_pb2
@@ -20,7 +19,6 @@ from services.reward.scorers.scorer import (
     TokenPair,
     TokenSequence,
 )
-from services.reward.watch.report import Report
 
 _WIRE_CODES: Mapping[ErrorCode, reward_pb2.ScoreErrorCode] = MappingProxyType(
     {
@@ -78,11 +76,6 @@ def encode_comparison(item_id: str, outcome: ComparisonOutcome) -> reward_pb2.Co
         probability=outcome.probability, first_reward=outcome.first_reward, second_reward=outcome.second_reward
     )
     return reward_pb2.ComparisonResult(item_id=item_id, comparison=comparison)
-
-
-def encode_report(report: Report) -> reward_pb2.RewardReport:
-    """Returns the report of one caller and version; the fields have the same names."""
-    return reward_pb2.RewardReport(**asdict(report))
 
 
 def _encode_component(component: ComponentScore) -> reward_pb2.ComponentReward:

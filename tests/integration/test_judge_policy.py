@@ -14,10 +14,9 @@ from rlhf.errors import ConfigError
 from rlhf.models.loading import load_policy, load_tokenizer
 from rlhf.models.weights import checkpoint_manifest, checkpoint_tensors, model_manifest, tensor_bytes
 from rlhf.weights import PushHeader
-from services.reward.scorers.judge.answers import FirstTokens, probability_of_first
 from services.reward.scorers.judge.config import JudgeConfig
 from services.reward.scorers.judge.policy import PolicyBackend
-from services.reward.scorers.judge.prompts import Question
+from services.reward.scorers.judge.questions import FirstTokens, Question, probability_of_first
 from services.reward.scorers.judge.scorer import build_judge_scorer
 from services.reward.scorers.scorer import ErrorCode, ScoreError, ScorerError, TextPair
 from tests.support.real_services import make_policy

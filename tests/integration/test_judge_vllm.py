@@ -15,7 +15,7 @@ import torch
 
 from rlhf.models.loading import load_policy, load_tokenizer
 from services.reward.scorers.judge.config import JudgeConfig
-from services.reward.scorers.judge.prompts import Question, pairwise_question, pointwise_question
+from services.reward.scorers.judge.questions import Question, pairwise_question, pointwise_question
 from services.reward.scorers.judge.scorer import JudgeScorer, build_judge_scorer
 from services.reward.scorers.scorer import ErrorCode, ScoreError, TextPair
 from tests.support.ports import free_port

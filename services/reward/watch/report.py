@@ -1,45 +1,54 @@
-"""What the watch says of one caller of one model version."""
+"""What the watch over rewards is told to look at, when it warns, and the metrics of what it says."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
+from pydantic import Field
 
-from services.reward.watch.config import ThresholdsConfig
+from rlhf.client.reward_types import RewardReport
+from rlhf.config import KIND, Section
+from services.reward.scorers.config import ScorerConfig
+
+
+class ThresholdsConfig(Section):
+    """From where on the report warns. The alerts of deploy/monitoring have the same numbers, written there."""
+
+    drift: float = Field(default=1.0, gt=0)
+    """Population stability index: 0.25 is usually called a shift, 1 is about one standard deviation. A policy that
+    learns moves its rewards on purpose."""
+    length_correlation: float = Field(default=0.7, gt=0, le=1)
+    """Rank correlation of reward and length, of either sign."""
+    repetition: float = Field(default=0.2, gt=0, le=1)
+    """Mean share of n-grams that repeat an earlier one of their completion."""
+    spread: float = Field(default=1.0, gt=0)
+    """Mean spread of an ensemble, in standard deviations of the training scores."""
+    heldout_gap: float = Field(default=1.0, gt=0)
+    """How much more the reward has risen than the held-out one, in standard deviations."""
+
+
+class WatchConfig(Section):
+    """What is looked at to see reward hacking early (docs/monitoring.md)."""
+
+    baseline_items: int = Field(default=500, ge=20)
+    """How many of a caller's first items the later ones are compared with."""
+    window_items: int = Field(default=500, ge=20, le=10_000)
+    """How many of a caller's newest items are looked at."""
+    heldout: ScorerConfig | None = Field(default=None, discriminator=KIND)
+    """A second scorer that no training sees, to compare with; none by default. Only in the TOML file."""
+    heldout_fraction: float = Field(default=0.1, gt=0, le=1)
+    """Share of the items that the held-out scorer is asked about."""
+    heldout_items: int = Field(default=100, ge=20, le=10_000)
+    """How many of these make its baseline, and its window."""
+    thresholds: ThresholdsConfig = ThresholdsConfig()
+
 
 MAX_VERSIONS = 4
 """Model versions that are kept; an older one's series end."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """The rewards that one version gave one caller; fields as in the proto's RewardReport."""
-
-    model_version: str
-    caller: str
-    item_count: int
-    window_item_count: int
-    baseline_item_count: int
-    baseline_mean: float | None
-    reward_mean: float
-    reward_std: float
-    reward_quantiles: tuple[float, float, float]
-    drift: float | None
-    length_correlation: float | None
-    repetition_mean: float | None
-    spread_mean: float | None
-    heldout_gap: float | None
-    heldout_correlation: float | None
-    warnings: tuple[str, ...] = ()
-
-    def with_warnings(self, warnings: Iterator[str]) -> "Report":
-        """Returns the same report with these warnings."""
-        return replace(self, warnings=tuple(warnings))
-
-
-def warnings_of(report: Report, thresholds: ThresholdsConfig) -> Iterator[str]:
+def warnings_of(report: RewardReport, thresholds: ThresholdsConfig) -> Iterator[str]:
     """Yields what looks wrong, in sentences that name the number and its threshold."""
     if report.drift is not None and report.drift > thresholds.drift:
         moved = "" if report.baseline_mean is None else f" from a mean of {report.baseline_mean:.2f}"
@@ -97,7 +106,7 @@ class WatchGauges(Collector):
     """A sample for each version and caller, and none for what is not known: a drift of 0 would be good news."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._read: Callable[[], Sequence[Report]] = tuple
+        self._read: Callable[[], Sequence[RewardReport]] = tuple
         registry.register(self)
         self.heldout_items = Counter(
             "rlhf_reward_watch_heldout_items_total",
@@ -108,7 +117,7 @@ class WatchGauges(Collector):
         for result in ("scored", "failed", "dropped"):
             self.heldout_items.labels(result)
 
-    def read_from(self, reports: Callable[[], Sequence[Report]]) -> None:
+    def read_from(self, reports: Callable[[], Sequence[RewardReport]]) -> None:
         """Reads the reports from a function from now on, at every scrape, in the thread that serves it."""
         self._read = reports
 

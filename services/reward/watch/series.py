@@ -4,13 +4,13 @@ import math
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from threading import Lock
 
+from rlhf.client.reward_types import RewardReport
 from rlhf.statistics import spearman
-from services.reward.watch.config import WatchConfig
-from services.reward.watch.report import Report, warnings_of
+from services.reward.watch.report import WatchConfig, warnings_of
 
 _QUANTILES = (0.1, 0.5, 0.9)
 
@@ -135,7 +135,7 @@ class RewardSeries:
         self._first_heldout = _First(config.heldout_items)
         self._pairs: deque[Pair] = deque(maxlen=config.heldout_items)
         self._num_changes = 0
-        self._newest: tuple[int, Report] | None = None
+        self._newest: tuple[int, RewardReport] | None = None
 
     def add(self, points: Sequence[Point]) -> None:
         """Takes note of items, in the order in which they were scored."""
@@ -154,7 +154,7 @@ class RewardSeries:
             self._first_rewards.add(reward)
             self._first_heldout.add(heldout)
 
-    def report(self) -> Report | None:
+    def report(self) -> RewardReport | None:
         """Returns what is known, the same as before if nothing has come since; None before the first item."""
         with self._lock:
             num_changes, num_items = self._num_changes, self._num_items
@@ -169,13 +169,13 @@ class RewardSeries:
             self._newest = (num_changes, report)
         return report
 
-    def _work_out(self, num_items: int, window: Sequence[Point], pairs: Sequence[Pair]) -> Report:
+    def _work_out(self, num_items: int, window: Sequence[Point], pairs: Sequence[Pair]) -> RewardReport:
         baseline = self._first.baseline
         rewards = [point.reward for point in window]
         low, middle, high = quantiles_of(rewards, _QUANTILES)
         full = len(window) == self._config.window_items
         gap, heldout_correlation = self._against_heldout(pairs)
-        report = Report(
+        report = RewardReport(
             model_version=self._model_version,
             caller=self._caller,
             item_count=num_items,
@@ -191,8 +191,9 @@ class RewardSeries:
             spread_mean=_mean_of_known([point.spread for point in window]),
             heldout_gap=gap,
             heldout_correlation=heldout_correlation,
+            warnings=(),
         )
-        return report.with_warnings(warnings_of(report, self._config.thresholds))
+        return replace(report, warnings=tuple(warnings_of(report, self._config.thresholds)))
 
     def _against_heldout(self, pairs: Sequence[Pair]) -> tuple[float | None, float | None]:
         """Returns the gap and the rank correlation; neither before the baseline of pairs is whole."""

@@ -9,11 +9,11 @@ from collections.abc import Callable, Hashable, Sequence
 from threading import Lock
 from typing import Any
 
+from rlhf.client.reward_types import RewardReport
 from rlhf.statistics import repetition_of
 from services.reward.scorers.scorer import Observation, Scorer
-from services.reward.watch.config import WatchConfig
 from services.reward.watch.heldout import HeldoutScoring
-from services.reward.watch.report import MAX_VERSIONS, Report, WatchGauges
+from services.reward.watch.report import MAX_VERSIONS, WatchConfig, WatchGauges
 from services.reward.watch.series import Point, RewardSeries
 
 MAX_CALLERS = 32
@@ -105,14 +105,14 @@ class RewardWatch:
         if self._heldout is not None:
             self._heldout.offer(series, observations, tokenizer_digest)
 
-    def reports(self) -> list[Report]:
+    def reports(self) -> list[RewardReport]:
         """What is known, newest version first. May be called in any thread; works out only what has changed.
 
         With many callers that takes a few hundred milliseconds: not for the thread of the event loop.
         """
         return _reports_of(self._all_series())
 
-    def recent_reports(self) -> list[Report]:
+    def recent_reports(self) -> list[RewardReport]:
         """The same without the callers that have been quiet for long."""
         oldest = self._now() - QUIET_SECONDS
         return _reports_of([series for series in self._all_series() if series.seen_at > oldest])
@@ -145,7 +145,7 @@ class RewardWatch:
             return callers[caller]
 
 
-def _reports_of(series: Sequence[RewardSeries]) -> list[Report]:
+def _reports_of(series: Sequence[RewardSeries]) -> list[RewardReport]:
     reports = [each.report() for each in series]
     return [report for report in reports if report is not None]
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf.client.pod import is_in_pod, pod_namespace
 from rlhf.errors import ConfigError
+from rlhf.process import is_in_pod, pod_namespace
 
 try:
     import aiohttp

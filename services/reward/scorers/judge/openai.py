@@ -11,9 +11,8 @@ import openai
 from openai.types.chat import ChatCompletion
 
 from rlhf.errors import ConfigError
-from services.reward.scorers.judge.answers import FirstTokens
 from services.reward.scorers.judge.config import JudgeConfig
-from services.reward.scorers.judge.prompts import Question
+from services.reward.scorers.judge.questions import FirstTokens, Question
 from services.reward.scorers.scorer import ErrorCode, ScoreError, ScorerError
 
 MAX_ERROR_CHARACTERS = 300
@@ -21,7 +20,7 @@ _OUR_FAULT = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUN
 
 
 class OpenAiBackend:
-    """Implements JudgeBackend of judge/answers.py."""
+    """Implements JudgeBackend of judge/questions.py."""
 
     def __init__(self, config: JudgeConfig) -> None:
         """Raises: ConfigError if the key is missing, or the endpoint has a secret in it."""

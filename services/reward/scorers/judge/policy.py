@@ -15,9 +15,8 @@ from rlhf.client.rpc_errors import SilentError
 from rlhf.errors import ConfigError, InvalidRequestError, ServiceError
 from rlhf.models.loading import load_tokenizer, tokenizer_digest
 from rlhf.rollout import Prompt, Rollout, Sampling
-from services.reward.scorers.judge.answers import FirstTokens
 from services.reward.scorers.judge.config import JudgeConfig
-from services.reward.scorers.judge.prompts import Question
+from services.reward.scorers.judge.questions import FirstTokens, Question
 from services.reward.scorers.scorer import ErrorCode, ScoreError, ScorerError
 from services.reward.scorers.text import ForgedTokenError, PlainText
 
@@ -26,7 +25,7 @@ CONNECT_SECONDS = 120.0
 
 
 class PolicyBackend:
-    """Implements JudgeBackend of judge/answers.py."""
+    """Implements JudgeBackend of judge/questions.py."""
 
     def __init__(self, config: JudgeConfig) -> None:
         """Raises: ConfigError if the tokenizer is missing or has no chat template."""

@@ -10,9 +10,15 @@ from blake3 import blake3
 from pydantic import field_validator
 
 from services.reward.scorers.item_texts import ItemReader
-from services.reward.scorers.judge.answers import JudgeBackend, probability_of_first
 from services.reward.scorers.judge.config import JudgeConfig
-from services.reward.scorers.judge.prompts import TEMPLATES, Question, pairwise_question, pointwise_question
+from services.reward.scorers.judge.questions import (
+    TEMPLATES,
+    JudgeBackend,
+    Question,
+    pairwise_question,
+    pointwise_question,
+    probability_of_first,
+)
 from services.reward.scorers.scorer import Decoder, ErrorCode, Item, ScoreError, ScorerInfo, TextPair
 from services.reward.scorers.section import TextScorerSection
 

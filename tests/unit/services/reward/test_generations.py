@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 import pytest
 
+from rlhf.client.reward_types import LoadedModel
 from rlhf.errors import PreconditionError
-from services.reward.loading import Candidate, LoadedModel
+from services.reward.loading import Candidate
 from services.reward.scorers.config import scorer_config
 from services.reward.scorers.scorer import ScorerInfo
 from tests.support.number_scorer import NumberScorer, loaded, text, until

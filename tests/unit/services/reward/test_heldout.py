@@ -9,6 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
+from rlhf.client.reward_types import RewardReport
 from rlhf.errors import ConfigError
 from services.reward.metrics import RewardMetrics
 from services.reward.scorers.scorer import (
@@ -22,8 +23,7 @@ from services.reward.scorers.scorer import (
     TokenPair,
     completion_of,
 )
-from services.reward.watch.config import WatchConfig
-from services.reward.watch.report import Report
+from services.reward.watch.report import WatchConfig
 from services.reward.watch.watch import RewardWatch
 
 CONFIG = WatchConfig(heldout_fraction=1.0, heldout_items=20)
@@ -75,7 +75,7 @@ def wait_until(is_so: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def only_report(watch: RewardWatch) -> Report:
+def only_report(watch: RewardWatch) -> RewardReport:
     (report,) = watch.reports()
     return report
 

@@ -4,8 +4,13 @@ import math
 
 import pytest
 
-from services.reward.scorers.judge.answers import FirstTokens, probability_of_first
-from services.reward.scorers.judge.prompts import Question, pairwise_question, pointwise_question
+from services.reward.scorers.judge.questions import (
+    FirstTokens,
+    Question,
+    pairwise_question,
+    pointwise_question,
+    probability_of_first,
+)
 from services.reward.scorers.scorer import ErrorCode, ScoreError, TextPair
 
 YES_OR_NO = Question("Is it?", "Yes", "No", ignore_case=True)

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from rlhf.client.reward_types import RewardReport
 from services.reward.metrics import RewardMetrics
 from services.reward.scorers.scorer import Observation, TextPair, TokenPair
-from services.reward.watch.config import ThresholdsConfig, WatchConfig
-from services.reward.watch.report import Report
+from services.reward.watch.report import ThresholdsConfig, WatchConfig
 from services.reward.watch.watch import QUIET_SECONDS, REPETITION_ITEMS, REPETITION_UNITS, CallerLabels, RewardWatch
 
 CONFIG = WatchConfig(baseline_items=20, window_items=20)
@@ -27,7 +27,7 @@ def seen(reward: float, completion: str | list[int] = "a b c d", spread: float |
     return Observation(reward, spread, completion, item)
 
 
-def only_report(watch: RewardWatch) -> Report:
+def only_report(watch: RewardWatch) -> RewardReport:
     (report,) = watch.reports()
     return report
 
