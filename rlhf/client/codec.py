@@ -1,10 +1,12 @@
-"""Rollouts, prompts, sampling parameters and weight pushes to and from their protobuf messages."""
+"""Rollouts, prompts, sampling parameters, weight pushes, and what services say of themselves, to and from protobuf."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import groupby
 from types import MappingProxyType
-from typing import cast
+from typing import Any, TypeVar, cast
+
+from google.protobuf.message import Message
 
 from rlhf.errors import InternalError
 from rlhf.rollout import FinishReason, Prompt, Rollout, Sampling
@@ -21,6 +23,26 @@ _ENCODINGS: Mapping[Encoding, policy_pb2.WeightsEncoding] = MappingProxyType(
     }
 )
 _ENCODING_NAMES: Mapping[int, Encoding] = MappingProxyType({number: name for name, number in _ENCODINGS.items()})
+
+T = TypeVar("T")
+
+
+def from_message(cls: type[T], message: Message, **others: Any) -> T:
+    """Returns a dataclass with the values of a message's fields: a tuple for a repeated one, None for an absent one.
+
+    Args:
+        cls: the dataclass; its fields have the names of the message's.
+        others: values of the fields that the message has in another form, or not at all.
+    """
+    names = [field.name for field in fields(cls) if field.name not in others]  # type: ignore[arg-type]
+    return cls(**{name: _plain(message, name) for name in names}, **others)
+
+
+def _plain(message: Message, name: str) -> Any:
+    field, value = message.DESCRIPTOR.fields_by_name[name], getattr(message, name)
+    if field.is_repeated:
+        return tuple(value)
+    return None if field.has_presence and not message.HasField(name) else value
 
 
 def encode_rollout(rollout: Rollout) -> rollout_pb2.Rollout:
@@ -150,20 +172,5 @@ def encode_push_result(result: PushResult) -> policy_pb2.UpdateWeightsResponse:
 
 def decode_push_result(message: policy_pb2.UpdateWeightsResponse) -> PushResult:
     """Returns the result."""
-    return PushResult(
-        policy_version=message.policy_version,
-        weights_digest=message.weights_digest,
-        pause_seconds=message.pause_seconds,
-        stage_seconds=message.stage_seconds,
-        relayed=tuple(
-            RelayedPush(
-                target=each.target,
-                error=each.error,
-                policy_version=each.policy_version,
-                weights_digest=each.weights_digest,
-                pause_seconds=each.pause_seconds,
-                stage_seconds=each.stage_seconds,
-            )
-            for each in message.relayed
-        ),
-    )
+    relayed = tuple(from_message(RelayedPush, each) for each in message.relayed)
+    return from_message(PushResult, message, relayed=relayed)

@@ -124,18 +124,9 @@ class PolicyClient(ServiceClient):
         request = policy_pb2.PolicyServiceGetModelRequest()
         call = self._stub.GetModel(request, timeout=deadline_seconds, wait_for_ready=wait_for_ready)
         response = await self._call(call)
-        return PolicyModel(
-            model_name=response.model_name,
-            tokenizer_digest=response.tokenizer_digest,
-            policy_version=response.policy_version,
-            weights_digest=response.weights_digest,
-            engine=response.engine,
-            dtype=response.dtype,
-            max_sequence_tokens=response.max_sequence_tokens,
-            vocab_size=response.vocab_size,
-            stop_ids=tuple(response.stop_ids),
-            max_prompts=response.max_prompts,
-            max_chunk_bytes=response.max_chunk_bytes,
+        return codec.from_message(
+            PolicyModel,
+            response,
             takes_patches=policy_pb2.WEIGHTS_ENCODING_SPARSE_PATCH in response.encodings,
             max_sequences=response.max_sequences or 1,
         )

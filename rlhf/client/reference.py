@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlhf.client.base import ServiceClient
+from rlhf.client.codec import from_message
 from rlhf.v1 import reference_pb2, reference_pb2_grpc
 
 
@@ -72,11 +73,4 @@ class ReferenceClient(ServiceClient):
     async def get_model(self, deadline_seconds: float = 10.0) -> ReferenceModel:
         """Returns what is being served."""
         request = reference_pb2.ReferenceServiceGetModelRequest()
-        response = await self._call(self._stub.GetModel(request, timeout=deadline_seconds))
-        return ReferenceModel(
-            model_name=response.model_name,
-            reference_version=response.reference_version,
-            tokenizer_digest=response.tokenizer_digest,
-            max_sequence_tokens=response.max_sequence_tokens,
-            max_items=response.max_items,
-        )
+        return from_message(ReferenceModel, await self._call(self._stub.GetModel(request, timeout=deadline_seconds)))

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from rlhf.client import reward_types as codec
 from rlhf.client.base import ServiceClient
+from rlhf.client.codec import from_message
 from rlhf.client.patience import Patience, wait_out_overload
 from rlhf.client.reward_types import (
     ComparisonBatch,
@@ -23,6 +23,9 @@ from rlhf.client.reward_types import (
     RewardReport,
     ScoreBatch,
     ScoreItem,
+    decode_comparison,
+    decode_score,
+    encode_comparison,
 )
 from rlhf.errors import InternalError, NotReadyError
 from rlhf.v1 import reward_pb2, reward_pb2_grpc
@@ -121,7 +124,7 @@ class RewardClient(ServiceClient):
         )
         response = await self._ask(lambda stub: stub.Score, request, deadline_seconds)
         self._require_count(len(response.results), len(items))
-        return ScoreBatch([codec.decode_score(result) for result in response.results], response.model_version)
+        return ScoreBatch([decode_score(result) for result in response.results], response.model_version)
 
     async def score_patiently(
         self, items: Sequence[ScoreItem], patience: Patience, *, tokenizer_digest: str = ""
@@ -239,24 +242,24 @@ class RewardClient(ServiceClient):
         """
         request = reward_pb2.CompareRequest(
             request_id=request_id or uuid.uuid4().hex,
-            items=[codec.encode_comparison(item) for item in items],
+            items=[encode_comparison(item) for item in items],
             tokenizer_digest=tokenizer_digest,
         )
         response = await self._ask(lambda stub: stub.Compare, request, deadline_seconds)
         self._require_count(len(response.results), len(items))
-        return ComparisonBatch([codec.decode_comparison(result) for result in response.results], response.model_version)
+        return ComparisonBatch([decode_comparison(result) for result in response.results], response.model_version)
 
     async def get_model(self, deadline_seconds: float = 10.0) -> RewardModel:
         """Returns what is being served."""
         request = reward_pb2.RewardServiceGetModelRequest()
         response = await self._ask(lambda stub: stub.GetModel, request, deadline_seconds)
-        return codec.decode_model(response)
+        return from_message(RewardModel, response)
 
     async def get_report(self, deadline_seconds: float = 10.0) -> list[RewardReport]:
         """Returns how rewards have developed, by model version and caller, newest version first."""
         request = reward_pb2.GetReportRequest()
         response = await self._ask(lambda stub: stub.GetReport, request, deadline_seconds)
-        return [codec.decode_report(report) for report in response.reports]
+        return [from_message(RewardReport, report) for report in response.reports]
 
     async def load_model(
         self, model_paths: Sequence[str], *, component: str = "", deadline_seconds: float = 600.0
@@ -269,7 +272,7 @@ class RewardClient(ServiceClient):
         Raises: ServiceError; the previous model is then still served, unless the deadline passed: ask get_model.
         """
         request = reward_pb2.LoadModelRequest(request_id=uuid.uuid4().hex, model_paths=model_paths, component=component)
-        return codec.decode_loaded(await self._call(self._stub.LoadModel(request, timeout=deadline_seconds)))
+        return from_message(LoadedModel, await self._call(self._stub.LoadModel(request, timeout=deadline_seconds)))
 
     async def _ask(self, method: Method[T], request: Message, deadline_seconds: float) -> T:
         """Makes a call without side effects."""

@@ -212,46 +212,6 @@ def decode_comparison(result: reward_pb2.ComparisonResult) -> Comparison | Rewar
     )
 
 
-def decode_model(response: reward_pb2.RewardServiceGetModelResponse) -> RewardModel:
-    """Returns what is served."""
-    return RewardModel(
-        model_name=response.model_name,
-        model_version=response.model_version,
-        tokenizer_digest=response.tokenizer_digest,
-        max_sequence_tokens=response.max_sequence_tokens,
-        max_items=response.max_items,
-        max_text_characters=response.max_text_characters,
-        logit_scale=response.logit_scale,
-    )
-
-
-def decode_loaded(response: reward_pb2.LoadModelResponse) -> LoadedModel:
-    """Returns the outcome of a swap."""
-    return LoadedModel(response.model_version, response.previous_model_version, response.load_seconds)
-
-
-def decode_report(report: reward_pb2.RewardReport) -> RewardReport:
-    """Returns the report of one version and caller."""
-    return RewardReport(
-        model_version=report.model_version,
-        caller=report.caller,
-        item_count=report.item_count,
-        window_item_count=report.window_item_count,
-        baseline_item_count=report.baseline_item_count,
-        baseline_mean=_optional(report, "baseline_mean"),
-        reward_mean=report.reward_mean,
-        reward_std=report.reward_std,
-        reward_quantiles=tuple(report.reward_quantiles),
-        drift=_optional(report, "drift"),
-        length_correlation=_optional(report, "length_correlation"),
-        repetition_mean=_optional(report, "repetition_mean"),
-        spread_mean=_optional(report, "spread_mean"),
-        heldout_gap=_optional(report, "heldout_gap"),
-        heldout_correlation=_optional(report, "heldout_correlation"),
-        warnings=tuple(report.warnings),
-    )
-
-
 def _decode_error(item_id: str, error: reward_pb2.ScoreError) -> RewardError:
     # A result without an outcome breaks the contract; it is an error like any other, never a reward of 0.
     name = reward_pb2.ScoreErrorCode.Name(error.code) if error.code in reward_pb2.ScoreErrorCode.values() else "unknown"

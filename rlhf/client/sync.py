@@ -2,21 +2,13 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Self, TypeVar
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from rlhf.client.reward import RewardClient
-from rlhf.client.reward_types import (
-    ComparisonBatch,
-    ComparisonItem,
-    LoadedModel,
-    ManyScores,
-    RewardModel,
-    RewardReport,
-    ScoreBatch,
-    ScoreItem,
-)
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -71,12 +63,24 @@ async def _cancel_others() -> None:
     await asyncio.gather(*others, return_exceptions=True)
 
 
+def _waiting(
+    method: Callable[Concatenate[RewardClient, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["SyncRewardClient", P], T]:
+    """Returns a method of SyncRewardClient that waits for RewardClient's; it has the same arguments and docstring."""
+
+    @wraps(method)
+    def wait(self: "SyncRewardClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._thread.run(method(self._client, *args, **kwargs))
+
+    return wait
+
+
 class SyncRewardClient:
     """Scores completions: RewardClient's methods, each of which waits for its answer.
 
     Use as `with SyncRewardClient("reward:50052") as reward: ...`, or call close(). Several threads may call it at once;
-    their calls run side by side. The calls run in a thread of its own, which a fork does not copy: make the client in
-    the process that uses it.
+    their calls run side by side. The calls, and score_many's on_progress, run in a thread of its own, which a fork does
+    not copy: make the client in the process that uses it.
     """
 
     def __init__(
@@ -100,82 +104,18 @@ class SyncRewardClient:
             self._thread.close()
             raise
 
-    def score(
-        self,
-        items: Sequence[ScoreItem],
-        *,
-        tokenizer_digest: str = "",
-        request_id: str | None = None,
-        deadline_seconds: float = 60.0,
-    ) -> ScoreBatch:
-        """Returns a reward or an error for each item, as RewardClient.score."""
-        return self._run(
-            self._client.score(
-                items, tokenizer_digest=tokenizer_digest, request_id=request_id, deadline_seconds=deadline_seconds
-            )
-        )
-
-    def score_many(
-        self,
-        items: Sequence[ScoreItem],
-        *,
-        batch_items: int = 256,
-        max_concurrent_calls: int = 4,
-        tokenizer_digest: str = "",
-        deadline_seconds: float = 60.0,
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> ManyScores:
-        """Returns the results of any number of items, as RewardClient.score_many; on_progress is called in the
-        client's own thread.
-        """
-        return self._run(
-            self._client.score_many(
-                items,
-                batch_items=batch_items,
-                max_concurrent_calls=max_concurrent_calls,
-                tokenizer_digest=tokenizer_digest,
-                deadline_seconds=deadline_seconds,
-                on_progress=on_progress,
-            )
-        )
-
-    def compare(
-        self,
-        items: Sequence[ComparisonItem],
-        *,
-        tokenizer_digest: str = "",
-        request_id: str | None = None,
-        deadline_seconds: float = 60.0,
-    ) -> ComparisonBatch:
-        """Returns how probable it is of each pair that the first is the better one, as RewardClient.compare."""
-        return self._run(
-            self._client.compare(
-                items, tokenizer_digest=tokenizer_digest, request_id=request_id, deadline_seconds=deadline_seconds
-            )
-        )
-
-    def get_model(self, deadline_seconds: float = 10.0) -> RewardModel:
-        """Returns what is being served."""
-        return self._run(self._client.get_model(deadline_seconds))
-
-    def get_report(self, deadline_seconds: float = 10.0) -> list[RewardReport]:
-        """Returns how rewards have developed, as RewardClient.get_report."""
-        return self._run(self._client.get_report(deadline_seconds))
-
-    def load_model(
-        self, model_paths: Sequence[str], *, component: str = "", deadline_seconds: float = 600.0
-    ) -> LoadedModel:
-        """Returns when other weights are served, as RewardClient.load_model."""
-        return self._run(self._client.load_model(model_paths, component=component, deadline_seconds=deadline_seconds))
-
-    def is_serving(self, deadline_seconds: float = 5.0) -> bool:
-        """Returns whether the service answers and says that it can serve."""
-        return self._run(self._client.is_serving(deadline_seconds))
+    score = _waiting(RewardClient.score)
+    score_many = _waiting(RewardClient.score_many)
+    compare = _waiting(RewardClient.compare)
+    get_model = _waiting(RewardClient.get_model)
+    get_report = _waiting(RewardClient.get_report)
+    load_model = _waiting(RewardClient.load_model)
+    is_serving = _waiting(RewardClient.is_serving)
 
     def close(self) -> None:
         """Closes the channel and ends the thread; calls in flight are cancelled. May be called again."""
         if not self._thread.is_closed:
-            self._run(self._client.close())
+            self._thread.run(self._client.close())
             self._thread.close()
 
     def __enter__(self) -> Self:
@@ -183,6 +123,3 @@ class SyncRewardClient:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _run(self, call: Coroutine[Any, Any, T]) -> T:
-        return self._thread.run(call)

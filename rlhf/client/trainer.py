@@ -7,6 +7,7 @@ from datetime import datetime
 import grpc
 
 from rlhf.client.base import ServiceClient
+from rlhf.client.codec import from_message
 from rlhf.client.rpc_errors import from_rpc_error
 from rlhf.v1 import trainer_pb2, trainer_pb2_grpc
 
@@ -50,16 +51,8 @@ class TrainerClient(ServiceClient):
     async def get_run(self, deadline_seconds: float = 10.0) -> Run:
         """Returns the run as it stands."""
         response = await self._call(self._stub.GetRun(trainer_pb2.GetRunRequest(), timeout=deadline_seconds))
-        return Run(
-            run_name=response.run_name,
-            algorithm=response.algorithm,
-            state=trainer_pb2.RunState.Name(response.state).removeprefix("RUN_STATE_").lower(),
-            step=response.step,
-            step_count=response.step_count,
-            policy_version=response.policy_version,
-            start_time=response.start_time.ToDatetime(),
-            message=response.message,
-        )
+        state = trainer_pb2.RunState.Name(response.state).removeprefix("RUN_STATE_").lower()
+        return from_message(Run, response, state=state, start_time=response.start_time.ToDatetime())
 
     async def watch_run(self, from_step: int = 0, deadline_seconds: float | None = None) -> AsyncIterator[StepMetrics]:
         """Yields the metrics of each step as it ends, until the run ends; by default without a deadline."""

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from rlhf.client.reward_types import LoadedModel, RewardReport
 from rlhf.errors import InvalidRequestError, NotReadyError, PreconditionError, ServiceError
@@ -26,20 +26,14 @@ from services.reward.scorers.scorer import (
 )
 from services.reward.serving_model import ServingModel
 
-
-@dataclass(frozen=True, slots=True)
-class ScoreAnswer:
-    """What became of the items of a call, in their order, and which version gave it."""
-
-    outcomes: Sequence[Outcome]
-    model_version: str
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class CompareAnswer:
-    """What became of the pairs of a call, in their order, and which version gave it."""
+class Answer(Generic[T]):
+    """What became of the items or pairs of a call, in their order, and which version gave it."""
 
-    outcomes: Sequence[ComparisonOutcome]
+    outcomes: Sequence[T]
     model_version: str
 
 
@@ -86,10 +80,8 @@ class RewardCore:
         self._model: ServingModel | None = None
         self._draining: dict[asyncio.Task[None], ServingModel] = {}
         self._loading: asyncio.Task[LoadedModel] | None = None
-        self._scores: Repeats[ScoreAnswer] = Repeats(lambda answer: len(answer.outcomes), metrics.repeated_calls.inc)
-        self._comparisons: Repeats[CompareAnswer] = Repeats(
-            lambda answer: len(answer.outcomes), metrics.repeated_calls.inc
-        )
+        self._scores: Repeats[Answer[Outcome]] = Repeats(_num_items, metrics.repeated_calls.inc)
+        self._comparisons: Repeats[Answer[ComparisonOutcome]] = Repeats(_num_items, metrics.repeated_calls.inc)
         metrics.batch.watch_queue(lambda: sum(model.num_waiting for model in self._models()), limits.max_queue_items)
 
     async def load(self) -> None:
@@ -124,7 +116,7 @@ class RewardCore:
 
     async def score(
         self, items: Sequence[Item | None], *, tokenizer_digest: str = "", caller: str = "", request_id: str = ""
-    ) -> ScoreAnswer:
+    ) -> Answer[Outcome]:
         """The outcome of each item, in order; None stands for an item without input.
 
         Args:
@@ -141,7 +133,7 @@ class RewardCore:
 
     async def compare(
         self, pairs: Sequence[ComparisonPair], *, tokenizer_digest: str = "", caller: str = "", request_id: str = ""
-    ) -> CompareAnswer:
+    ) -> Answer[ComparisonOutcome]:
         """The outcome of each pair, in order. Args and Raises: as `score`."""
         self._require_acceptable(len(pairs), max(1, self.limits.max_items // 2), tokenizer_digest)
         if not request_id:
@@ -171,10 +163,10 @@ class RewardCore:
         """How rewards have developed, by version and caller, newest version first; empty without a watch."""
         return [] if self._watch is None else self._watch.reports()
 
-    async def _score(self, items: Sequence[Item | None], caller: str) -> ScoreAnswer:
+    async def _score(self, items: Sequence[Item | None], caller: str) -> Answer[Outcome]:
         # Kept from here to the answer: what another call loads meanwhile is not this one's.
         model = self._serving()
-        answer = ScoreAnswer(await model.score(items, caller), model.info.version)
+        answer = Answer(await model.score(items, caller), model.info.version)
         self._metrics.count(answer.outcomes, answer.model_version)
         if self._watch is not None:
             observations = [
@@ -185,9 +177,9 @@ class RewardCore:
             self._watch.observe(answer.model_version, caller, observations, model.info.tokenizer_digest)
         return answer
 
-    async def _compare(self, pairs: Sequence[ComparisonPair], caller: str) -> CompareAnswer:
+    async def _compare(self, pairs: Sequence[ComparisonPair], caller: str) -> Answer[ComparisonOutcome]:
         model = self._serving()
-        answer = CompareAnswer(await model.compare(pairs, caller), model.info.version)
+        answer = Answer(await model.compare(pairs, caller), model.info.version)
         self._metrics.count(_outcomes_of(answer), answer.model_version)
         return answer
 
@@ -230,12 +222,16 @@ class RewardCore:
         return self._model
 
 
+def _num_items(answer: Answer[Any]) -> int:
+    return len(answer.outcomes)
+
+
 def _observe(item: Item, outcome: float | Score) -> Observation:
     spread = outcome.spread if isinstance(outcome, Score) else None
     return Observation(reward_of(outcome), spread, completion_of(item), item)
 
 
-def _outcomes_of(answer: CompareAnswer) -> list[Outcome]:
+def _outcomes_of(answer: Answer[ComparisonOutcome]) -> list[Outcome]:
     """The rewards and errors that a comparison's answer is made of; a judge's has no rewards."""
     outcomes: list[Outcome] = []
     for outcome in answer.outcomes:

@@ -88,14 +88,6 @@ class Batcher(Generic[Item, Result]):
         self._worker = asyncio.get_running_loop().create_task(self._work(self._thread), name="batcher")
         self._accepts = True
 
-    async def drain(self) -> None:
-        """Takes nothing more, runs what waits, then closes. Whoever comes from now on gets NotReadyError."""
-        self._accepts = False
-        self._arrival.set()
-        if self._worker is not None:
-            await asyncio.wait([self._worker])
-        await self.close()
-
     async def close(self) -> None:
         """Stops the worker; whoever still waits gets NotReadyError. A run in progress ends by itself, unheard."""
         self._accepts = False
@@ -186,8 +178,8 @@ class Batcher(Generic[Item, Result]):
         )
 
     async def _work(self, thread: ThreadPoolExecutor) -> None:
-        """Runs batch after batch, until cancelled, or drained."""
-        while self._accepts or self._queue:
+        """Runs batch after batch, until cancelled."""
+        while True:
             if not self._queue:
                 self._arrival.clear()
                 await self._arrival.wait()
@@ -207,7 +199,7 @@ class Batcher(Generic[Item, Result]):
         """Gives others the time to join the first item's batch, unless it is full."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._batch_wait_seconds):
-                while self._accepts and 0 < self._queue.num_tokens < self._max_batch_tokens:
+                while 0 < self._queue.num_tokens < self._max_batch_tokens:
                     self._arrival.clear()
                     await self._arrival.wait()
 

@@ -93,15 +93,11 @@ def checked_probability(outcome: Any) -> float | ScoreError:
     return _fault_of_number(outcome) or float(outcome)
 
 
-def _as_float(value: Any) -> float:
-    if isinstance(value, str | bytes):
-        raise TypeError("a text is no number, also where it spells one")
-    return float(value)
-
-
 def _fault_of_number(value: Any) -> ScoreError | None:
     try:
-        number = _as_float(value)
+        if isinstance(value, str | bytes):
+            raise TypeError("a text is no number, also where it spells one")
+        number = float(value)
     except (TypeError, ValueError, OverflowError):
         return ScoreError(
             ErrorCode.SCORER_FAILED,

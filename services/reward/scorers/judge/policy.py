@@ -6,8 +6,9 @@ another one the reward would be a guess, and there is an error instead (judge.ma
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
+from itertools import islice
 from pathlib import Path
 
 from rlhf.client.policy import PolicyClient, PolicyModel
@@ -69,8 +70,9 @@ class PolicyBackend:
                 outcomes[index] = ids
             else:
                 prompts[index] = ids
-        for part in _parts(list(prompts), min(self._config.max_concurrency, self._model.max_prompts)):
-            outcomes |= await self._draw({index: prompts[index] for index in part})
+        size = min(self._config.max_concurrency, self._model.max_prompts)
+        for start in range(0, len(prompts), size):
+            outcomes |= await self._draw(dict(islice(prompts.items(), start, start + size)))
         return [outcomes[index] for index in range(len(questions))]
 
     async def close(self) -> None:
@@ -141,8 +143,3 @@ class PolicyBackend:
 def _away(error: ServiceError) -> ScorerError:
     code = ErrorCode.SCORER_FAILED if isinstance(error, InvalidRequestError) else ErrorCode.UNAVAILABLE
     return ScorerError(code, f"the judge's {error}")
-
-
-def _parts(indexes: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(indexes), size):
-        yield indexes[start : start + size]

@@ -1,14 +1,13 @@
 """Rewards from a language model that is asked: its probability of "Yes", and of two answers, of the better one."""
 
-import asyncio
 import json
-import threading
-from collections.abc import Coroutine, Sequence
-from typing import Any, ClassVar, Literal, TypeVar
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 from blake3 import blake3
 from pydantic import field_validator
 
+from rlhf.client.sync import LoopThread
 from services.reward.scorers.item_texts import ItemReader
 from services.reward.scorers.judge.config import JudgeConfig
 from services.reward.scorers.judge.questions import (
@@ -21,8 +20,6 @@ from services.reward.scorers.judge.questions import (
 )
 from services.reward.scorers.scorer import Decoder, ErrorCode, Item, ScoreError, ScorerInfo, TextPair
 from services.reward.scorers.section import TextScorerSection
-
-T = TypeVar("T")
 
 
 class JudgeScorer:
@@ -37,13 +34,11 @@ class JudgeScorer:
         self._config = config
         self._backend = backend
         self._reader = ItemReader(decoder)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="judge", daemon=True)
-        self._thread.start()
+        self._thread = LoopThread("judge")
         try:
-            weights = self._wait(backend.connect())
+            weights = self._thread.run(backend.connect())
         except BaseException:
-            self._end_loop()
+            self._thread.close()
             raise
         name = "policy" if config.backend == "policy" else config.model
         self.info = ScorerInfo(
@@ -76,11 +71,11 @@ class JudgeScorer:
 
     def close(self) -> None:
         """Ends connections, loop and thread."""
-        self._wait(self._backend.close())
-        self._end_loop()
+        self._thread.run(self._backend.close())
+        self._thread.close()
 
     def _ask(self, questions: Sequence[Question]) -> list[float | ScoreError]:
-        answers = self._wait(self._backend.ask(questions)) if questions else []
+        answers = self._thread.run(self._backend.ask(questions)) if questions else []
         return [
             answer
             if isinstance(answer, ScoreError)
@@ -92,15 +87,6 @@ class JudgeScorer:
             )
             for question, answer in zip(questions, answers, strict=True)
         ]
-
-    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """Returns what the work returns; the caller's thread waits for it, as long as the backend's limits let it."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-    def _end_loop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
 
 _OTHER_PROMPT = ScoreError(

@@ -1,7 +1,6 @@
 """Rewards from a user's own class, which runs in a process of its own and cannot take the service down with it."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -51,11 +50,6 @@ class PythonConfig(Section):
         if colon and not (module and all(part.isidentifier() for part in [*module.split("."), *name.split(".")])):
             raise ValueError('not a class\'s name; give "module:Class", or the name of an entry point')
         return value
-
-    def require_complete(self) -> None:
-        """Returns if there is a class to serve. Raises: ValueError."""
-        if not self.target:
-            raise ValueError("kind python needs a class: --scorer.python.target module:Class")
 
 
 class PythonScorer:
@@ -111,8 +105,9 @@ class PythonScorer:
         """Returns the rewards of the pairs that have one, and the errors of the others."""
         outcomes: list[float | ScoreError] = []
         self._num_starts = 0
-        for pairs in _chunks(batch, self._config.batch_items):
-            outcomes += run_isolated(self._call, pairs, lambda outcome: outcome)
+        size = self._config.batch_items
+        for start in range(0, len(batch), size):
+            outcomes += run_isolated(self._call, batch[start : start + size], lambda outcome: outcome)
             if all(isinstance(each, ScoreError) and each.code is ErrorCode.TIMEOUT for each in outcomes):
                 # It hangs on whatever it is given.
                 return outcomes + outcomes[-1:] * (len(batch) - len(outcomes))
@@ -208,11 +203,6 @@ class _StartError(Exception):
     """Why the process did not start, in words."""
 
 
-def _chunks(batch: list[TextPair], size: int) -> Iterator[list[TextPair]]:
-    for start in range(0, len(batch), size):
-        yield batch[start : start + size]
-
-
 class PythonScorerConfig(TextScorerSection):
     """A class of one's own that gives the rewards."""
 
@@ -224,7 +214,8 @@ class PythonScorerConfig(TextScorerSection):
     @field_validator("python")
     @classmethod
     def _require_python(cls, value: PythonConfig) -> PythonConfig:
-        value.require_complete()
+        if not value.target:
+            raise ValueError("kind python needs a class: --scorer.python.target module:Class")
         return value
 
     def build(self) -> PythonScorer:

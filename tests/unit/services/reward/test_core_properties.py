@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.reward.core import RewardCore, ScoreAnswer
+from services.reward.core import Answer, RewardCore
 from services.reward.scorers.scorer import ErrorCode, Item, ScoreError
 from tests.support.number_scorer import NumberScorer, loaded, text
 
@@ -56,7 +56,7 @@ async def send(core: RewardCore, caller: str, call: Call) -> None:
         sent[0].cancel()
     answers = await asyncio.gather(*sent, return_exceptions=True)
     for answer in answers[1:] if call.leaves else answers:
-        assert isinstance(answer, ScoreAnswer)
+        assert isinstance(answer, Answer)
         assert len(answer.outcomes) == len(call.completions)
         for completion, outcome in zip(call.completions, answer.outcomes, strict=True):
             if completion in FAULTS:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf.errors import NotReadyError, OverloadedError
+from rlhf.errors import OverloadedError
 from rlhf.serving.batching.batcher import Batcher
 from tests.support.recorded_batches import Recorder, running
 
@@ -145,33 +145,8 @@ async def test_it_tells_how_long_each_item_of_a_batch_waited():
     assert all(seconds >= 0.009 for seconds in waits[1])
 
 
-async def test_draining_runs_what_waits_and_takes_nothing_more():
-    recorder = Recorder()
-    async with running(recorder.run, group_of=lambda item: item, batch_wait_seconds=0.0) as batcher:
-        first = await hold_back(batcher, recorder)
-        second = await submit(batcher, [2, 3], "")
-        draining = asyncio.create_task(batcher.drain())
-        await asyncio.sleep(0)
-        with pytest.raises(NotReadyError, match="shutting down"):
-            await batcher.submit_all([4])
-        assert not draining.done()
-        recorder.gate.set()
-        assert await asyncio.gather(first, second) == [[10], [20, 30]]
-        await draining
-    assert recorder.batches == [[1], [2], [3]]
-
-
-async def test_draining_does_not_wait_for_company():
-    recorder = Recorder()
-    async with running(recorder.run, batch_wait_seconds=60.0) as batcher:
-        call = await submit(batcher, [2], "")
-        await batcher.drain()
-        assert await call == [20]
-
-
-async def test_what_was_never_started_can_be_drained_and_closed():
+async def test_what_was_never_started_can_be_closed():
     batcher = Batcher(Recorder().run, abs, max_batch_tokens=1, max_queue_items=1)
-    await batcher.drain()
     await batcher.close()
 
 
