@@ -27,22 +27,6 @@ class BatchSize:
         return cls(int(tokens.sum()), int((tokens > 0).sum()))
 
 
-class Sums:
-    """Named sums over the micro-batches of one optimizer step."""
-
-    def __init__(self) -> None:
-        self._values: defaultdict[str, float] = defaultdict(float)
-
-    def add(self, values: Mapping[str, Tensor], weight: float) -> None:
-        """Adds a micro-batch's values; those of a filler (weight 0) count nothing, whatever they came to."""
-        for name, value in values.items():
-            self._values[name] += float(value.detach()) if weight else 0.0
-
-    def over(self, ranks: Ranks) -> dict[str, float]:
-        """Returns the sums of all ranks added up; all ranks must have the same names."""
-        return ranks.sum_values(self._values)
-
-
 @dataclass(slots=True)
 class Totals:
     """Sums over the optimizer steps of one model in one update; where there was none, all that is said of them is 0."""
@@ -95,10 +79,27 @@ class MicroLoss:
 
     loss: Tensor
     """Carries gradient; the shares of all micro-batches add up to the whole."""
-    parts: Mapping[str, Tensor]
-    """Sums for metrics."""
+    parts: Mapping[str, Tensor | float]
+    """Sums for metrics, with the same names in every micro-batch of every rank."""
     weight: float
     """Of this rank's Share: 0 for a filler."""
+
+
+def sum_losses(losses: Iterable[MicroLoss], ranks: Ranks, *, backward: bool = True) -> dict[str, float]:
+    """Returns "loss" and the parts, each added up over all micro-batches and ranks.
+
+    Args:
+        losses: each is computed when it is its turn, so that one micro-batch's activations are held at a time.
+        backward: whether to leave the gradient of the whole behind.
+    """
+    sums: defaultdict[str, float] = defaultdict(float)
+    for each in losses:
+        if backward:
+            (each.loss * each.weight).backward()  # type: ignore[no-untyped-call]
+        for name, value in {"loss": each.loss, **each.parts}.items():
+            # A filler counts nothing, whatever it came to: 0 * NaN is NaN.
+            sums[name] += float(value.detach() if isinstance(value, Tensor) else value) if each.weight else 0.0
+    return ranks.sum_values(sums)
 
 
 def optimizer_step(
@@ -113,22 +114,18 @@ def optimizer_step(
     """Takes a step and adds it to the totals; returns False, with none taken, if the policy has moved too far already.
 
     Args:
-        losses: each is computed when it is its turn, so that one micro-batch's activations are held at a time.
+        losses: as in sum_losses.
         max_approx_kl: nats per token from the weights before the update, over the whole minibatch; None: no limit.
     Raises: NonFiniteError, on all ranks, if the loss or the gradient is not finite; the gradient is then forgotten.
     """
-    sums = Sums()
-    for each in losses:
-        (each.loss * each.weight).backward()  # type: ignore[no-untyped-call]
-        sums.add({"loss": each.loss, **each.parts}, each.weight)
-    summed = sums.over(ranks)
+    sums = sum_losses(losses, ranks)
     try:
-        require_finite(f"the {model.name} loss", summed["loss"])
+        require_finite(f"the {model.name} loss", sums["loss"])
     except NonFiniteError:
         model.zero_grad()
         raise
-    totals.add(summed, size)
-    if max_approx_kl is not None and summed["approx_kl"] / size.num_tokens > max_approx_kl:
+    totals.add(sums, size)
+    if max_approx_kl is not None and sums["approx_kl"] / size.num_tokens > max_approx_kl:
         model.zero_grad()
         return False
     totals.add_step(model.step())

@@ -1,8 +1,7 @@
 """One optimizer step, or one measurement: sums over micro-batches and ranks that do not depend on how either is cut."""
 
 import time
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from rlhf.errors import NonFiniteError, RunError
 from rlhf.learning.optimizer import OptimizerStep, require_finite
 from rlhf.learning.ranks import Ranks
+from rlhf.learning.steps import MicroLoss, sum_losses
 from rlhf.models.sequences import split_by_tokens
 from services.trainer.config.offline import FitConfig
 from services.trainer.config.sections import CheckpointConfig
@@ -71,17 +71,14 @@ def _sums(
 ) -> dict[str, float]:
     """Returns "loss", "tokens" and the task's sums over the whole batch; backward leaves its gradient behind."""
     normalizer = task.normalizer(batch)
-    totals: defaultdict[str, float] = defaultdict(float)
-    for share in ranks.share(micro_batches(task, batch, max_tokens)):
-        loss, sums = task.loss(share.item, normalizer)
-        weighted = loss * share.weight
-        if backward:
-            weighted.backward()  # type: ignore[no-untyped-call]
-        tokens = sum(task.num_tokens(example) for example in share.item)
-        for name, value in {**sums, "loss": float(loss.detach()), "tokens": float(tokens)}.items():
-            # A filler counts nothing, whatever it came to: 0 * NaN is NaN.
-            totals[name] += value if share.weight else 0.0
-    return ranks.sum_values(totals)
+
+    def losses() -> Iterator[MicroLoss]:
+        for share in ranks.share(micro_batches(task, batch, max_tokens)):
+            loss, sums = task.loss(share.item, normalizer)
+            tokens = sum(task.num_tokens(example) for example in share.item)
+            yield MicroLoss(loss, {**sums, "tokens": float(tokens)}, share.weight)
+
+    return sum_losses(losses(), ranks, backward=backward)
 
 
 ExampleIn = TypeVar("ExampleIn", contravariant=True)
