@@ -4,13 +4,14 @@ A payload's bytes are copied once, into the message that is sent, and not at all
 """
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 
 from rlhf.client import codec
+from rlhf.client.tasks import at_once
 from rlhf.v1 import policy_pb2
 from rlhf.weights import PushHeader
 
@@ -137,8 +138,6 @@ def _read_varint(message: bytes, at: int) -> tuple[int, int]:
     return number | message[at] << shift, at + 1
 
 
-T = TypeVar("T")
-
 FAULT_DETAILS = "Internal error from Core"
 LATE_SECONDS = 1.0
 """How long after that fault the receiver's own word is waited for; it is on this machine already, or nearly."""
@@ -196,19 +195,7 @@ def _is_fault(error: grpc.aio.AioRpcError) -> bool:
 
 def _end_of(call: Any) -> grpc.aio.AioRpcError:
     """Returns how a call ended, in the moment in which it did."""
-    trailing = _at_once(call.trailing_metadata()) or grpc.aio.Metadata()
+    trailing = at_once(call.trailing_metadata()) or grpc.aio.Metadata()
     return grpc.aio.AioRpcError(
-        _at_once(call.code()), grpc.aio.Metadata(), grpc.aio.Metadata(*trailing), _at_once(call.details())
+        at_once(call.code()), grpc.aio.Metadata(), grpc.aio.Metadata(*trailing), at_once(call.details())
     )
-
-
-def _at_once(asking: Coroutine[Any, Any, T]) -> T:
-    """Returns what a coroutine returns that has nothing to wait for: of a call that has ended all is known."""
-    try:
-        asking.send(None)
-    except StopIteration as answer:
-        known: T = answer.value
-        return known
-    finally:
-        asking.close()
-    raise AssertionError("a call that has ended keeps its end to itself")

@@ -67,10 +67,13 @@ class ComponentReward:
     """One part of a weighted sum."""
 
     name: str
+    """As the service's configuration has it."""
     weight: float
+    """What the reward is multiplied by in the sum."""
     reward: float
-    """What this scorer alone gave."""
+    """What this scorer alone gave, before it is multiplied."""
     spread: float | None = None
+    """As Reward.spread."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,21 @@ async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
         raise
 
 
+def at_once(asking: Coroutine[Any, Any, T]) -> T:
+    """Returns what a coroutine returns that has nothing to wait for, such as the code of a call that has ended.
+
+    For callbacks: a task might not be run any more before the loop ends.
+    """
+    try:
+        asking.send(None)
+    except StopIteration as answer:
+        known: T = answer.value
+        return known
+    finally:
+        asking.close()
+    raise AssertionError("a call that has ended keeps its end to itself")
+
+
 class News:
     """Wakes everybody who waits for a change at that moment; who begins to wait later waits for the next one."""
 

@@ -14,6 +14,7 @@ import grpc
 from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
 
+from rlhf.client.tasks import at_once
 from rlhf.logs import get_logger
 
 log = get_logger(__name__)
@@ -108,12 +109,7 @@ def traced_call(method: str, metadata: Metadata, start: Callable[[Metadata], Any
 
 
 def _end(span: trace.Span, call: Any) -> None:
-    asking = call.code()
     try:
-        # Of a call that has ended the code is there at once; a task might not be run any more before the loop ends.
-        asking.send(None)
-    except StopIteration as answer:
-        end_with(span, answer.value)
+        end_with(span, at_once(call.code()))
     finally:
-        asking.close()
-    span.end()
+        span.end()

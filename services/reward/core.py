@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from rlhf.client.reward_types import LoadedModel, RewardReport
 from rlhf.errors import InvalidRequestError, NotReadyError, PreconditionError, ServiceError
@@ -25,6 +25,7 @@ from services.reward.scorers.scorer import (
     reward_of,
 )
 from services.reward.serving_model import ServingModel
+from services.reward.watch.watch import RewardWatch
 
 T = TypeVar("T")
 
@@ -37,21 +38,6 @@ class Answer(Generic[T]):
     model_version: str
 
 
-class Watch(Protocol):
-    """Looks at rewards that were given, for signs of reward hacking (reward/watch/watch.py)."""
-
-    def observe(
-        self, model_version: str, caller: str, observations: Sequence[Observation], tokenizer_digest: str = ""
-    ) -> None:
-        """Takes note of the rewards of one call. Quick; never blocks or raises."""
-
-    def reports(self) -> Sequence[RewardReport]:
-        """Returns what is known, newest version first."""
-
-    def close(self) -> None:
-        """Frees what the watch holds."""
-
-
 class RewardCore:
     """Scores and compares items, each with a finite reward or an error; a Backend of rlhf.serving.server."""
 
@@ -60,7 +46,7 @@ class RewardCore:
         build_scorer: Callable[[], Scorer[Any]],
         limits: LimitsConfig,
         metrics: RewardMetrics,
-        watch: Watch | None = None,
+        watch: RewardWatch | None = None,
         loader: ModelLoader | None = None,
     ) -> None:
         """Loads nothing yet.

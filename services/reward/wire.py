@@ -7,7 +7,6 @@ from rlhf.v1 import reward_pb2
 from services.reward.comparing import ComparisonOutcome, ComparisonPair
 from services.reward.scorers.scorer import (
     ChatMessage,
-    ComponentScore,
     Conversation,
     ErrorCode,
     Item,
@@ -64,7 +63,10 @@ def encode_outcome(item_id: str, outcome: Outcome) -> reward_pb2.ScoreResult:
         item_id=item_id,
         reward=outcome.reward,
         spread=outcome.spread,
-        components=[_encode_component(component) for component in outcome.components],
+        components=[
+            reward_pb2.ComponentReward(name=part.name, weight=part.weight, reward=part.reward, spread=part.spread)
+            for part in outcome.components
+        ],
     )
 
 
@@ -76,12 +78,6 @@ def encode_comparison(item_id: str, outcome: ComparisonOutcome) -> reward_pb2.Co
         probability=outcome.probability, first_reward=outcome.first_reward, second_reward=outcome.second_reward
     )
     return reward_pb2.ComparisonResult(item_id=item_id, comparison=comparison)
-
-
-def _encode_component(component: ComponentScore) -> reward_pb2.ComponentReward:
-    return reward_pb2.ComponentReward(
-        name=component.name, weight=component.weight, reward=component.reward, spread=component.spread
-    )
 
 
 def _encode_error(error: ScoreError) -> reward_pb2.ScoreError:

@@ -25,7 +25,7 @@ from rlhf.errors import ConfigError
 from rlhf.logs import get_logger
 from rlhf.serving.calls import CallGuard
 from rlhf.serving.config import HttpConfig
-from rlhf.serving.http.calls import ANSWERER_KEY, CERTIFICATE_NAMES_KEY, Answerer, Guard
+from rlhf.serving.http.calls import ANSWERER_KEY, CERTIFICATE_NAMES_KEY, Answerer
 from rlhf.serving.http.errors import error_body
 
 log = get_logger(__name__)
@@ -102,7 +102,9 @@ class HttpServer:
         await self._serving
 
 
-def make_app(title: str, description: str, routers: Sequence[APIRouter], guard: Guard, max_body_bytes: int) -> FastAPI:
+def make_app(
+    title: str, description: str, routers: Sequence[APIRouter], guard: CallGuard, max_body_bytes: int
+) -> FastAPI:
     """Returns the application: the routes, those of health, and the documentation.
 
     Args:
@@ -120,7 +122,7 @@ def make_app(title: str, description: str, routers: Sequence[APIRouter], guard: 
     return app
 
 
-def _health_routes(guard: Guard) -> APIRouter:
+def _health_routes(guard: CallGuard) -> APIRouter:
     """Returns the routes of health: no token, no metrics, no model's thread."""
     router = APIRouter()
 

@@ -7,7 +7,7 @@ import re
 import reprlib
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import structlog
 from fastapi.routing import APIRoute
@@ -20,7 +20,7 @@ from rlhf.client.channel import CALLER_KEY
 from rlhf.client.tasks import first_of
 from rlhf.client.tracing import continued
 from rlhf.errors import DeadlineExceededError, InvalidRequestError, ServiceError
-from rlhf.serving.calls import CallCredentials, ServedCall
+from rlhf.serving.calls import CallCredentials, CallGuard, ServedCall
 from rlhf.serving.http.bodies import BodyRoom, CallerLeftError, decoded, parse_json, require_json
 from rlhf.serving.http.errors import error_response
 from rlhf.serving.http.proto_json import json_of
@@ -37,20 +37,10 @@ CLIENT_CLOSED_REQUEST = 499
 T = TypeVar("T")
 
 
-class Guard(Protocol):
-    """What is needed of rlhf.serving.calls.CallGuard."""
-
-    def why_not_ready(self) -> str | None:
-        """Returns why no call can be served now; None if calls are served."""
-
-    def around(self, method: str, credentials: CallCredentials, request_id: str = "") -> Any:
-        """Gives the call, as an asynchronous context; what its body raises comes out as a ServiceError."""
-
-
 class Answerer:
     """Answers calls over HTTP."""
 
-    def __init__(self, guard: Guard, max_body_bytes: int) -> None:
+    def __init__(self, guard: CallGuard, max_body_bytes: int) -> None:
         self.guard = guard
         self.room = BodyRoom(max_body_bytes)
 

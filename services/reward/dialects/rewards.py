@@ -5,10 +5,11 @@ from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, FailFast, RootModel
 
+from rlhf.client.reward_types import RETRYABLE_CODES
 from rlhf.errors import InvalidRequestError, NotReadyError
 from rlhf.serving.calls import current_caller
 from services.reward.core import RewardCore
-from services.reward.scorers.scorer import ChatMessage, ErrorCode, Item, Outcome, Score, ScoreError
+from services.reward.scorers.scorer import ChatMessage, Item, Score, ScoreError
 
 
 class WireMessage(BaseModel):
@@ -46,29 +47,26 @@ class ItemUnavailableError(NotReadyError):
         self.code = code
 
 
-RETRYABLE = frozenset({ErrorCode.TIMEOUT, ErrorCode.UNAVAILABLE})
-
-
 async def rewards_of(core: RewardCore, items: Sequence[Item], field: str) -> list[Score]:
     """Returns the reward of every item, in order.
 
     Args: field: what the items are called in the request, for errors.
-    Raises: ItemRefusedError or ItemUnavailableError if one has none; what RewardCore.score raises.
+    Raises: ItemRefusedError or ItemUnavailableError if one has none: for the first error, for one that stays before one
+        that may pass; what RewardCore.score raises.
     """
-    answer = await core.score(items, caller=current_caller().name)
-    return require_rewards(answer.outcomes, field)
-
-
-def require_rewards(outcomes: Sequence[Outcome], field: str) -> list[Score]:
-    """Returns the outcomes as scores. Raises for the first error, for one that stays before one that may pass."""
+    outcomes = (await core.score(items, caller=current_caller().name)).outcomes
     faults = [(index, outcome) for index, outcome in enumerate(outcomes) if isinstance(outcome, ScoreError)]
     if faults:
-        index, fault = min(faults, key=lambda entry: entry[1].code in RETRYABLE)
-        error_class = ItemUnavailableError if fault.code in RETRYABLE else ItemRefusedError
+        index, fault = min(faults, key=lambda entry: _code_of(entry[1]) in RETRYABLE_CODES)
+        error_class = ItemUnavailableError if _code_of(fault) in RETRYABLE_CODES else ItemRefusedError
         more = f" ({len(faults)} of {len(outcomes)} items have no reward)" if len(faults) > 1 else ""
-        raise error_class(fault.code.name.lower(), f"{field}[{index}]: {fault.message}{more}")
-    return [_score_of(outcome) for outcome in outcomes if not isinstance(outcome, ScoreError)]
+        raise error_class(_code_of(fault), f"{field}[{index}]: {fault.message}{more}")
+    return [
+        outcome if isinstance(outcome, Score) else Score(outcome)
+        for outcome in outcomes
+        if not isinstance(outcome, ScoreError)
+    ]
 
 
-def _score_of(outcome: float | Score) -> Score:
-    return outcome if isinstance(outcome, Score) else Score(outcome)
+def _code_of(fault: ScoreError) -> str:
+    return fault.code.name.lower()

@@ -39,23 +39,44 @@ class ItemReader:
             case TextPair():
                 return item
             case RawPair():
-                if self._decoder is None:
-                    return TextPair(item.prompt, item.completion)
-                plain = self._decoder.without_special_tokens
-                return TextPair(plain(item.prompt), plain(item.completion))
+                return TextPair(self._plain(item.prompt), self._plain(item.completion))
             case Conversation():
                 return _read_conversation(item.messages)
             case TokenPair():
-                return self._decode(item)
+                decoder = self._decoder_of(item)
+                if isinstance(decoder, ScoreError):
+                    return decoder
+                return TextPair(decoder.decode(item.prompt_ids), decoder.decode(item.completion_ids))
             case TokenSequence():
-                return ScoreError(
-                    ErrorCode.INVALID_ITEM,
-                    "the item is a sequence of ids, in which this scorer cannot tell the completion from the prompt; "
-                    "send tokens with prompt_ids and completion_ids, or text",
-                )
+                return _NO_SEQUENCE
         assert_never(item)
 
-    def _decode(self, item: TokenPair) -> TextPair | ScoreError:
+    def read_completion(self, item: Item) -> str | ScoreError:
+        """Returns the completion alone, as `read` does."""
+        match item:
+            case TextPair():
+                return item.completion
+            case RawPair():
+                return self._plain(item.completion)
+            case Conversation():
+                if not item.messages or item.messages[-1].role != "assistant":
+                    return ScoreError(
+                        ErrorCode.INVALID_ITEM,
+                        "the last of conversation.messages must be the assistant's, which is scored",
+                    )
+                return item.messages[-1].content
+            case TokenPair():
+                decoder = self._decoder_of(item)
+                return decoder if isinstance(decoder, ScoreError) else decoder.decode(item.completion_ids)
+            case TokenSequence():
+                return _NO_SEQUENCE
+        assert_never(item)
+
+    def _plain(self, text: str) -> str:
+        return text if self._decoder is None else self._decoder.without_special_tokens(text)
+
+    def _decoder_of(self, item: TokenPair) -> Decoder | ScoreError:
+        """Returns the decoder, or why it cannot read the item's ids."""
         if self._decoder is None:
             return ScoreError(
                 ErrorCode.INVALID_ITEM,
@@ -66,7 +87,14 @@ class ItemReader:
             fault = fault_of_ids(f"tokens.{field}", getattr(item, field), self._decoder.vocab_size)
             if fault is not None:
                 return ScoreError(ErrorCode.INVALID_ITEM, fault)
-        return TextPair(self._decoder.decode(item.prompt_ids), self._decoder.decode(item.completion_ids))
+        return self._decoder
+
+
+_NO_SEQUENCE = ScoreError(
+    ErrorCode.INVALID_ITEM,
+    "the item is a sequence of ids, in which this scorer cannot tell the completion from the prompt; send tokens with "
+    "prompt_ids and completion_ids, or text",
+)
 
 
 def _read_conversation(messages: tuple[ChatMessage, ...]) -> TextPair:

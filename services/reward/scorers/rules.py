@@ -10,24 +10,13 @@
 import re
 from collections.abc import Callable
 from itertools import islice
-from typing import Any, Literal, assert_never
+from typing import Any, Literal
 
 from blake3 import blake3
 from pydantic import Field, field_validator
 
-from rlhf.rollout import fault_of_ids
-from services.reward.scorers.scorer import (
-    Conversation,
-    Decoder,
-    ErrorCode,
-    Item,
-    RawPair,
-    ScoreError,
-    ScorerInfo,
-    TextPair,
-    TokenPair,
-    TokenSequence,
-)
+from services.reward.scorers.item_texts import ItemReader
+from services.reward.scorers.scorer import Decoder, ErrorCode, Item, ScoreError, ScorerInfo
 from services.reward.scorers.section import TextScorerSection
 
 MAX_MATCHES = 100
@@ -91,18 +80,18 @@ class RuleScorer:
             decoder: turns token ids into text; None if only text is taken.
             max_characters: longest completion that the rule takes; None: any.
         """
-        digest = "" if decoder is None else decoder.digest
+        self._reader = ItemReader(decoder)
+        digest = self._reader.tokenizer_digest
         fingerprint = blake3(repr((name, sorted(settings.items()), digest)).encode()).hexdigest()[:16]
         self.info = ScorerInfo(
             name=name, version=f"{name}-{fingerprint}", tokenizer_digest=digest, max_sequence_tokens=0
         )
         self._rule = rule
-        self._decoder = decoder
         self._max_characters = max_characters
 
     def prepare(self, item: Item) -> str | ScoreError:
         """Returns the completion's text."""
-        completion = self._read(item)
+        completion = self._reader.read_completion(item)
         if isinstance(completion, ScoreError) or self._max_characters is None:
             return completion
         if len(completion) > self._max_characters:
@@ -112,46 +101,6 @@ class RuleScorer:
                 f"{self._max_characters}; send a shorter one",
             )
         return completion
-
-    def _read(self, item: Item) -> str | ScoreError:
-        match item:
-            case TextPair():
-                return item.completion
-            case RawPair():
-                decoder = self._decoder
-                return item.completion if decoder is None else decoder.without_special_tokens(item.completion)
-            case Conversation():
-                return self._read_conversation(item)
-            case TokenPair():
-                return self._decode(item)
-            case TokenSequence():
-                return ScoreError(
-                    ErrorCode.INVALID_ITEM,
-                    f"the item is a sequence of ids, and the rule '{self.info.name}' reads the completion alone; send "
-                    "tokens with prompt_ids and completion_ids, or text",
-                )
-        assert_never(item)
-
-    def _read_conversation(self, item: Conversation) -> str | ScoreError:
-        if not item.messages or item.messages[-1].role != "assistant":
-            return ScoreError(
-                ErrorCode.INVALID_ITEM,
-                "the last of conversation.messages must be the assistant's, which is scored",
-            )
-        return item.messages[-1].content
-
-    def _decode(self, pair: TokenPair) -> str | ScoreError:
-        if self._decoder is None:
-            return ScoreError(
-                ErrorCode.INVALID_ITEM,
-                f"the item has tokens, but the rule '{self.info.name}' reads text and has no tokenizer; "
-                "send text, or start the service with --scorer.tokenizer DIR",
-            )
-        for field in ("prompt_ids", "completion_ids"):
-            fault = fault_of_ids(f"tokens.{field}", getattr(pair, field), self._decoder.vocab_size)
-            if fault is not None:
-                return ScoreError(ErrorCode.INVALID_ITEM, fault)
-        return self._decoder.decode(pair.completion_ids)
 
     def size_of(self, prepared: str) -> int:
         """Returns about the completion's length in tokens: rules pad nothing, but a run of long texts is kept short."""

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol, TypeVar, runtime_checkable
 
+from rlhf.client.reward_types import ComponentReward
+
 Prepared = TypeVar("Prepared")
 
 
@@ -116,27 +118,13 @@ class ScorerError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class ComponentScore:
-    """What one part of a weighted sum gave."""
-
-    name: str
-    """As configured."""
-    weight: float
-    """What the reward is multiplied by in the sum."""
-    reward: float
-    """Before it is multiplied."""
-    spread: float | None = None
-    """As Score.spread."""
-
-
-@dataclass(frozen=True, slots=True)
 class Score:
     """A reward, and what it is made of."""
 
     reward: float
     spread: float | None = None
     """How far the models of an ensemble disagree: the standard deviation of their rewards. None: one scorer."""
-    components: tuple[ComponentScore, ...] = ()
+    components: tuple[ComponentReward, ...] = ()
     """The parts of a weighted sum, in the configuration's order; empty for every other scorer."""
 
 

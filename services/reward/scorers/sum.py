@@ -14,10 +14,10 @@ from typing import Any
 
 from blake3 import blake3
 
+from rlhf.client.reward_types import ComponentReward
 from rlhf.errors import ConfigError
 from services.reward.scorers.fault_isolation import checked_outcome, run_isolated
 from services.reward.scorers.scorer import (
-    ComponentScore,
     Item,
     Outcome,
     Score,
@@ -108,7 +108,7 @@ class SumScorer:
             if isinstance(outcome, ScoreError):
                 return _named(component, outcome)
             spread = outcome.spread if isinstance(outcome, Score) else None
-            rewards.append(ComponentScore(component.name, component.weight, reward_of(outcome), spread))
+            rewards.append(ComponentReward(component.name, component.weight, reward_of(outcome), spread))
         spreads = [each.weight * each.spread for each in rewards if each.spread is not None]
         return Score(
             reward=math.fsum(each.weight * each.reward for each in rewards),

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from rlhf.client.reward_types import ComponentReward
 from services.reward.scorers.fault_isolation import MAX_TIMEOUTS_IN_A_ROW, checked_outcome, run_isolated
-from services.reward.scorers.scorer import ComponentScore, ErrorCode, Score, ScoreError, ScorerError
+from services.reward.scorers.scorer import ErrorCode, Score, ScoreError, ScorerError
 from tests.support.number_scorer import NumberScorer, loaded, text
 
 
@@ -92,8 +93,8 @@ def test_an_error_of_a_part_keeps_its_kind():
     [
         Score(float("nan")),
         Score(1.0, spread=float("inf")),
-        Score(1.0, components=(ComponentScore("a", 1.0, float("-inf")),)),
-        Score(1.0, components=(ComponentScore("a", 1.0, 1.0, spread=float("nan")),)),
+        Score(1.0, components=(ComponentReward("a", 1.0, float("-inf")),)),
+        Score(1.0, components=(ComponentReward("a", 1.0, 1.0, spread=float("nan")),)),
         float("inf"),
         -3.5e38,
         "1.0",
@@ -105,7 +106,7 @@ def test_what_is_no_finite_number_anywhere_is_an_error(outcome: Any):
 
 
 def test_a_good_outcome_is_left_as_it_is():
-    score = Score(1.0, 0.5, (ComponentScore("a", 2.0, 0.5),))
+    score = Score(1.0, 0.5, (ComponentReward("a", 2.0, 0.5),))
     assert checked_outcome(score) is score
     assert checked_outcome(3) == 3.0
     error = ScoreError(ErrorCode.TOO_LONG, "long")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.client.reward_types import ComponentReward
 from rlhf.errors import ConfigError
 from services.reward.scorers.config import ScorerConfig, build_scorer, scorer_config
 from services.reward.scorers.scorer import (
-    ComponentScore,
     ErrorCode,
     Item,
     Outcome,
@@ -73,7 +73,7 @@ def score(scorer: SumScorer, *completions: str) -> list[Score | ScoreError]:
 def test_the_sum_names_its_parts_with_weight_and_reward():
     scorer = SumScorer([Component("good", 2.0, Table({"a": 1.5})), Component("long", -0.5, Table({"a": 4.0}))])
     # 2 * 1.5 - 0.5 * 4 = 1
-    parts = (ComponentScore("good", 2.0, 1.5), ComponentScore("long", -0.5, 4.0))
+    parts = (ComponentReward("good", 2.0, 1.5), ComponentReward("long", -0.5, 4.0))
     assert score(scorer, "a") == [Score(1.0, None, parts)]
 
 
@@ -196,7 +196,7 @@ def test_the_factory_builds_the_configured_sum():
     )
     (outcome,) = scorer.score([scorer.prepare(TextPair("p", "a12"))])
     # 2 * (1 - |3 - 4| / 4) - 1 * 2
-    assert outcome == Score(-0.5, None, (ComponentScore("short", 2.0, 0.75), ComponentScore("digits", -1.0, 2.0)))
+    assert outcome == Score(-0.5, None, (ComponentReward("short", 2.0, 0.75), ComponentReward("digits", -1.0, 2.0)))
 
 
 def test_a_sum_of_a_model_and_a_rule_takes_text_and_tokens_alike(tiny_reward_path: Path):
