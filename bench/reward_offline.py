@@ -14,9 +14,8 @@ import torch
 from bench.measurements import say, write_json
 from bench.reward_work import RewardWork
 from rlhf.models.attention import NAME
-from rlhf.models.scalar_model import ScalarModel
+from rlhf.models.scalar_model import ScalarModel, sequence_scores
 from rlhf.models.sequences import pad_whole
-from rlhf.models.token_scores import sequence_scores
 from rlhf.process import keep_freed_memory
 from rlhf.serving.batching.queue import plan_batches
 

@@ -26,11 +26,10 @@ from rlhf.learning.snapshot import WeightsSnapshot, take_snapshot
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.learning.update import Updater
 from rlhf.models.loading import load_policy
-from rlhf.models.policy_model import PolicyModel
-from rlhf.models.scalar_model import ScalarModel
+from rlhf.models.policy_model import PolicyModel, completion_logprobs
+from rlhf.models.scalar_model import ScalarModel, sequence_scores
 from rlhf.models.sequences import pad_sequences
 from rlhf.models.sparse_patch import decode, new_values
-from rlhf.models.token_scores import completion_logprobs, sequence_scores
 from rlhf.models.weights import tensor_info
 from rlhf.process import keep_freed_memory
 from rlhf.rollout import Rollout

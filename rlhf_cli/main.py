@@ -35,29 +35,13 @@ COMMANDS: Mapping[str, Lazy] = MappingProxyType(
             "rlhf_cli.commands.pipeline:demo",
             "Run all of RLHF here: services, simulated preferences, a reward model, PPO, before and after.",
         ),
-        "train": Lazy(
-            "rlhf_cli.commands.train:app",
-            "Train a policy or a reward model.",
-        ),
-        "pipeline": Lazy(
-            "rlhf_cli.commands.pipeline:app",
-            "Run a whole training, stage by stage, from one file.",
-        ),
-        "model": Lazy(
-            "rlhf_cli.commands.prepare:models",
-            "Put a model where services load it from.",
-        ),
-        "generate": Lazy(
-            "rlhf_cli.commands.ask:generate",
-            "Sample completions from the policy service.",
-        ),
-        "score": Lazy(
-            "rlhf_cli.commands.ask:score",
-            "Score completions with the reward service.",
-        ),
+        "train": Lazy("rlhf_cli.commands.train:app", "Train a policy or a reward model."),
+        "pipeline": Lazy("rlhf_cli.commands.pipeline:app", "Run a whole training, stage by stage, from one file."),
+        "model": Lazy("rlhf_cli.commands.prepare:models", "Put a model where services load it from."),
+        "generate": Lazy("rlhf_cli.commands.ask:generate", "Sample completions from the policy service."),
+        "score": Lazy("rlhf_cli.commands.ask:score", "Score completions with the reward service."),
         "reward": Lazy(
-            "rlhf_cli.commands.reward:app",
-            "Watch rewards for signs of hacking, swap the model, compare completions.",
+            "rlhf_cli.commands.reward:app", "Watch rewards for signs of hacking, swap the model, compare completions."
         ),
         "logprobs": Lazy(
             "rlhf_cli.commands.ask:logprobs",
@@ -79,14 +63,8 @@ COMMANDS: Mapping[str, Lazy] = MappingProxyType(
             "rlhf_cli.commands.runs:submit",
             "Train on a Kubernetes cluster: check the configuration, create the run, and follow it if asked to.",
         ),
-        "runs": Lazy(
-            "rlhf_cli.commands.runs:app",
-            "List, watch, stop and resume runs on a Kubernetes cluster.",
-        ),
-        "token": Lazy(
-            "rlhf_cli.commands.prepare:tokens",
-            "Make tokens by which services know their clients.",
-        ),
+        "runs": Lazy("rlhf_cli.commands.runs:app", "List, watch, stop and resume runs on a Kubernetes cluster."),
+        "token": Lazy("rlhf_cli.commands.prepare:tokens", "Make tokens by which services know their clients."),
     }
 )
 

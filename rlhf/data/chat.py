@@ -7,15 +7,15 @@ to generate, including its end-of-turn token. Each such piece is tokenized on it
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.data.prompts import read_prompt
+from rlhf.data.prompts import Message, checked_messages, encode_completion, read_prompt
 from rlhf.data.records import Record, no_row_left, read_records, require_ids, require_prompt_ids
 from rlhf.errors import ConfigError
 
@@ -24,8 +24,6 @@ TrainOn = Literal["all", "last"]
 
 EMPTY = "an empty completion"
 TOO_LONG = "too long"
-
-Message = Mapping[str, str]
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -117,7 +115,7 @@ def read_chat_example(
             f'there are the columns {names}; an example needs "messages", or "prompt" and "completion", or '
             '"prompt_ids" and "completion_ids"'
         )
-    return encode_conversation(_checked_messages("messages", present["messages"]), tokenizer, train_on)
+    return encode_conversation(checked_messages("messages", present["messages"]), tokenizer, train_on)
 
 
 def encode_conversation(
@@ -245,9 +243,7 @@ def _plain(record: Record, tokenizer: PreTrainedTokenizerBase) -> ChatExample | 
     prompt_ids = read_prompt(
         {key: record[key] for key in ("prompt", "messages") if key in record}, tokenizer
     ).prompt_ids
-    ids = encode_text(completion, tokenizer)
-    if tokenizer.eos_token_id is not None:
-        ids.append(tokenizer.eos_token_id)
+    ids = encode_completion(completion, tokenizer)
     return trimmed([*prompt_ids, *ids], [False] * len(prompt_ids) + [True] * len(ids))
 
 
@@ -262,20 +258,9 @@ def _conversation(record: Record) -> list[Message]:
     if ("prompt" in record) == ("messages" in record):
         raise ValueError('"completion" needs either "prompt" or "messages" that it answers')
     prompt, completion = record.get("prompt", record.get("messages")), record["completion"]
-    opening = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _checked_messages("prompt", prompt)
+    opening = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else checked_messages("prompt", prompt)
     if isinstance(prompt, str) and not prompt.strip():
         raise ValueError(f'"prompt" is {prompt!r}; it must be a text that is not empty')
     if isinstance(completion, str):
         return [*opening, {"role": "assistant", "content": completion}]
-    return [*opening, *_checked_messages("completion", completion)]
-
-
-def _checked_messages(name: str, value: Any) -> list[Message]:
-    if not isinstance(value, list) or not value:
-        raise ValueError(f'"{name}" is {value!r:.60}; it must be text or a list with at least one message')
-    for index, message in enumerate(value):
-        if not isinstance(message, Mapping) or not all(
-            isinstance(message.get(key), str) for key in ("role", "content")
-        ):
-            raise ValueError(f'"{name}"[{index}] must be an object with the texts "role" and "content"')
-    return value
+    return [*opening, *checked_messages("completion", completion)]

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.data.prompts import read_prompt
+from rlhf.data.prompts import encode_completion, read_prompt
 from rlhf.data.records import Record, require_ids, require_prompt_ids
 
 Ids = tuple[int, ...]
@@ -124,7 +124,7 @@ def _encode(
     if any(opening != openings[0] for opening in openings[1:]):
         raise ValueError(f"{' and '.join(named)} answer different conversations; they must differ in the last message")
     prompt = read_prompt(_prompt_of(record, openings[0] if openings else []), tokenizer)
-    return tuple(prompt.prompt_ids), tuple(_encode_text(text, tokenizer) for _, text in parts)
+    return tuple(prompt.prompt_ids), tuple(tuple(encode_completion(text, tokenizer)) for _, text in parts)
 
 
 def _prompt_of(record: Record, opening: Sequence[Any]) -> Record:
@@ -147,14 +147,6 @@ def _split_conversation(name: str, value: Any) -> tuple[list[Any], str]:
     if isinstance(last, dict) and last.get("role") == "assistant" and isinstance(last.get("content"), str):
         return value[:-1], last["content"]
     raise ValueError(f'"{name}" is {value!r:.60}; it must be text, or messages of which the last is the assistant\'s')
-
-
-def _encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> Ids:
-    """Returns the ids of a completion with end-of-sequence, because a text is a finished answer; () if it is empty."""
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if not ids or tokenizer.eos_token_id is None:
-        return tuple(ids)
-    return (*ids, tokenizer.eos_token_id)
 
 
 def _has_ids(record: Record) -> bool:

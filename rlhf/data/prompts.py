@@ -10,11 +10,14 @@ from typing import Any
 from blake3 import blake3
 from transformers import PreTrainedTokenizerBase
 
+from rlhf.data.records import read_json_lines
 from rlhf.errors import ConfigError
 from rlhf.rollout import Prompt
 
 SEED_BITS = 31
 """Seeds are below 2 to this power, so that every engine's random generator takes them."""
+Message = Mapping[str, str]
+"""A turn of a conversation: its "role" and its "content"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +55,13 @@ def load_prompts(
     """
     if not path.is_file():
         raise ConfigError(f"{field} is '{path}': no such file; give a JSONL file with a prompt on each line")
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would also cut at U+2028 inside a text
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{field} is '{path}': not UTF-8: {error}") from None
     items: list[PromptItem] = []
     num_too_long = 0
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for place, record in read_json_lines(path, field):
         try:
-            item = _read_line(line, tokenizer)
+            item = read_prompt(record, tokenizer)
         except ValueError as error:
-            raise ConfigError(f"{path} line {number}: {error}") from None
+            raise ConfigError(f"{place}: {error}") from None
         if len(item.prompt_ids) > max_prompt_tokens:
             num_too_long += 1
         else:
@@ -82,7 +79,9 @@ def read_prompt(value: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) ->
     if ("prompt" in value) == ("messages" in value):
         raise ValueError('expected an object with either "prompt" or "messages"')
     if "messages" in value:
-        messages = _check_messages(value["messages"])
+        messages = checked_messages("messages", value["messages"])
+        if messages[-1]["role"] == "assistant":
+            raise ValueError('the last of "messages" is the assistant\'s; it must be what the assistant answers')
     elif isinstance(value["prompt"], str) and value["prompt"].strip():
         messages = [{"role": "user", "content": value["prompt"]}]
     else:
@@ -94,6 +93,24 @@ def read_prompt(value: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) ->
     else:
         raise ValueError('"messages" needs a tokenizer with a chat template; this one has none: use "prompt"')
     return PromptItem(messages[-1]["content"], list(ids))
+
+
+def checked_messages(name: str, value: Any) -> list[Message]:
+    """Returns the messages in a row's column. Raises: ValueError if they are none, or not objects with two texts."""
+    if not isinstance(value, list) or not value:
+        raise ValueError(f'"{name}" is {value!r:.60}; it must be text or a list with at least one message')
+    for index, message in enumerate(value):
+        if not isinstance(message, Mapping) or not all(
+            isinstance(message.get(key), str) for key in ("role", "content")
+        ):
+            raise ValueError(f'"{name}"[{index}] must be an object with the texts "role" and "content"')
+    return value
+
+
+def encode_completion(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Returns a finished completion's token ids: the text's, and end-of-sequence; none if the text is empty."""
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return ids if not ids or tokenizer.eos_token_id is None else [*ids, tokenizer.eos_token_id]
 
 
 class PromptSampler:
@@ -145,28 +162,6 @@ class PromptSampler:
             self._epoch, self._order = epoch, list(range(len(self._items)))
             random.Random(f"order {self._seed} {epoch}").shuffle(self._order)
         return self._order[position]
-
-
-def _read_line(line: str, tokenizer: PreTrainedTokenizerBase) -> PromptItem:
-    """Returns the prompt of a line. Raises: ValueError naming the key and its fault."""
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError('expected an object with either "prompt" or "messages"')
-    return read_prompt(value, tokenizer)
-
-
-def _check_messages(messages: Any) -> list[dict[str, str]]:
-    if not isinstance(messages, list) or not messages:
-        raise ValueError('"messages" must be a list with at least one message')
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise ValueError(f'"messages"[{index}] must be an object with the texts "role" and "content"')
-    if messages[-1]["role"] == "assistant":
-        raise ValueError('the last of "messages" is the assistant\'s; it must be what the assistant answers')
-    return messages
 
 
 def _digest(items: Sequence[PromptItem]) -> str:

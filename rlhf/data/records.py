@@ -4,7 +4,7 @@ Each row comes with its place for errors: "pairs.jsonl:7", "pairs.parquet row 7"
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,35 +69,41 @@ def _read_file(path: Path, field: str) -> Iterator[tuple[str, Record]]:
     if path.suffix == PARQUET:
         return _read_parquet(path, field)
     if path.suffix in JSON_LINES:
-        return _read_json_lines(path, field)
+        return read_json_lines(path, field)
     raise ConfigError(
         f"{field} is '{path}': files of type '{path.suffix}' are not read; give one that ends in .jsonl or .parquet"
     )
 
 
-def _read_json_lines(path: Path, field: str) -> Iterator[tuple[str, Record]]:
-    """Yields the objects of a file's lines; skips blank lines."""
+def read_json_lines(path: Path, field: str) -> Iterator[tuple[str, Record]]:
+    """Yields the place and the object of each line of a JSONL file; skips blank lines.
+
+    Args: path: the file; field: the dotted path of the setting that named it, for errors.
+    Raises: ConfigError naming the file, or the place of what is no object.
+    """
     try:
         # Lines end at "\n" alone: str.splitlines would also cut at U+2028 inside a text.
         with path.open(encoding="utf-8", newline="\n") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    place = f"{path}:{number}"
-                    yield place, _parse_line(line, place)
+            yield from parse_json_lines(file, str(path))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{field} is '{path}': not UTF-8: {error}; save it as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"{field} is '{path}': cannot be read: {error.strerror}") from None
 
 
-def _parse_line(line: str, place: str) -> Record:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{place}: not JSON: {error}; each line must be one object") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{place}: a {type(value).__name__}, not an object; each line must be one object")
-    return value
+def parse_json_lines(lines: Iterable[str], name: str) -> Iterator[tuple[str, Record]]:
+    """Yields the place, "name:line", and the object of each line that is not blank. Raises: ConfigError."""
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        place = f"{name}:{number}"
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{place}: not JSON: {error}; each line must be one object") from None
+        if not isinstance(value, dict):
+            raise ConfigError(f"{place}: a {type(value).__name__}, not an object; each line must be one object")
+        yield place, value
 
 
 def _read_parquet(path: Path, field: str) -> Iterator[tuple[str, Record]]:

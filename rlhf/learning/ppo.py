@@ -10,8 +10,7 @@ from rlhf.learning.config import CriticConfig, PolicyGradientOptions
 from rlhf.learning.policy_gradient import PolicyGradient
 from rlhf.learning.steps import BatchSize, Totals
 from rlhf.learning.trained_model import TrainedModel
-from rlhf.models.scalar_model import ScalarModel
-from rlhf.models.token_scores import completion_values
+from rlhf.models.scalar_model import ScalarModel, completion_values
 
 
 class Ppo(PolicyGradient):

@@ -11,9 +11,8 @@ from rlhf.data.chat import ChatExample
 from rlhf.learning.config import PtxConfig
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.steps import MicroLoss
-from rlhf.models.policy_model import PolicyModel
+from rlhf.models.policy_model import PolicyModel, completion_logprobs
 from rlhf.models.sequences import PaddedSequences, pad_sequences, split_by_tokens
-from rlhf.models.token_scores import completion_logprobs
 
 
 class Ptx:

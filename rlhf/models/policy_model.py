@@ -3,7 +3,7 @@
 All parameters are read inside `PolicyModel.forward`, so that FSDP can use the module as its root.
 """
 
-from typing import Any
+from typing import Any, Literal, TypeAlias, overload
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -57,6 +57,42 @@ class PolicyModel(nn.Module):
         if self.value_head is None:
             raise ValueError("this PolicyModel has no value_head; give it one, or take values from a ScalarModel")
         return self.value_head
+
+
+LanguageModel: TypeAlias = PreTrainedModel | PolicyModel
+"""A causal language model from load_policy, or the module that wraps one for training."""
+
+
+@overload
+def completion_logprobs(
+    model: LanguageModel, sequences: PaddedSequences, temperature: float, *, with_entropy: Literal[False] = False
+) -> Tensor: ...
+
+
+@overload
+def completion_logprobs(
+    model: LanguageModel, sequences: PaddedSequences, temperature: float, *, with_entropy: Literal[True]
+) -> tuple[Tensor, Tensor]: ...
+
+
+def completion_logprobs(
+    model: LanguageModel, sequences: PaddedSequences, temperature: float, *, with_entropy: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Returns the log-probability of every completion token, [B, T] float32 nats, 0.0 at padding.
+
+    Carries gradient where it is enabled.
+
+    Args:
+        model: on the device of the sequences.
+        sequences: prompts and completions.
+        temperature: divides the logits; above 0.
+        with_entropy: True returns (logprobs, entropies), both of that shape.
+    """
+    if isinstance(model, PolicyModel):
+        logprobs, entropies, _ = model(sequences, temperature, with_entropy=with_entropy)
+    else:
+        logprobs, entropies, _ = score_tokens(model, sequences, temperature, with_entropy=with_entropy)
+    return logprobs if entropies is None else (logprobs, entropies)
 
 
 def score_tokens(

@@ -1,4 +1,4 @@
-"""A transformer with one scalar output per position: reward models and critics."""
+"""A transformer with one scalar output per position, and the scores and values it gives: reward models and critics."""
 
 import copy
 from pathlib import Path
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf.algorithms.logprobs import predictor_positions
 from rlhf.errors import ConfigError
 from rlhf.models.loading import DtypeName, load_pretrained
 from rlhf.models.packing import hidden_at, linear_in_float32
-from rlhf.models.sequences import PaddedSequences
+from rlhf.models.sequences import PaddedSequences, scatter_to_mask
 
 
 class ScalarModel(nn.Module):
@@ -97,6 +98,21 @@ class ScalarModel(nn.Module):
         classifier.score = self.head
         classifier.save_pretrained(path)
         padded_tokenizer.save_pretrained(path)
+
+
+def completion_values(scalar_model: ScalarModel, sequences: PaddedSequences) -> Tensor:
+    """Returns the value of the state before each completion token, [B, T] float32, 0.0 at padding. Carries gradient."""
+    mask = sequences.completion_mask
+    rows, tokens = mask.nonzero(as_tuple=True)
+    positions = predictor_positions(sequences.prompt_lengths, mask.shape[1])[rows, tokens]
+    return scatter_to_mask(scalar_model(sequences, rows, positions), mask)
+
+
+def sequence_scores(scalar_model: ScalarModel, sequences: PaddedSequences) -> Tensor:
+    """Returns the score of each sequence, read at its last real token: [B] float32. Carries gradient."""
+    last = sequences.lengths - 1
+    scores: Tensor = scalar_model(sequences, torch.arange(len(last), device=last.device), last)
+    return scores
 
 
 def padding_token(tokenizer: PreTrainedTokenizerBase) -> str:

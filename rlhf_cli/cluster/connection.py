@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -38,15 +37,6 @@ ANSWER_SECONDS = 60
 SILENCE_SECONDS = 300
 """How long a log may be silent before the stream is opened anew; it may have broken unseen."""
 ROLE_HINT = "ask for the Role 'rlhf-submit' of deploy/k8s/base in this namespace"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Which cluster, and where in it. What is None comes from the kubeconfig, or from the pod that this runs in."""
-
-    kubeconfig: Path | None = None
-    context: str | None = None
-    namespace: str | None = None
 
 
 class Cluster:
@@ -138,7 +128,7 @@ class Cluster:
         return answer.response
 
 
-def connect(place: Place) -> Cluster:
+def connect(*, kubeconfig: Path | None = None, context: str | None = None, namespace: str | None = None) -> Cluster:
     """Returns the cluster that the flags name, or else the one that this pod is in, or else the kubeconfig's.
 
     The namespace is the flag's, else the pod's or the context's, else "rlhf".
@@ -147,30 +137,28 @@ def connect(place: Place) -> Cluster:
     """
     settings = client.Configuration()
     settings.retries = 0  # a retry would print a warning of its own; our error says it once
-    named = place.kubeconfig is not None or place.context is not None
+    named = kubeconfig is not None or context is not None
     try:
         if is_in_pod() and not named:
             config.load_incluster_config(client_configuration=settings)
-            namespace = pod_namespace()
+            found = pod_namespace()
         else:
-            namespace = _load_kubeconfig(place, settings)
+            found = _load_kubeconfig(kubeconfig, context, settings)
     except (ConfigException, OSError) as error:
         raise ClusterError(
             f"no cluster to talk to: {error}; name one with --kubeconfig FILE or --context NAME"
         ) from None
     if not settings.verify_ssl:  # the kubeconfig says so; kubectl does not warn on every request either
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-    return Cluster(client.ApiClient(settings), place.namespace or namespace or DEFAULT_NAMESPACE)
+    return Cluster(client.ApiClient(settings), namespace or found or DEFAULT_NAMESPACE)
 
 
-def _load_kubeconfig(place: Place, settings: "client.Configuration") -> str:
+def _load_kubeconfig(kubeconfig: Path | None, context: str | None, settings: "client.Configuration") -> str:
     """Fills the settings; returns the context's namespace, "" if it has none."""
-    file = None if place.kubeconfig is None else str(place.kubeconfig)
-    config.load_kube_config(
-        config_file=file, context=place.context, client_configuration=settings, persist_config=False
-    )
+    file = None if kubeconfig is None else str(kubeconfig)
+    config.load_kube_config(config_file=file, context=context, client_configuration=settings, persist_config=False)
     contexts, current = config.list_kube_config_contexts(config_file=file)
-    chosen = next((each for each in contexts if each["name"] == place.context), current)
+    chosen = next((each for each in contexts if each["name"] == context), current)
     return str(chosen["context"].get("namespace", ""))
 
 

@@ -9,7 +9,6 @@ import typer
 
 from rlhf_cli.commands.inputs import (
     Record,
-    encode_completion,
     encode_prompts,
     load_text_tokenizer,
     pair_records,
@@ -146,6 +145,7 @@ async def _logprobs(
     from rich.progress import Progress
 
     from rlhf.client.reference import LogprobsItem, ReferenceClient
+    from rlhf.data.prompts import encode_completion
 
     async with ReferenceClient(address) as reference:
         model = await reference.get_model()

@@ -25,7 +25,7 @@ from rlhf_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from rlhf.client.policy import PolicyModel
-    from rlhf_cli.local.services import Dtype, LocalServices
+    from rlhf_cli.local.services import Dtype, LocalServices, ServiceEntry
     from services.trainer.evaluation.evaluate import Evaluation, EvaluationSettings, Judges
 
 START_TIMEOUT_SECONDS = 600.0
@@ -135,20 +135,18 @@ class _ServedFolders:
     def __init__(self, services: "LocalServices") -> None:
         self._services = services
 
-    def start(self, name: str, kind: str, arguments: Sequence[str]) -> str:
-        """Returns the target of a service of that kind once it serves. Raises: ServiceDiedError."""
+    def start(self, name: str, kind: str, arguments: Sequence[str]) -> "ServiceEntry":
+        """Returns a service of that kind once it serves. Raises: ServiceDiedError."""
         entry = self._services.start(name, kind, arguments)
         with stderr.status(f"starting {name}"):
             self._services.wait_ready([entry], START_TIMEOUT_SECONDS, lambda states: None)
-        return entry.target
+        return entry
 
     @contextmanager
     def serving(self, name: str, kind: str, arguments: Sequence[str]) -> Iterator[str]:
         """Serves inside the block alone; gives the target."""
-        entry = self._services.start(name, kind, arguments)
+        entry = self.start(name, kind, arguments)
         try:
-            with stderr.status(f"starting {name}"):
-                self._services.wait_ready([entry], START_TIMEOUT_SECONDS, lambda states: None)
             yield entry.target
         finally:
             self._services.end(entry)
@@ -182,24 +180,18 @@ class _Judged:
 
             rewards, reference = self._given
             self._judges = Judges(
-                reference_target=self._reference(reference),
-                rewards={name: self._reward(name, target) for name, target in rewards.items()},
+                reference_target=self._served("reference", "reference", reference),
+                rewards={name: self._served(f"reward-{name}", "reward", target) for name, target in rewards.items()},
             )
         return self._judges
 
-    def _reference(self, target: str) -> str:
+    def _served(self, name: str, kind: str, target: str) -> str:
         if not Path(target).is_dir():
             return target
-        from rlhf_cli.local.services import reference_arguments
+        from rlhf_cli.local.services import reference_arguments, reward_arguments
 
-        return self._folders.start("reference", "reference", reference_arguments(Path(target), dtype=self._dtype))
-
-    def _reward(self, name: str, target: str) -> str:
-        if not Path(target).is_dir():
-            return target
-        from rlhf_cli.local.services import reward_arguments
-
-        return self._folders.start(f"reward-{name}", "reward", reward_arguments(Path(target), dtype=self._dtype))
+        arguments = reference_arguments if kind == "reference" else reward_arguments
+        return self._folders.start(name, kind, arguments(Path(target), dtype=self._dtype)).target
 
 
 class _Subject:

@@ -1,6 +1,5 @@
 """What commands read: texts from flags, or JSONL from a file or stdin; and the tokenizer that makes ids of them."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,22 +34,10 @@ def read_records(path: Path) -> list[Record]:
 
     Raises: ConfigError naming the place of what is no object, or saying that there is nothing.
     """
-    try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    records = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        place = f"{path}:{number}"
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{place}: not JSON: {error}") from None
-        if not isinstance(value, dict):
-            raise ConfigError(f"{place}: a {type(value).__name__}, not an object")
-        records.append(Record(place, value))
+    from rlhf.data.records import parse_json_lines, read_json_lines
+
+    rows = parse_json_lines(sys.stdin, "-") if str(path) == "-" else read_json_lines(path, "--file")
+    records = [Record(place, value) for place, value in rows]
     if not records:
         raise ConfigError(f"{path} holds nothing")
     return records
@@ -95,9 +82,3 @@ def encode_prompts(records: Sequence[Record], tokenizer: "PreTrainedTokenizerBas
         except ValueError as error:
             raise ConfigError(f"{record.place}: {error}") from None
     return encoded
-
-
-def encode_completion(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Returns a finished completion's token ids: the text's, and end-of-sequence."""
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return ids if tokenizer.eos_token_id is None else [*ids, tokenizer.eos_token_id]

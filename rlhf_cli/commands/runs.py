@@ -27,6 +27,7 @@ NamespaceOption = Annotated[
 app = typer.Typer(no_args_is_help=True)
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The run's name.")]
+FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Show its log until it ends.")]
 WaitOption = Annotated[
     float, typer.Option("--wait", min=0, metavar="SECONDS", help="How long it may take to save and end.")
 ]
@@ -38,9 +39,9 @@ STOP_SECONDS = 960.0
 
 def open_cluster(kubeconfig: Path | None, context: str | None, namespace: str | None) -> "Cluster":
     """Returns the cluster that the options name."""
-    from rlhf_cli.cluster.connection import Place, connect
+    from rlhf_cli.cluster.connection import connect
 
-    return connect(Place(kubeconfig=kubeconfig, context=context, namespace=namespace))
+    return connect(kubeconfig=kubeconfig, context=context, namespace=namespace)
 
 
 def follow_run(cluster: "Cluster", name: str, node_index: int = 0) -> None:
@@ -80,7 +81,7 @@ def submit(
         Path | None,
         typer.Option(metavar="FILE", help="With --dry-run: YAML with the PodTemplate; needs no cluster."),
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show its log until it ends.")] = False,
+    follow: FollowOption = False,
     kubeconfig: KubeconfigOption = None,
     context: ContextOption = None,
     namespace: NamespaceOption = None,
@@ -226,7 +227,7 @@ def stop(
 @app.command()
 def resume(
     name: NameArgument,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show its log until it ends.")] = False,
+    follow: FollowOption = False,
     kubeconfig: KubeconfigOption = None,
     context: ContextOption = None,
     namespace: NamespaceOption = None,

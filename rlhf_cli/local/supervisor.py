@@ -172,18 +172,16 @@ class Supervisor:
             return
         name = running.spec.name
         exit_code = running.process.poll()
-        if exit_code is not None:
-            raise ServiceDiedError(
-                f"the {name} service ended with exit code {exit_code} while starting; "
-                f"{self.log_path(name)} ends with:\n{tail(self.log_path(name))}"
-            )
-        if is_serving(running.spec.port):
-            running.ready_after_seconds = time.monotonic() - running.started_at
-        elif time.monotonic() > deadline:
-            raise ServiceDiedError(
-                f"the {name} service was not ready within {timeout_seconds:.0f} s; "
-                f"{self.log_path(name)} ends with:\n{tail(self.log_path(name))}"
-            )
+        fault = f"ended with exit code {exit_code} while starting"
+        if exit_code is None:
+            if is_serving(running.spec.port):
+                running.ready_after_seconds = time.monotonic() - running.started_at
+                return
+            if time.monotonic() <= deadline:
+                return
+            fault = f"was not ready within {timeout_seconds:.0f} s"
+        log = self.log_path(name)
+        raise ServiceDiedError(f"the {name} service {fault}; {log} ends with:\n{tail(log)}")
 
     def _watch(self) -> None:
         """Restarts what dies. Ends only after stop() is through: the kernel takes the end of the thread that started a

@@ -3,7 +3,7 @@
 from transformers import AutoConfig, GenerationConfig
 
 from rlhf.errors import ConfigError
-from rlhf.models.loading import TORCH_DTYPES, load_tokenizer, stop_ids_of, tokenizer_digest
+from rlhf.models.loading import TORCH_DTYPES, load_tokenizer, max_positions, stop_ids_of, tokenizer_digest
 from rlhf.models.weights import DTYPE_NAMES, read_checkpoint, tensor_bytes, tensor_info
 from rlhf.weights import WeightsManifest
 from services.policy.config import ModelConfig
@@ -53,11 +53,10 @@ def _read_weights(config: ModelConfig, *, keep_copy: bool) -> tuple[WeightsManif
 
 def max_sequence_tokens(config: ModelConfig) -> int:
     """Returns how many tokens a sequence may have. Raises ConfigError if more are configured than the model takes."""
-    model_config = AutoConfig.from_pretrained(config.path, local_files_only=True)
-    positions: int | None = getattr(model_config, "max_position_embeddings", None)
+    positions = max_positions(config.path)
     if config.max_sequence_tokens is None:
-        return min(positions or DEFAULT_MAX_SEQUENCE_TOKENS, DEFAULT_MAX_SEQUENCE_TOKENS)
-    if positions is not None and positions < config.max_sequence_tokens:
+        return min(positions, DEFAULT_MAX_SEQUENCE_TOKENS)
+    if positions < config.max_sequence_tokens:
         raise ConfigError(
             f"model.max_sequence_tokens is {config.max_sequence_tokens}, the model at {config.path} takes {positions}; "
             "lower it"

@@ -23,13 +23,7 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
     """Implements rlhf.v1.PolicyService. Its methods are called only once the engine is loaded."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        weights: WeightUpdater,
-        config: PolicyConfig,
-        metrics: PolicyMetrics,
-    ) -> None:
+    def __init__(self, engine: Engine, weights: WeightUpdater, config: PolicyConfig, metrics: PolicyMetrics) -> None:
         self._engine = engine
         self._weights = weights
         self._config = config
@@ -67,9 +61,11 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         self, request: policy_pb2.PolicyServiceGetModelRequest, context: Context
     ) -> policy_pb2.PolicyServiceGetModelResponse:
         """Says what is served, and its limits."""
-        info = self._engine.info
+        info, config = self._engine.info, self._config
+        engine = config.vllm if config.model.engine == "vllm" else config.transformers
+        patches = [policy_pb2.WEIGHTS_ENCODING_SPARSE_PATCH] if self._weights.takes_patches else []
         return policy_pb2.PolicyServiceGetModelResponse(
-            model_name=str(self._config.model.path),
+            model_name=str(config.model.path),
             tokenizer_digest=info.tokenizer_digest,
             policy_version=self._weights.served.policy_version,
             weights_digest=self._weights.served.digest,
@@ -78,18 +74,11 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
             max_sequence_tokens=info.max_sequence_tokens,
             vocab_size=info.vocab_size,
             stop_ids=info.stop_ids,
-            max_prompts=self._config.limits.max_prompts,
-            max_chunk_bytes=self._config.limits.max_chunk_bytes,
-            encodings=[policy_pb2.WEIGHTS_ENCODING_FULL, *self._patch_encodings()],
-            max_sequences=self._max_sequences(),
+            max_prompts=config.limits.max_prompts,
+            max_chunk_bytes=config.limits.max_chunk_bytes,
+            encodings=[policy_pb2.WEIGHTS_ENCODING_FULL, *patches],
+            max_sequences=engine.max_num_seqs,
         )
-
-    def _patch_encodings(self) -> list[policy_pb2.WeightsEncoding]:
-        return [policy_pb2.WEIGHTS_ENCODING_SPARSE_PATCH] if self._weights.takes_patches else []
-
-    def _max_sequences(self) -> int:
-        config = self._config
-        return config.vllm.max_num_seqs if config.model.engine == "vllm" else config.transformers.max_num_seqs
 
 
 def _decode_job(request: policy_pb2.GenerateRequest) -> GenerateJob:

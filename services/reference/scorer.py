@@ -7,8 +7,8 @@ from transformers import PreTrainedModel
 
 from rlhf.models.attention import NAME
 from rlhf.models.loading import load_policy, load_tokenizer, resolve_device, tokenizer_digest
+from rlhf.models.policy_model import completion_logprobs
 from rlhf.models.sequences import pad_sequences
-from rlhf.models.token_scores import completion_logprobs
 from rlhf.models.weights import model_manifest
 from services.reference.config import ModelConfig
 from services.reference.core import LogprobsItem, ReferenceInfo

@@ -15,8 +15,8 @@ from rlhf.client import codec
 from rlhf.client.policy import PolicyClient
 from rlhf.errors import ConfigError, InvalidRequestError, OverloadedError, PreconditionError
 from rlhf.models.loading import load_policy
+from rlhf.models.policy_model import completion_logprobs
 from rlhf.models.sequences import pad_sequences
-from rlhf.models.token_scores import completion_logprobs
 from rlhf.models.weights import checkpoint_manifest, checkpoint_tensors, model_manifest, tensor_bytes
 from rlhf.rollout import Prompt, Rollout, Sampling
 from rlhf.v1 import policy_pb2, policy_pb2_grpc

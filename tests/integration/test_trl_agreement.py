@@ -17,9 +17,9 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from rlhf.algorithms import logprobs, losses, preference
 from rlhf.models.loading import load_policy
-from rlhf.models.scalar_model import ScalarModel
+from rlhf.models.policy_model import completion_logprobs
+from rlhf.models.scalar_model import ScalarModel, sequence_scores
 from rlhf.models.sequences import PaddedSequences, pad_sequences
-from rlhf.models.token_scores import completion_logprobs, sequence_scores
 from tests.support.tiny_model import EOS_ID, PAD_ID, make_tiny_model
 
 PROMPTS = ["The sea is", "Say it: ", "1 + 1 =", "Why?"]

@@ -27,9 +27,8 @@ from rlhf.learning.config import OptimizerConfig
 from rlhf.learning.snapshot import WeightsSnapshot, take_snapshot
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.loading import load_policy
-from rlhf.models.policy_model import PolicyModel
+from rlhf.models.policy_model import PolicyModel, completion_logprobs
 from rlhf.models.sequences import pad_sequences
-from rlhf.models.token_scores import completion_logprobs
 from rlhf.models.weights import checkpoint_manifest, checkpoint_tensors, model_manifest, tensor_bytes
 from rlhf.rollout import Prompt, Rollout, Sampling
 from rlhf.v1 import policy_pb2, policy_pb2_grpc

@@ -18,9 +18,8 @@ from rlhf.learning.ranks import Ranks, join_ranks
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.loading import enable_activation_checkpointing, load_policy, load_tokenizer
 from rlhf.models.policy_model import PolicyModel
-from rlhf.models.scalar_model import ScalarModel
+from rlhf.models.scalar_model import ScalarModel, sequence_scores
 from rlhf.models.sequences import pad_sequences
-from rlhf.models.token_scores import sequence_scores
 from rlhf.process import end_rank
 from services.trainer.state.checkpoint import CheckpointFolder
 

@@ -62,7 +62,7 @@ def _keep_weights_writable() -> None:
 
     Stock vLLM drops them, and then nothing can be loaded into a running model: a push fails, or leaves a tied lm_head
     stale in silence. Packed copies make generation faster, cost the model's size in memory once more, and must be built
-    anew after a push (vllm_transfer).
+    anew after a push (transfer.py).
     """
     from vllm.platforms import current_platform
 

@@ -12,9 +12,8 @@ from blake3 import blake3
 from rlhf.errors import ConfigError
 from rlhf.models import attention
 from rlhf.models.loading import DtypeName, resolve_device
-from rlhf.models.scalar_model import ScalarModel
+from rlhf.models.scalar_model import ScalarModel, sequence_scores
 from rlhf.models.sequences import pad_whole
-from rlhf.models.token_scores import sequence_scores
 from rlhf.models.weights import tensor_bytes
 from rlhf.rollout import fault_of_ids
 from rlhf.weights import tensor_digest

@@ -13,9 +13,8 @@ from rlhf.data.chat import ChatExample, load_chat_examples
 from rlhf.data.preferences import split_by_prompt
 from rlhf.learning.ranks import Ranks
 from rlhf.models.loading import max_positions
-from rlhf.models.policy_model import PolicyModel
+from rlhf.models.policy_model import PolicyModel, completion_logprobs
 from rlhf.models.sequences import pad_sequences
-from rlhf.models.token_scores import completion_logprobs
 from services.trainer.config.offline import SftRunConfig
 from services.trainer.offline.policy_training import PolicyData, train_policy
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlhf_cli.cluster.connection import Place, connect
+from rlhf_cli.cluster.connection import connect
 from rlhf_cli.errors import ClusterError
 from rlhf_cli.main import main
 from tests.support.cluster_world import CONFIG, World, cluster_world, unreachable
@@ -99,8 +99,8 @@ def test_the_contexts_namespace_is_taken_unless_another_is_named(world: World) -
     text = yaml.safe_load(world.kubeconfig.read_text())
     text["contexts"][0]["context"]["namespace"] = "team-a"
     world.kubeconfig.write_text(yaml.safe_dump(text))
-    assert connect(Place(kubeconfig=world.kubeconfig)).namespace == "team-a"
-    assert connect(Place(kubeconfig=world.kubeconfig, namespace="team-b")).namespace == "team-b"
+    assert connect(kubeconfig=world.kubeconfig).namespace == "team-a"
+    assert connect(kubeconfig=world.kubeconfig, namespace="team-b").namespace == "team-b"
 
 
 def test_a_dry_run_prints_what_would_be_created_and_creates_nothing(world: World, capsys: Capture) -> None:
@@ -253,6 +253,6 @@ def test_without_the_extra_the_package_is_named() -> None:
 
 def test_a_log_that_cannot_be_read_is_an_error_of_the_cluster(world: World) -> None:
     world.api.refusals["GET", "pods"] = (500, "the kubelet does not answer")
-    cluster = connect(Place(kubeconfig=world.kubeconfig))
+    cluster = connect(kubeconfig=world.kubeconfig)
     with pytest.raises(ClusterError, match="the kubelet does not answer"):
         list(cluster.log_lines("run-first-x", "trainer"))

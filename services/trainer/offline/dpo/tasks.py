@@ -10,9 +10,8 @@ from rlhf.algorithms.logprobs import sequence_logprobs
 from rlhf.algorithms.preference import PreferenceLoss, dpo_loss, kto_loss, orpo_loss, simpo_loss
 from rlhf.algorithms.variants import PAIR_VARIANTS
 from rlhf.learning.ranks import Ranks
-from rlhf.models.policy_model import PolicyModel
+from rlhf.models.policy_model import PolicyModel, completion_logprobs
 from rlhf.models.sequences import pad_sequences, split_by_tokens
-from rlhf.models.token_scores import completion_logprobs
 from services.trainer.config.offline import DpoConfig
 from services.trainer.offline.dpo.data import DpoExample, KtoExample
 from services.trainer.offline.dpo.reference_logprobs import Ids

@@ -13,9 +13,8 @@ from rlhf.algorithms.preference import bradley_terry_loss
 from rlhf.data.preferences import Choice, PreferenceGroup
 from rlhf.errors import RunError
 from rlhf.learning.ranks import Ranks
-from rlhf.models.scalar_model import ScalarModel
+from rlhf.models.scalar_model import ScalarModel, sequence_scores
 from rlhf.models.sequences import pad_sequences, split_by_tokens
-from rlhf.models.token_scores import sequence_scores
 from services.trainer.offline.reward_model.accuracy import hit
 
 

@@ -39,7 +39,7 @@ def test_without_a_chat_template_the_text_is_taken_as_it_is(tmp_path: Path) -> N
     path = write_lines(tmp_path, {"prompt": "Hi"})
     assert len(load_prompts(path, tokenizer, max_prompt_tokens=10).items[0].prompt_ids) == 2
     path = write_lines(tmp_path, {"messages": [{"role": "user", "content": "Hi"}]})
-    with pytest.raises(ConfigError, match=r"line 1: .* none: use \"prompt\""):
+    with pytest.raises(ConfigError, match=r":1: .* none: use \"prompt\""):
         load_prompts(path, tokenizer, max_prompt_tokens=10)
 
 
@@ -54,14 +54,14 @@ def test_over_long_prompts_are_dropped_and_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2: not JSON"),
-        ('["a"]', 'line 2: expected an object with either "prompt" or "messages"'),
-        ('{"text": "a"}', 'line 2: expected an object with either "prompt" or "messages"'),
-        ('{"prompt": "a", "messages": []}', "line 2: expected an object with either"),
-        ('{"prompt": " "}', "line 2: \"prompt\" is ' '"),
-        ('{"messages": []}', 'line 2: "messages" must be a list with at least one'),
-        ('{"messages": [{"role": "user"}]}', r'line 2: "messages"\[0\] must be an object'),
-        ('{"messages": [{"role": "assistant", "content": "a"}]}', "line 2: the last of"),
+        ("{", ":2: not JSON"),
+        ('["a"]', ":2: a list, not an object"),
+        ('{"text": "a"}', ':2: expected an object with either "prompt" or "messages"'),
+        ('{"prompt": "a", "messages": []}', ":2: expected an object with either"),
+        ('{"prompt": " "}', ":2: \"prompt\" is ' '"),
+        ('{"messages": []}', r':2: "messages" is \[\]; it must be text or a list with at least one'),
+        ('{"messages": [{"role": "user"}]}', r':2: "messages"\[0\] must be an object'),
+        ('{"messages": [{"role": "assistant", "content": "a"}]}', ":2: the last of"),
     ],
 )
 def test_a_malformed_line_is_named(tmp_path: Path, line: str, message: str) -> None:

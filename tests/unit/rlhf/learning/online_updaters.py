@@ -13,9 +13,8 @@ from rlhf.learning.sample import Sample
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.learning.update import Updater
 from rlhf.models.loading import load_policy
-from rlhf.models.policy_model import PolicyModel
+from rlhf.models.policy_model import PolicyModel, completion_logprobs
 from rlhf.models.scalar_model import ScalarModel
-from rlhf.models.token_scores import completion_logprobs
 from rlhf.rollout import Rollout
 from services.trainer.config.online import OnlineRunConfig, PpoRunConfig
 from services.trainer.loading import make_updater

@@ -14,10 +14,9 @@ from rlhf.learning.config import LoraConfig, OptimizerConfig
 from rlhf.learning.lora import merge_adapters
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.loading import load_policy, load_tokenizer
-from rlhf.models.policy_model import PolicyModel
-from rlhf.models.scalar_model import ScalarModel
+from rlhf.models.policy_model import PolicyModel, completion_logprobs
+from rlhf.models.scalar_model import ScalarModel, sequence_scores
 from rlhf.models.sequences import pad_sequences
-from rlhf.models.token_scores import completion_logprobs, sequence_scores
 from rlhf.models.weights import checkpoint_tensors
 from tests.support.tiny_model import make_tiny_model
 

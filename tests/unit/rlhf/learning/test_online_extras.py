@@ -14,9 +14,8 @@ from rlhf.learning.config import RewardShapingConfig
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.shaping import RewardShaper
 from rlhf.models.loading import load_tokenizer
-from rlhf.models.policy_model import PolicyModel
+from rlhf.models.policy_model import PolicyModel, completion_logprobs
 from rlhf.models.sequences import pad_sequences
-from rlhf.models.token_scores import completion_logprobs
 from services.trainer.loading import load_run
 from services.trainer.state.checkpoint import CheckpointFolder
 from services.trainer.telemetry.step_metrics import step_metrics

@@ -14,9 +14,8 @@ from rlhf.learning.config import OptimizerConfig
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.loading import load_policy, load_tokenizer
 from rlhf.models.policy_model import PolicyModel
-from rlhf.models.scalar_model import ScalarModel
+from rlhf.models.scalar_model import ScalarModel, sequence_scores
 from rlhf.models.sequences import pad_sequences
-from rlhf.models.token_scores import sequence_scores
 from rlhf.models.weights import checkpoint_tensors
 from tests.support.tiny_model import make_tiny_model
 from tests.unit.rlhf.learning.test_batch import make_sample

@@ -9,7 +9,7 @@ import torch
 
 from rlhf.errors import NonFiniteError
 from rlhf.learning.batch import collate
-from rlhf.models.token_scores import completion_values
+from rlhf.models.scalar_model import completion_values
 from tests.unit.rlhf.learning.online_updaters import (
     ALGORITHM_NAMES,
     SAMPLES,

@@ -21,8 +21,8 @@ from rlhf.models import attention
 from rlhf.models import attention as causal_attention
 from rlhf.models.loading import load_policy
 from rlhf.models.packing import pack_if_possible
+from rlhf.models.policy_model import completion_logprobs
 from rlhf.models.sequences import pad_sequences
-from rlhf.models.token_scores import completion_logprobs
 from tests.support.tiny_model import VOCAB_SIZE
 
 LENGTHS = [1, 7, 3]

@@ -8,9 +8,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rlhf.models.loading import enable_activation_checkpointing, load_policy
-from rlhf.models.policy_model import PolicyModel
+from rlhf.models.policy_model import PolicyModel, completion_logprobs
 from rlhf.models.sequences import PaddedSequences, pad_sequences
-from rlhf.models.token_scores import completion_logprobs, completion_logprobs_and_values
 
 PROMPTS = [[5, 6, 7], [8]]
 COMPLETIONS = [[20, 21], [22, 23, 24, 25]]
@@ -46,7 +45,7 @@ def test_log_probabilities_are_those_of_the_model_itself(model: PreTrainedModel,
 @torch.no_grad()
 def test_values_come_from_the_hidden_state_before_each_token(model: PreTrainedModel, sequences: PaddedSequences):
     policy_model = PolicyModel(model, value_head())
-    logprobs, entropies, values = completion_logprobs_and_values(policy_model, sequences, 0.7)
+    logprobs, entropies, values = policy_model(sequences, 0.7, with_entropy=True, with_values=True)
     torch.testing.assert_close((logprobs, entropies), completion_logprobs(model, sequences, 0.7, with_entropy=True))
     for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
         hidden = model.base_model(input_ids=torch.tensor([prompt + completion])).last_hidden_state[0]
@@ -61,7 +60,7 @@ def test_every_parameter_gets_a_gradient_through_the_modules_own_call(
     policy_model = PolicyModel(model, value_head())
     calls = []
     policy_model.register_forward_hook(lambda *_: calls.append(True))
-    logprobs, _, values = completion_logprobs_and_values(policy_model, sequences, 1.0)
+    logprobs, _, values = policy_model(sequences, 1.0, with_entropy=True, with_values=True)
     (logprobs.sum() + values.sum()).backward()
     assert calls == [True]
     assert all(parameter.grad is not None for parameter in policy_model.parameters())
@@ -69,7 +68,7 @@ def test_every_parameter_gets_a_gradient_through_the_modules_own_call(
 
 def test_values_without_a_head_are_refused(model: PreTrainedModel, sequences: PaddedSequences):
     with pytest.raises(ValueError, match="no value_head"):
-        completion_logprobs_and_values(PolicyModel(model), sequences, 1.0)
+        PolicyModel(model)(sequences, 1.0, with_values=True)
 
 
 def test_recomputed_layers_give_the_same_gradients_and_keep_less(model: PreTrainedModel, sequences: PaddedSequences):

@@ -8,9 +8,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaCo
 
 from rlhf.errors import ConfigError
 from rlhf.models.loading import load_tokenizer, tokenizer_digest
-from rlhf.models.scalar_model import ScalarModel, padding_token
+from rlhf.models.scalar_model import ScalarModel, padding_token, sequence_scores
 from rlhf.models.sequences import pad_sequences
-from rlhf.models.token_scores import sequence_scores
 from tests.support.tiny_model import EOS_ID, PAD_ID, make_tiny_model, make_tiny_tokenizer
 
 # The first completion ends in end-of-sequence, the second does not; both rows are padded beside the third.

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from rlhf.models.loading import load_policy
-from rlhf.models.scalar_model import ScalarModel
+from rlhf.models.policy_model import completion_logprobs
+from rlhf.models.scalar_model import ScalarModel, completion_values, sequence_scores
 from rlhf.models.sequences import PaddedSequences, pad_sequences
-from rlhf.models.token_scores import completion_logprobs, completion_values, sequence_scores
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13]]
 COMPLETIONS = [[20, 21], [22, 23, 24, 25, 26, 27], [28]]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_cli.cluster.connection import Place, connect
+from rlhf_cli.cluster.connection import connect
 from rlhf_cli.cluster.diagnosis import RunState
 from rlhf_cli.cluster.follow import Follower
 from rlhf_cli.errors import ClusterError
@@ -23,7 +23,7 @@ def follow(world: World, *meanwhile: Callable[[], None]) -> tuple[RunState, list
     lines: list[str] = []
     notes: list[str] = []
     world.api.on_look = list(meanwhile)
-    cluster = connect(Place(kubeconfig=world.kubeconfig))
+    cluster = connect(kubeconfig=world.kubeconfig)
     follower = Follower(cluster, "first", show_line=lines.append, note=notes.append, poll_seconds=0)
     return follower.follow(), lines, notes
 
@@ -87,9 +87,9 @@ def test_following_goes_on_with_the_pod_that_takes_a_failed_ones_place(world: Wo
 def test_following_waits_for_a_cluster_that_is_away_and_gives_up_in_the_end(world: World) -> None:
     world.submit()
     notes: list[str] = []
-    cluster = connect(Place(kubeconfig=world.kubeconfig))
+    cluster = connect(kubeconfig=world.kubeconfig)
     options = {"show_line": notes.append, "note": notes.append, "poll_seconds": 0.05}
-    away = connect(Place(kubeconfig=unreachable(world)))
+    away = connect(kubeconfig=unreachable(world))
     with pytest.raises(ClusterError, match="does not answer"):
         Follower(away, "first", **options, patience_seconds=0.2).follow()
     assert [note.rpartition("; ")[2] for note in notes] == ["trying again"]
