@@ -4,7 +4,7 @@ Each row comes with its place for errors: "pairs.jsonl:7", "pairs.parquet row 7"
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,6 @@ def read_records(source: str | Path, split: str = "train", *, field: str = "data
         yield from _read_data_set(str(source), split, field)
     else:
         yield from _read_data_set(str(source), split, field)
-
-
-def require_columns(record: Record, columns: Sequence[str], place: str) -> None:
-    """Raises ConfigError, listing the row's columns, if one of `columns` is missing."""
-    for column in columns:
-        if column not in record:
-            there = ", ".join(f'"{each}"' for each in sorted(record)) or "none"
-            raise ConfigError(f'{place}: no column "{column}"; it has {there}: rename yours, or give other data')
 
 
 def require_ids(name: str, value: Any, vocab_size: int) -> list[int]:

@@ -3,7 +3,7 @@
 All parameters are read inside `PolicyModel.forward`, so that FSDP can use the module as its root.
 """
 
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -63,21 +63,7 @@ LanguageModel: TypeAlias = PreTrainedModel | PolicyModel
 """A causal language model from load_policy, or the module that wraps one for training."""
 
 
-@overload
-def completion_logprobs(
-    model: LanguageModel, sequences: PaddedSequences, temperature: float, *, with_entropy: Literal[False] = False
-) -> Tensor: ...
-
-
-@overload
-def completion_logprobs(
-    model: LanguageModel, sequences: PaddedSequences, temperature: float, *, with_entropy: Literal[True]
-) -> tuple[Tensor, Tensor]: ...
-
-
-def completion_logprobs(
-    model: LanguageModel, sequences: PaddedSequences, temperature: float, *, with_entropy: bool = False
-) -> Tensor | tuple[Tensor, Tensor]:
+def completion_logprobs(model: LanguageModel, sequences: PaddedSequences, temperature: float) -> Tensor:
     """Returns the log-probability of every completion token, [B, T] float32 nats, 0.0 at padding.
 
     Carries gradient where it is enabled.
@@ -86,13 +72,11 @@ def completion_logprobs(
         model: on the device of the sequences.
         sequences: prompts and completions.
         temperature: divides the logits; above 0.
-        with_entropy: True returns (logprobs, entropies), both of that shape.
     """
     if isinstance(model, PolicyModel):
-        logprobs, entropies, _ = model(sequences, temperature, with_entropy=with_entropy)
-    else:
-        logprobs, entropies, _ = score_tokens(model, sequences, temperature, with_entropy=with_entropy)
-    return logprobs if entropies is None else (logprobs, entropies)
+        logprobs: Tensor = model(sequences, temperature)[0]
+        return logprobs
+    return score_tokens(model, sequences, temperature)[0]
 
 
 def score_tokens(

@@ -49,13 +49,13 @@ class ScalarModel(nn.Module):
         self.mean, self.std = mean, std
 
     @classmethod
-    def from_policy(cls, path: str | Path, dtype: DtypeName, seed: int, field: str = "model.path") -> Self:
+    def from_policy(cls, path: str | Path, dtype: DtypeName, seed: int) -> Self:
         """Returns a policy's backbone with a new head: weights from N(0, 1 / (d + 1)), d the hidden size, no bias.
 
         Source: Stiennon et al. 2020, arXiv:2009.01325, appendix B.1.
-        Raises: ConfigError naming `field` if the folder holds no language model.
+        Raises: ConfigError if the folder holds no language model.
         """
-        backbone = load_pretrained(AutoModel, path, dtype=dtype, field=field)
+        backbone = load_pretrained(AutoModel, path, dtype=dtype)
         hidden_size = backbone.config.get_text_config().hidden_size
         head = nn.Linear(hidden_size, 1, bias=False)
         generator = torch.Generator().manual_seed(seed)

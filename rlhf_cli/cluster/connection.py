@@ -50,11 +50,9 @@ class Cluster:
         """Returns an object. Raises: AbsentError."""
         return self._json("GET", kind, f"/{name}")
 
-    def find(self, kind: str, *, labels: str = "", fields: str = "") -> list[Manifest]:
-        """Returns the objects that the selectors match."""
-        query = {"labelSelector": labels, "fieldSelector": fields}
-        answer = self._json("GET", kind, query={key: value for key, value in query.items() if value})
-        return list(answer["items"])
+    def find(self, kind: str, *, labels: str = "") -> list[Manifest]:
+        """Returns the objects that the selector matches; all of that kind without one."""
+        return list(self._json("GET", kind, query={"labelSelector": labels} if labels else None)["items"])
 
     def create(self, manifest: Manifest) -> None:
         """Creates an object. Raises: ExistsError."""

@@ -146,7 +146,8 @@ def _pod(spec: RunSpec, template: Manifest) -> Manifest:
     inner = pod["spec"]
     container = _trainer_container(inner)
     _replace_image(inner, container, spec.image)
-    ranks = spec.processes_per_node or _gpus(container) or 1
+    limits = container.get("resources", {}).get("limits", {})
+    ranks = spec.processes_per_node or int(limits.get("nvidia.com/gpu", 0)) or 1
     arguments = _train_arguments(spec)
     if spec.nodes * ranks > 1:
         grace = inner.get("terminationGracePeriodSeconds", DEFAULT_GRACE_SECONDS)
@@ -181,11 +182,6 @@ def _replace_image(pod_spec: Manifest, trainer: Manifest, image: str | None) -> 
     for container in [*pod_spec.get("initContainers", []), *pod_spec["containers"]]:
         if container is trainer or container.get("image") == old:
             container["image"] = image
-
-
-def _gpus(container: Manifest) -> int:
-    limits = container.get("resources", {}).get("limits", {})
-    return int(limits.get("nvidia.com/gpu", 0))
 
 
 def _train_arguments(spec: RunSpec) -> list[str]:

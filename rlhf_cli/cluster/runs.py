@@ -70,7 +70,11 @@ def trainer_template(cluster: Cluster) -> Manifest:
 def submit(cluster: Cluster, spec: RunSpec) -> None:
     """Creates a run. Raises: ClusterError if there is one of that name; what was created is then taken back."""
     manifests = run_manifests(spec, trainer_template(cluster))
-    _create(cluster, manifests, f"run '{spec.name}' exists already; {_remedies(spec.name)}, or take another --name")
+    exists = (
+        f"run '{spec.name}' exists already; `rlhf runs resume {spec.name}` goes on with it, "
+        f"`rlhf runs delete {spec.name}` removes it, or take another --name"
+    )
+    _create(cluster, manifests, exists)
 
 
 def list_runs(cluster: Cluster) -> list[RunLook]:
@@ -199,10 +203,6 @@ def _wait_gone(cluster: Cluster, name: str, wait_seconds: float) -> None:
                 "what it waits for, and --wait gives it longer"
             )
         time.sleep(POLL_SECONDS)
-
-
-def _remedies(name: str) -> str:
-    return f"`rlhf runs resume {name}` goes on with it, `rlhf runs delete {name}` removes it"
 
 
 def _look(

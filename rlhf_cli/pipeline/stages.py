@@ -43,11 +43,11 @@ class Stage:
 class StageRunner:
     """Brings stages up to date and keeps their records."""
 
-    def __init__(self, lineage: Lineage, report: Callable[[str], None], digests: Digests | None = None) -> None:
+    def __init__(self, lineage: Lineage, report: Callable[[str], None]) -> None:
         """Args: where records are; who is told, in a sentence, why a stage is done or not."""
         self._lineage = lineage
         self._report = report
-        self._digests = digests or Digests()
+        self._digests = Digests()
 
     def bring_up_to_date(self, stage: Stage, *, force: bool = False) -> bool:
         """Returns whether the stage had to be done.

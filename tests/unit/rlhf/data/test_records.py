@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from rlhf.data.records import read_records, require_columns
+from rlhf.data.records import read_records
 from rlhf.errors import ConfigError
 
 ROWS = [{"prompt": "a", "n": 1}, {"prompt": "b\u2028c", "n": 2}]
@@ -71,8 +71,3 @@ def test_a_source_that_is_not_there_or_cannot_be_read_is_named_with_its_field(
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     with pytest.raises(ConfigError, match=r"data.path is 'org/away:config' \(split 'train'\), which is no file here"):
         list(read_records("org/away:config"))
-
-
-def test_a_missing_column_is_named_with_those_that_are_there() -> None:
-    with pytest.raises(ConfigError, match=r'rows:1: no column "prompt"; it has "answer", "question": rename yours'):
-        require_columns({"question": "?", "answer": "!"}, ["prompt"], "rows:1")

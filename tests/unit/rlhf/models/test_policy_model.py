@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rlhf.models.loading import enable_activation_checkpointing, load_policy
-from rlhf.models.policy_model import PolicyModel, completion_logprobs
+from rlhf.models.policy_model import PolicyModel, completion_logprobs, score_tokens
 from rlhf.models.sequences import PaddedSequences, pad_sequences
 
 PROMPTS = [[5, 6, 7], [8]]
@@ -36,8 +36,8 @@ def value_head() -> nn.Linear:
 
 @torch.no_grad()
 def test_log_probabilities_are_those_of_the_model_itself(model: PreTrainedModel, sequences: PaddedSequences):
-    plain = completion_logprobs(model, sequences, 0.7, with_entropy=True)
-    wrapped = completion_logprobs(PolicyModel(model), sequences, 0.7, with_entropy=True)
+    plain = score_tokens(model, sequences, 0.7, with_entropy=True)[:2]
+    wrapped = PolicyModel(model)(sequences, 0.7, with_entropy=True)[:2]
     assert all(torch.equal(*pair) for pair in zip(plain, wrapped, strict=True))
     assert torch.equal(completion_logprobs(PolicyModel(model), sequences, 0.7), plain[0])
 
@@ -46,7 +46,7 @@ def test_log_probabilities_are_those_of_the_model_itself(model: PreTrainedModel,
 def test_values_come_from_the_hidden_state_before_each_token(model: PreTrainedModel, sequences: PaddedSequences):
     policy_model = PolicyModel(model, value_head())
     logprobs, entropies, values = policy_model(sequences, 0.7, with_entropy=True, with_values=True)
-    torch.testing.assert_close((logprobs, entropies), completion_logprobs(model, sequences, 0.7, with_entropy=True))
+    torch.testing.assert_close((logprobs, entropies), score_tokens(model, sequences, 0.7, with_entropy=True)[:2])
     for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
         hidden = model.base_model(input_ids=torch.tensor([prompt + completion])).last_hidden_state[0]
         expected = hidden[len(prompt) - 1 : -1, :2].sum(-1) + 3.0

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from rlhf.models.loading import load_policy
-from rlhf.models.policy_model import completion_logprobs
+from rlhf.models.policy_model import completion_logprobs, score_tokens
 from rlhf.models.scalar_model import ScalarModel, completion_values, sequence_scores
 from rlhf.models.sequences import PaddedSequences, pad_sequences
 
@@ -44,7 +44,7 @@ def whole_logits(policy: PreTrainedModel, prompt: list[int], completion: list[in
 
 @torch.no_grad()
 def test_logprobs_and_entropies_are_those_of_each_sequence_alone(policy: PreTrainedModel, sequences: PaddedSequences):
-    logprobs, entropies = completion_logprobs(policy, sequences, TEMPERATURE, with_entropy=True)
+    logprobs, entropies, _ = score_tokens(policy, sequences, TEMPERATURE, with_entropy=True)
     for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
         expected = whole_logits(policy, prompt, completion).log_softmax(-1)
         length = len(completion)
