@@ -33,39 +33,45 @@ COLUMNS = (
 )
 
 
-class RunProgress:
-    """Shows steps as they end; use as a context manager."""
+class _Shown:
+    """What is shown of a run; use as a context manager, in which a display lives where there is a terminal."""
+
+    def __init__(self, console: Console, title: str, display: Live | Progress) -> None:
+        self._console, self._title, self._display = console, title, display
+
+    def say(self, message: str) -> None:
+        """Prints a sentence above the display."""
+        self._console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._display.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._console.is_terminal:
+            self._display.stop()
+
+
+class RunProgress(_Shown):
+    """Shows the steps of an online run as they end: a table of the newest."""
 
     def __init__(self, console: Console, *, title: str, num_steps: int) -> None:
-        self._console = console
-        self._title = title
+        self._live = Live(console=console, auto_refresh=False)
+        super().__init__(console, title, self._live)
         self._num_steps = num_steps
         self._headings: tuple[str, ...] = ()
         self._rows: deque[list[str]] = deque(maxlen=MAX_ROWS)
-        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
-
-    def say(self, message: str) -> None:
-        """Prints a sentence above the table."""
-        self._console.print(message, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
         """Shows a finished step."""
         shown = {heading: form.format(metrics[name]) for heading, name, form in COLUMNS if name in metrics}
-        if self._live is None:
+        if not self._console.is_terminal:
             self.say(f"step {step}/{self._num_steps}  " + "  ".join(f"{name} {value}" for name, value in shown.items()))
             return
         self._headings = tuple(shown)
         self._rows.append([f"{step}/{self._num_steps}", *shown.values()])
         self._live.update(self._table(), refresh=True)
-
-    def __enter__(self) -> Self:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
 
     def _table(self) -> Table:
         table = Table(title=self._title, title_justify="left")
@@ -89,19 +95,16 @@ FACTS = (
 )
 
 
-class FitProgress:
-    """Shows steps as they end; use as a context manager."""
+class FitProgress(_Shown):
+    """Shows the steps of an offline training as they end: a bar."""
 
     def __init__(self, console: Console, *, title: str, total: int, done: int = 0) -> None:
-        self._console, self._title, self._total = console, title, total
-        self._recent: deque[Mapping[str, float]] = deque(maxlen=RECENT_STEPS)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, TextColumn("{task.fields[facts]}"), console=console)
         self._task = self._bar.add_task(title, total=total, completed=done, facts="")
-
-    def say(self, message: str) -> None:
-        """Prints a sentence."""
-        self._console.print(message, markup=False, highlight=False, soft_wrap=True)
+        super().__init__(console, title, self._bar)
+        self._total = total
+        self._recent: deque[Mapping[str, float]] = deque(maxlen=RECENT_STEPS)
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
         """Shows a finished step."""
@@ -114,15 +117,6 @@ class FitProgress:
         heldout = [f"{name.replace('_', ' ', 1)} {value:.3f}" for name, value in metrics.items() if "heldout_" in name]
         if heldout:
             self.say(f"step {step}: {', '.join(heldout)}")
-
-    def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._console.is_terminal:
-            self._bar.stop()
 
     def _mean(self, name: str) -> float:
         return fmean(metrics[name] for metrics in self._recent)
