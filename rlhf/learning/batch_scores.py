@@ -1,4 +1,4 @@
-"""What the forward passes before an update found, brought together from all micro-batches and ranks."""
+"""What is known of a batch before its losses: shaped rewards, and the first passes of all micro-batches and ranks."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,50 @@ from torch import Tensor
 
 from rlhf.algorithms.kl import kl_estimate
 from rlhf.algorithms.masking import masked_mean, select
+from rlhf.algorithms.rewards import RunningMoments, clip_rewards, missing_stop_penalty, overlong_penalty
 from rlhf.learning.algorithm import Estimates, Forward, Scored
 from rlhf.learning.batch import Batch, MicroBatch
+from rlhf.learning.config import RewardShapingConfig
 from rlhf.learning.optimizer import require_finite
 from rlhf.learning.ranks import Ranks, Share
+
+
+class RewardShaper:
+    """Shapes the rewards of one run; remembers what their running normalisation needs."""
+
+    def __init__(self, config: RewardShapingConfig, max_completion_tokens: int) -> None:
+        self._config = config
+        self._max_completion_tokens = max_completion_tokens
+        self._moments = RunningMoments()
+
+    def shape(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Returns the shaped rewards [B] of a step, whose own rewards count in the running moments, and metrics."""
+        config, rewards = self._config, batch.rewards
+        clipped_fraction = 0.0
+        if config.normalize == "running":
+            self._moments.update(rewards)
+            # While all rewards were equal there is no scale, and nothing to learn either.
+            rewards = self._moments.normalize(rewards) if self._moments.std > 0 else rewards - self._moments.mean
+        if config.clip is not None:
+            rewards, clipped = clip_rewards(rewards, config.clip)
+            clipped_fraction = float(clipped.float().mean())
+        rewards = rewards + missing_stop_penalty(batch.stopped, config.missing_stop_penalty)
+        if config.overlong_buffer_tokens > 0:
+            rewards = rewards + config.overlong_penalty * overlong_penalty(
+                batch.sequences.completion_lengths, self._max_completion_tokens, config.overlong_buffer_tokens
+            )
+        return rewards, {
+            "shaped_reward_mean": float(rewards.mean()),
+            "reward_clipped_fraction": clipped_fraction,
+        }
+
+    def state_dict(self) -> dict[str, float]:
+        """Returns what load_state_dict restores exactly, also by way of JSON."""
+        return self._moments.state_dict()
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Goes on where state_dict() was taken. Raises: KeyError or ValueError if it is none."""
+        self._moments.load_state_dict(state)
 
 
 def gather_scored(
@@ -55,7 +95,7 @@ def gather_scored(
 
 
 def describe_batch(batch: Batch, scored: Scored, estimates: Estimates) -> dict[str, float]:
-    """Returns metrics (step_metrics.py has their units) of all completions, whether they are trained on or not."""
+    """Returns metrics (telemetry/step.py has their units) of all completions, whether they are trained on or not."""
     mask, old_logprobs = batch.completion_mask, scored.old_logprobs
     kl = select(kl_estimate(old_logprobs, batch.ref_logprobs, "k1"), mask)
     mismatch = (old_logprobs - batch.sampler_logprobs).abs()

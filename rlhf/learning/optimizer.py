@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from rlhf.errors import NonFiniteError
 from rlhf.learning.config import OptimizerConfig
-from rlhf.learning.ranks import Ranks
+from rlhf.learning.ranks import ALONE, Ranks
 from rlhf.learning.sharding import like, local
 
 
@@ -73,7 +73,7 @@ class MasterOptimizer:
         config: OptimizerConfig,
         *,
         total_steps: int,
-        ranks: Ranks = Ranks(),  # noqa: B008  (immutable)
+        ranks: Ranks = ALONE,
     ) -> None:
         """Args: a name for errors ("policy"); the module; its schedule's length in optimizer steps."""
         self.name = name

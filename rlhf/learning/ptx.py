@@ -48,14 +48,14 @@ class Ptx:
         num_tokens = sum(each.num_trained for each in drawn)
         groups = split_by_tokens([len(each.token_ids) for each in drawn], self._micro_batch_tokens)
         for share in self._ranks.share(groups):
-            sequences, trained = _pad([drawn[index] for index in share.item])
+            sequences, trained = pad_examples([drawn[index] for index in share.item])
             # Likelihood is that of the model as it is, whatever temperature completions are sampled at.
             logprobs = completion_logprobs(policy, sequences.to(device), 1.0)
             loss = -sequence_logprobs(logprobs, trained.to(device)).sum() / num_tokens
             yield MicroLoss(self._config.coef * loss, {"ptx_loss": loss.detach()}, share.weight)
 
 
-def _pad(examples: Sequence[ChatExample]) -> tuple[PaddedSequences, Tensor]:
+def pad_examples(examples: Sequence[ChatExample]) -> tuple[PaddedSequences, Tensor]:
     """Returns the examples, all from the first trained token on as completion; and which of it is trained, [B, T]."""
     starts = [len(each.prompt_ids) for each in examples]
     sequences = pad_sequences(

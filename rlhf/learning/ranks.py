@@ -96,6 +96,10 @@ class Ranks:
         self.sum_(torch.zeros(1))
 
 
+ALONE = Ranks()
+"""One process alone."""
+
+
 def join_ranks() -> Ranks:
     """Joins the process group that torchrun's environment describes; one rank alone without it.
 

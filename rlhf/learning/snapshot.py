@@ -125,7 +125,10 @@ def take_snapshot(
         patches: whether a patch from `previous` is wanted.
     Raises: ConfigError if a tensor is of a type that cannot be served.
     """
-    before = dict(_named(previous)) if previous is not None and patches else {}
+    before: dict[str, tuple[TensorInfo, Tensor]] = {}
+    if previous is not None and patches:
+        pairs = zip(previous.manifest.tensors, previous.tensors, strict=True)
+        before = {info.name: (info, tensor) for info, tensor in pairs}
     # What weights() yields of a model on the CPU may be its own memory.
     copies = next(model.module.parameters()).is_cpu
     workers = min(os.cpu_count() or 1, MAX_THREADS)
@@ -141,11 +144,6 @@ def take_snapshot(
     digest = model.ranks.gather_bytes(manifest.digest.encode())[0].decode()
     tensors = tuple(each.tensor for each in taken)
     return WeightsSnapshot(policy_version, manifest, digest, tensors, _patch(previous, taken) if before else None)
-
-
-def _named(snapshot: WeightsSnapshot) -> Iterator[tuple[str, tuple[TensorInfo, Tensor]]]:
-    for info, tensor in zip(snapshot.manifest.tensors, snapshot.tensors, strict=True):
-        yield info.name, (info, tensor)
 
 
 def _take(name: str, tensor: Tensor, before: tuple[TensorInfo, Tensor] | None, *, copies: bool) -> _Taken:

@@ -20,7 +20,7 @@ from rlhf.errors import ConfigError
 from rlhf.learning.config import LoraConfig, OptimizerConfig
 from rlhf.learning.lora import add_adapters, merge_adapters
 from rlhf.learning.optimizer import MasterOptimizer, OptimizerStep, read_state, write_state
-from rlhf.learning.ranks import Ranks
+from rlhf.learning.ranks import ALONE, Ranks
 from rlhf.learning.sharding import gather_by_layer, reshard, shard
 from rlhf.models.policy_model import PolicyModel
 from rlhf.models.scalar_model import ScalarModel
@@ -42,7 +42,7 @@ class TrainedModel:
         optimizer_config: OptimizerConfig,
         *,
         total_steps: int,
-        ranks: Ranks = Ranks(),  # noqa: B008  (immutable)
+        ranks: Ranks = ALONE,
         dtype: torch.dtype | None = None,
         lora: LoraConfig | None = None,
         seed: int = 0,

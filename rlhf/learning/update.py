@@ -18,11 +18,10 @@ from torch import Tensor
 from rlhf.algorithms.kl import AdaptiveKlController, FixedKlController
 from rlhf.learning.algorithm import Algorithm, Estimates, Forward
 from rlhf.learning.batch import Batch, MicroBatch, micro_batches
-from rlhf.learning.batch_scores import describe_batch, gather_scored
+from rlhf.learning.batch_scores import RewardShaper, describe_batch, gather_scored
 from rlhf.learning.ppo import SeparateCritic, describe_critic
 from rlhf.learning.ptx import Ptx
-from rlhf.learning.ranks import Ranks, Share
-from rlhf.learning.shaping import RewardShaper
+from rlhf.learning.ranks import ALONE, Ranks, Share
 from rlhf.learning.steps import BatchSize, MicroLoss, Totals, optimizer_step
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.policy_model import PolicyModel
@@ -78,7 +77,7 @@ class Updater:
         shaper: RewardShaper,
         critic: SeparateCritic | None = None,
         ptx: Ptx | None = None,
-        ranks: Ranks | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Args: policy: around a PolicyModel, with a value head if the algorithm wants values and has no critic."""
         if not isinstance(policy.module, PolicyModel):
@@ -91,10 +90,10 @@ class Updater:
         self._algorithm = algorithm
         self._options = options
         self._ptx = ptx
-        self._ranks = Ranks() if ranks is None else ranks
+        self._ranks = ranks
 
     def update(self, batch: Batch, step: int) -> Update:
-        """Trains on a batch and returns the step's training metrics (step_metrics.py has their units).
+        """Trains on a batch and returns the step's training metrics (telemetry/step.py has their units).
 
         Args:
             batch: on the models' device; the same on every rank.

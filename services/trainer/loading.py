@@ -13,11 +13,11 @@ from rlhf.algorithms.kl import AdaptiveKlController, FixedKlController
 from rlhf.data.chat import ChatExample, load_chat_examples
 from rlhf.data.prompts import PromptItem, PromptSampler, load_prompts
 from rlhf.errors import ConfigError
+from rlhf.learning.batch_scores import RewardShaper
 from rlhf.learning.config import KlConfig
 from rlhf.learning.ppo import Ppo, SeparateCritic
 from rlhf.learning.ptx import Ptx
-from rlhf.learning.ranks import Ranks
-from rlhf.learning.shaping import RewardShaper
+from rlhf.learning.ranks import ALONE, Ranks
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.learning.update import KlController, UpdateOptions, Updater
 from rlhf.models.loading import (
@@ -155,7 +155,7 @@ def make_updater(
     *,
     critic: TrainedModel | None = None,
     demonstrations: list[ChatExample] | None = None,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
 ) -> Updater:
     """Returns the updater of a run at its start.
 
@@ -163,7 +163,6 @@ def make_updater(
         policy: around a PolicyModel. critic: around a ScalarModel; None where the algorithm has none of its own.
         demonstrations: those of ptx.path; None without.
     """
-    ranks = Ranks() if ranks is None else ranks
     algorithm = make_algorithm(config)
     ptx = None
     if demonstrations is not None:

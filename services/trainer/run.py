@@ -20,8 +20,7 @@ from services.trainer.rollouts.journal import Journal
 from services.trainer.rollouts.lookahead import Lookahead, count_lags
 from services.trainer.service.control import RunControl
 from services.trainer.state.checkpoint import CheckpointFolder, write_directory
-from services.trainer.telemetry.step import MetricsFile, TrainerMetrics, describe_step
-from services.trainer.telemetry.step_metrics import step_metrics
+from services.trainer.telemetry.step import MetricsFile, TrainerMetrics, describe_step, step_metrics
 from services.trainer.telemetry.terminal import RunProgress
 
 P = ParamSpec("P")
@@ -72,7 +71,7 @@ class OnlineRun:
         self._progress = progress
         self._metrics = metrics
         self._metrics_file = MetricsFile(config.run_dir / "metrics.jsonl")
-        self._checkpoints = CheckpointFolder.configured(config.run_dir, config.checkpoint, ranks)
+        self._checkpoints = CheckpointFolder(config.run_dir, config.checkpoint, ranks)
         self._journal = Journal(
             config.run_dir, ranks, settings=loaded.settings(config), max_policy_lag=lag, report=progress.say
         )

@@ -25,8 +25,7 @@ from services.trainer.service.signals import RunSignals
 from services.trainer.state.checkpoint import CheckpointFolder
 from services.trainer.state.run_dir import locked, require_wanted
 from services.trainer.telemetry.gauges import register_kl_budget, register_run_gauges
-from services.trainer.telemetry.step import TrainerMetrics
-from services.trainer.telemetry.step_metrics import step_metrics
+from services.trainer.telemetry.step import TrainerMetrics, step_metrics
 from services.trainer.telemetry.terminal import RunProgress
 
 log = get_logger(__name__)
@@ -44,7 +43,7 @@ def run_in_process(config: OnlineRunConfig, *, resume: bool, console: Console) -
     with contextlib.ExitStack() as stack:
         if ranks.is_main:
             stack.enter_context(locked(config.run_dir))
-        checkpoint = CheckpointFolder.configured(config.run_dir, config.checkpoint, ranks).newest()
+        checkpoint = CheckpointFolder(config.run_dir, config.checkpoint, ranks).newest()
         require_wanted(config.run_dir, checkpoint, resume=resume)
         start = Start(config, checkpoint, resume, ranks)
         return asyncio.run(_serve_run(start, console) if ranks.is_main else _follow(start))

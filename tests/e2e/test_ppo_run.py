@@ -16,9 +16,10 @@ from rlhf.models.loading import load_policy
 from rlhf.models.weights import checkpoint_manifest
 from services.reward.scorers.config import scorer_config
 from services.trainer.config.online import PpoRunConfig
+from services.trainer.config.sections import CheckpointConfig
 from services.trainer.server import run_online
 from services.trainer.state.checkpoint import CheckpointFolder, read_state
-from services.trainer.telemetry.step_metrics import step_metrics
+from services.trainer.telemetry.step import step_metrics
 from tests.support.real_services import Targets, serving
 
 NUM_STEPS = 10
@@ -111,7 +112,7 @@ def test_a_resumed_run_goes_on_where_it_stopped_and_ends_with_the_same_weights(
         run(whole)
         first = make_config(tmp_path / "halves", tiny_model_path, tiny_reward_path, targets, steps=2, target=2.0)
         run(first)
-        checkpoint = CheckpointFolder(first.run_dir, keep_last=2).newest()
+        checkpoint = CheckpointFolder(first.run_dir, CheckpointConfig()).newest()
         assert checkpoint is not None
         state = read_state(checkpoint)
         assert state is not None
@@ -133,6 +134,6 @@ def test_a_run_directory_is_not_used_twice_by_mistake(
     tmp_path: Path, tiny_model_path: Path, tiny_reward_path: Path
 ) -> None:
     config = make_config(tmp_path, tiny_model_path, tiny_reward_path, Targets("a:1", "b:1", "c:1"))
-    CheckpointFolder(config.run_dir, keep_last=2).save(3, {}, lambda path: None)
+    CheckpointFolder(config.run_dir, CheckpointConfig()).save(3, {}, lambda path: None)
     with pytest.raises(ConfigError, match="it holds a run already, up to step-000003; go on with --resume"):
         run(config)

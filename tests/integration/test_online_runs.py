@@ -8,7 +8,7 @@ from urllib.request import urlopen
 import pytest
 import pytest_asyncio
 
-from services.trainer.telemetry.step_metrics import step_metrics
+from services.trainer.telemetry.step import step_metrics
 from tests.support.ports import free_port
 from tests.support.trainer_world import World, make_world, until
 

@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from rlhf.client.trainer import Run, TrainerClient
 from rlhf.errors import ConfigError, PreconditionError
+from services.trainer.config.sections import CheckpointConfig
 from services.trainer.state.checkpoint import CheckpointFolder
 from tests.support.forked import Command
 from tests.support.trainer_world import World, make_world, until
@@ -216,7 +217,7 @@ async def test_a_run_can_be_watched_paused_saved_resumed_and_stopped(world: Worl
     assert await running == 0
     assert watched == list(range(1, len(watched) + 1))
     assert len(watched) >= step + 2
-    newest = CheckpointFolder(world.config.run_dir, keep_last=3).newest()
+    newest = CheckpointFolder(world.config.run_dir, CheckpointConfig()).newest()
     assert newest is not None
     assert newest.name == f"step-{len(world.rows()):06d}"
     assert "stopped after step" in world.output.getvalue()

@@ -21,6 +21,7 @@ from rlhf.models.policy_model import PolicyModel
 from rlhf.models.scalar_model import ScalarModel, sequence_scores
 from rlhf.models.sequences import pad_sequences
 from rlhf.process import end_rank
+from services.trainer.config.sections import CheckpointConfig
 from services.trainer.state.checkpoint import CheckpointFolder
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, weight_decay=0.1, max_grad_norm=1.0)
@@ -126,7 +127,7 @@ def use_collectives(ranks: Ranks, out: Path) -> None:
 def save_checkpoints(paths: tuple[Path, Path], ranks: Ranks, out: Path) -> None:
     """Writes checkpoints as runs do, one of which fails on the last rank alone."""
     model = make_model("policy", *paths, ranks)
-    folder = CheckpointFolder(out, keep_last=1, ranks=ranks)
+    folder = CheckpointFolder(out, CheckpointConfig(keep_last=1), ranks)
 
     def write(path: Path) -> None:
         model.save_weights(path / "policy", load_tokenizer(paths[0]))

@@ -63,15 +63,11 @@ def win_rates(evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, WinR
     return {
         name: {
             reward: rate
-            for reward in _reward_names(evaluation)
+            for reward in sorted({name for row in evaluation.rows for name in row.rewards})
             if (rate := win_rate(evaluation.rows, first.rows, reward)) is not None
         }
         for name, evaluation in others
     }
-
-
-def _reward_names(evaluation: Evaluation) -> list[str]:
-    return sorted({name for row in evaluation.rows for name in row.rewards})
 
 
 def _scores_by_prompt(rows: Sequence[EvaluationRow], reward: str) -> dict[int, list[float]]:

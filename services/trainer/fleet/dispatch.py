@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import InitVar, dataclass, field
 
 from rlhf.client.tasks import News, first_of, task_group
 from rlhf.errors import InternalError, NotReadyError, OverloadedError, PreconditionError, ServiceError
@@ -18,27 +19,23 @@ MAX_FAILURES = 5
 """How often a prompt may have failed when the patience with the services is over; with more it is to blame itself."""
 
 
+@dataclass(eq=False)
 class Asked:
     """What one sample() was asked for, and how far it is."""
 
-    def __init__(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: Sampling,
-        take: Callable[[Rollout], None],
-        min_policy_version: int,
-        tokenizer_digest: str,
-        arrived: set[str],
-    ) -> None:
-        self.sampling = sampling
-        self.take = take
-        self.min_policy_version = min_policy_version
-        self.tokenizer_digest = tokenizer_digest
-        self.arrived = arrived
+    prompts: InitVar[Sequence[Prompt]]
+    sampling: Sampling
+    take: Callable[[Rollout], None]
+    min_policy_version: int
+    tokenizer_digest: str
+    arrived: set[str]
+    waiting: deque[Prompt] = field(init=False)
+    num_calls: int = 0
+    failures: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """How often a group failed, and when it first did (time.monotonic())."""
+
+    def __post_init__(self, prompts: Sequence[Prompt]) -> None:
         self.waiting = deque(prompt for prompt in prompts if self.lacks(prompt))
-        self.num_calls = 0
-        self.failures: dict[str, tuple[int, float]] = {}
-        """How often a group failed, and when it first did (time.monotonic())."""
 
     def lacks(self, prompt: Prompt) -> bool:
         """Whether a rollout of the prompt is missing."""

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from rlhf.client.tasks import News
 from rlhf.errors import ConfigError
-from rlhf.learning.ranks import Ranks
+from rlhf.learning.ranks import ALONE, Ranks
 from rlhf.learning.snapshot import WeightsSnapshot
 from rlhf.weights import Encoding
 from services.trainer.config.sections import ServicesConfig
@@ -33,7 +33,7 @@ class Fleet:
         tokenizer_digest: str,
         report: Callable[[str], None],
         caller: str = "",
-        ranks: Ranks | None = None,
+        ranks: Ranks = ALONE,
         metrics: FleetMetrics | None = None,
     ) -> None:
         """Calls nothing before start().
@@ -48,7 +48,6 @@ class Fleet:
         """By target."""
         self.waiting_for = ""
         """Why nothing can be sampled, while wait_ready() waits; else empty."""
-        ranks = Ranks() if ranks is None else ranks
         self.metrics = FleetMetrics(CollectorRegistry()) if metrics is None else metrics
         self._config = config
         self._goal = Goal(

@@ -7,8 +7,8 @@ from rlhf.client.base import ServiceClient
 from rlhf.client.patience import Patience
 from rlhf.client.reference import ReferenceClient
 from rlhf.client.reward import RewardClient
-from rlhf.learning.ranks import Ranks
-from rlhf.learning.sample import TRAINING_REWARD
+from rlhf.learning.batch import TRAINING_REWARD
+from rlhf.learning.ranks import ALONE, Ranks
 from rlhf.serving.calls import clean_name
 from services.trainer.config.sections import ServicesConfig
 from services.trainer.fleet.dispatch import Dispatcher
@@ -29,7 +29,7 @@ class Peers:
         report: Callable[[str], None],
         reward_targets: Mapping[str, str] | None = None,
         caller: str = "trainer",
-        ranks: Ranks | None = None,
+        ranks: Ranks = ALONE,
         metrics: FleetMetrics | None = None,
     ) -> None:
         """Opens channels; nothing is called before check().
@@ -51,7 +51,7 @@ class Peers:
             config, tokenizer_digest=tokenizer_digest, report=report, caller=self.caller, ranks=ranks, metrics=metrics
         )
         """The policy services."""
-        self.dispatcher = Dispatcher(self.fleet, config, rank=0 if ranks is None else ranks.rank)
+        self.dispatcher = Dispatcher(self.fleet, config, rank=ranks.rank)
         """Gives them prompts."""
         self.rewards = {name: RewardClient(target, caller=self.caller) for name, target in targets.items()}
         self.reference = ReferenceClient(config.reference_target, caller=self.caller)

@@ -1,23 +1,30 @@
-"""One optimizer step, or one measurement: sums over micro-batches and ranks that do not depend on how either is cut."""
+"""The loop of all trainings on data: a Task's loss, an order of examples, validation, checkpoints and resuming.
 
+Sums over micro-batches and ranks do not depend on how either is cut. Which examples a step sees is a function of seed
+and step alone, so a resumed run needs no cursor.
+"""
+
+import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
+from blake3 import blake3
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
-from rlhf.errors import NonFiniteError, RunError
-from rlhf.learning.optimizer import OptimizerStep, require_finite
+from rlhf.errors import ConfigError, NonFiniteError, RunError
+from rlhf.learning.optimizer import require_finite
 from rlhf.learning.ranks import Ranks
 from rlhf.learning.steps import MicroLoss, sum_losses
+from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.sequences import split_by_tokens
 from services.trainer.config.offline import FitConfig
 from services.trainer.config.sections import CheckpointConfig
-from services.trainer.offline.order import batch_indices, examples_digest, num_steps, require_same_run, steps_per_epoch
 from services.trainer.service.signals import EXIT_CODE_BASE, NUMBERS, StopSignal
 from services.trainer.state.checkpoint import CheckpointFolder, read_state
 from services.trainer.state.run_dir import changed_settings, require_wanted
@@ -26,11 +33,36 @@ from services.trainer.telemetry.step import MetricsFile
 from services.trainer.telemetry.terminal import FitProgress
 
 Example = TypeVar("Example")
+ExampleIn = TypeVar("ExampleIn", contravariant=True)
+
+
+class Task(Protocol[ExampleIn]):
+    """What one kind of training knows: its examples' cost, its loss, and its metrics."""
+
+    def num_tokens(self, example: ExampleIn) -> int:
+        """Returns the tokens of a forward pass over the example."""
+
+    def normalizer(self, batch: Sequence[ExampleIn]) -> float:
+        """Returns what the loss of a whole optimizer batch is divided by: its examples, unless overridden."""
+        return float(len(batch))
+
+    def prepare(self, batch: Sequence[ExampleIn]) -> None:
+        """Computes what the loss needs of the whole optimizer batch, before its micro-batches: nothing, usually."""
+        return None
+
+    def loss(self, micro: Sequence[ExampleIn], normalizer: float) -> tuple[Tensor, Mapping[str, float]]:
+        """Returns a micro-batch's share of the loss, with gradient, and the sums that describe() needs.
+
+        The shares of all micro-batches add up to the batch's loss; the sums have the same names in every call.
+        """
+
+    def describe(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Returns the metrics of a batch from the sums over it. The loss is added by the caller."""
 
 
 def train_step(
-    task: "Task[Example]",
-    trained: "Trained",
+    task: Task[Example],
+    trained: TrainedModel,
     batch: Sequence[Example],
     *,
     micro_batch_tokens: int,
@@ -51,7 +83,7 @@ def train_step(
 
 
 def measure(
-    task: "Task[Example]", examples: Sequence[Example], *, micro_batch_tokens: int, ranks: Ranks
+    task: Task[Example], examples: Sequence[Example], *, micro_batch_tokens: int, ranks: Ranks
 ) -> dict[str, float]:
     """Returns "loss" and the task's metrics over the examples, at least one, taken as one batch, without gradient."""
     with torch.no_grad():
@@ -60,65 +92,20 @@ def measure(
     return {"loss": sums["loss"], **task.describe(sums)}
 
 
-def micro_batches(task: "Task[Example]", batch: Sequence[Example], max_tokens: int) -> list[list[Example]]:
-    """Returns the examples in groups of at most max_tokens tokens; a longer example is alone."""
-    groups = split_by_tokens([task.num_tokens(example) for example in batch], max_tokens)
-    return [[batch[index] for index in group] for group in groups]
-
-
 def _sums(
-    task: "Task[Example]", batch: Sequence[Example], max_tokens: int, ranks: Ranks, *, backward: bool
+    task: Task[Example], batch: Sequence[Example], max_tokens: int, ranks: Ranks, *, backward: bool
 ) -> dict[str, float]:
     """Returns "loss", "tokens" and the task's sums over the whole batch; backward leaves its gradient behind."""
     normalizer = task.normalizer(batch)
 
     def losses() -> Iterator[MicroLoss]:
-        for share in ranks.share(micro_batches(task, batch, max_tokens)):
-            loss, sums = task.loss(share.item, normalizer)
-            tokens = sum(task.num_tokens(example) for example in share.item)
+        for share in ranks.share(split_by_tokens([task.num_tokens(example) for example in batch], max_tokens)):
+            micro = [batch[index] for index in share.item]
+            loss, sums = task.loss(micro, normalizer)
+            tokens = sum(task.num_tokens(example) for example in micro)
             yield MicroLoss(loss, {**sums, "tokens": float(tokens)}, share.weight)
 
     return sum_losses(losses(), ranks, backward=backward)
-
-
-ExampleIn = TypeVar("ExampleIn", contravariant=True)
-
-
-class Task(Protocol[ExampleIn]):
-    """What one kind of training knows: its examples' cost, its loss, and its metrics."""
-
-    def num_tokens(self, example: ExampleIn) -> int:
-        """Returns the tokens of a forward pass over the example."""
-
-    def normalizer(self, batch: Sequence[ExampleIn]) -> float:
-        """Returns what the loss of a whole optimizer batch is divided by: its trained tokens (SFT), or its pairs."""
-
-    def prepare(self, batch: Sequence[ExampleIn]) -> None:
-        """Computes what the loss needs of the whole optimizer batch, before its micro-batches."""
-
-    def loss(self, micro: Sequence[ExampleIn], normalizer: float) -> tuple[Tensor, Mapping[str, float]]:
-        """Returns a micro-batch's share of the loss, with gradient, and the sums that describe() needs.
-
-        The shares of all micro-batches add up to the batch's loss; the sums have the same names in every call.
-        """
-
-    def describe(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Returns the metrics of a batch from the sums over it. The loss is added by the caller."""
-
-
-class Trained(Protocol):
-    """A module with its optimizer."""
-
-    module: nn.Module
-
-    def step(self) -> OptimizerStep:
-        """Takes one step with the gradient gathered so far, and forgets the gradient."""
-
-    def save_state(self, directory: Path) -> None:
-        """Writes weights and optimizer into a directory that is there."""
-
-    def load_state(self, directory: Path) -> None:
-        """Takes over what save_state wrote."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +143,7 @@ class FitResult:
 
 
 def fit(
-    task: Task[Example], trained: Trained, train: Sequence[Example], heldout: Sequence[Example], run: FitRun
+    task: Task[Example], trained: TrainedModel, train: Sequence[Example], heldout: Sequence[Example], run: FitRun
 ) -> FitResult:
     """Trains to the end, or until SIGTERM or SIGINT, which ends it after the step in progress and a checkpoint.
 
@@ -177,14 +164,14 @@ class _Fit(Generic[Example]):
     def __init__(
         self,
         task: Task[Example],
-        trained: Trained,
+        trained: TrainedModel,
         train: Sequence[Example],
         heldout: Sequence[Example],
         run: FitRun,
     ) -> None:
         self._task, self._trained, self._train, self._heldout, self._run = task, trained, train, heldout, run
         self._total = num_steps(len(train), run.training)
-        self._checkpoints = CheckpointFolder.configured(run.run_dir, run.checkpoint, run.ranks)
+        self._checkpoints = CheckpointFolder(run.run_dir, run.checkpoint, run.ranks)
         self._identity = {
             "examples_digest": examples_digest(train),
             "seed": run.training.seed,
@@ -240,16 +227,12 @@ class _Fit(Generic[Example]):
         self._step += 1
         metrics["epoch"] = self._step / steps_per_epoch(len(self._train), training)
         if self._validation_due():
-            metrics |= self._validate()
+            measured = measure(
+                self._task, self._heldout, micro_batch_tokens=training.micro_batch_tokens, ranks=self._run.ranks
+            )
+            metrics |= {f"heldout_{name}": value for name, value in measured.items()}
         self._record(metrics)
         return metrics
-
-    def _validate(self) -> dict[str, float]:
-        training = self._run.training
-        measured = measure(
-            self._task, self._heldout, micro_batch_tokens=training.micro_batch_tokens, ranks=self._run.ranks
-        )
-        return {f"heldout_{name}": value for name, value in measured.items()}
 
     def _record(self, metrics: Mapping[str, float]) -> None:
         if not self._run.ranks.is_main:
@@ -286,3 +269,47 @@ class _Fit(Generic[Example]):
         self._changes = changed_settings(state["settings"], self._run.settings)
         self._trained.load_state(newest)
         return int(state["step"])
+
+
+def steps_per_epoch(num_examples: int, config: FitConfig) -> int:
+    """Returns the optimizer steps of one pass over the examples."""
+    return -(-num_examples // config.examples_per_step)
+
+
+def num_steps(num_examples: int, config: FitConfig) -> int:
+    """Returns the optimizer steps of a whole training: what the learning-rate schedule covers."""
+    return config.epochs * steps_per_epoch(num_examples, config)
+
+
+def batch_indices(step: int, num_examples: int, config: FitConfig) -> Sequence[int]:
+    """Returns which examples step `step` (from 0) is taken on; an epoch's order depends on seed and epoch alone."""
+    epoch, position = divmod(step, steps_per_epoch(num_examples, config))
+    order = _order(config.seed, epoch, num_examples)
+    return order[position * config.examples_per_step : (position + 1) * config.examples_per_step]
+
+
+@lru_cache(maxsize=1)
+def _order(seed: int, epoch: int, num_examples: int) -> list[int]:
+    """The order of an epoch. Kept, for a million examples take half a second to shuffle."""
+    order = list(range(num_examples))
+    random.Random(f"order {seed} {epoch}").shuffle(order)
+    return order
+
+
+def require_same_run(checkpoint: Path, state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Raises ConfigError, naming what differs, if a checkpoint's order of examples is not that of this run."""
+    for key, value in identity.items():
+        if state.get(key) != value:
+            raise ConfigError(
+                f"{checkpoint} was written with {key.replace('_', ' ')} {state.get(key)}, this run has {value}: the "
+                "order of examples would differ; resume with the data and settings that the run began with, or choose "
+                "another run_dir"
+            )
+
+
+def examples_digest(examples: Sequence[object]) -> str:
+    """Returns the hex BLAKE3 of the examples, in their order; they must have a repr that tells them apart."""
+    digest = blake3()
+    for example in examples:
+        digest.update(repr(example).encode())
+    return digest.hexdigest()

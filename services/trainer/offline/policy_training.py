@@ -16,10 +16,10 @@ from rlhf.models.loading import enable_activation_checkpointing, load_policy, lo
 from rlhf.models.policy_model import PolicyModel
 from rlhf.process import keep_freed_memory
 from services.trainer.config.offline import PolicyRunConfig
-from services.trainer.offline.fit import FitRun, Task, fit
-from services.trainer.offline.order import num_steps
+from services.trainer.offline.fit import FitRun, Task, fit, num_steps
 from services.trainer.state.checkpoint import write_directory
 from services.trainer.state.run_dir import locked
+from services.trainer.telemetry.terminal import say
 
 Example = TypeVar("Example")
 
@@ -76,8 +76,8 @@ def _train(
     if final.exists() and not resume:
         raise ConfigError(f"run_dir is '{config.run_dir}': it holds a trained model already; choose another directory")
     tokenizer = load_tokenizer(config.model.path)
-    data = load_data(tokenizer, ranks, lambda message: _say(console, message))
-    _say(console, f"{len(data.train)} examples to train on, {len(data.heldout)} held out")
+    data = load_data(tokenizer, ranks, lambda message: say(console, message))
+    say(console, f"{len(data.train)} examples to train on, {len(data.heldout)} held out")
     policy, trained = _load_model(config, num_steps(len(data.train), config.training), ranks)
     run = FitRun(
         title=title,
@@ -95,7 +95,7 @@ def _train(
     if not result.finished:
         return result.exit_code
     write_directory(final, lambda path: trained.save_weights(path, tokenizer), ranks)
-    _say(console, f"saved {final}")
+    say(console, f"saved {final}")
     return 0
 
 
@@ -113,7 +113,3 @@ def _load_model(config: PolicyRunConfig, total_steps: int, ranks: Ranks) -> tupl
         lora=config.lora,
         seed=config.training.seed,
     )
-
-
-def _say(console: Console, message: str) -> None:
-    console.print(message, markup=False, highlight=False, soft_wrap=True)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
 from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -11,16 +10,17 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.algorithms.masking import select
 from rlhf.data.chat import ChatExample, load_chat_examples
 from rlhf.data.preferences import split_by_prompt
+from rlhf.learning.ptx import pad_examples
 from rlhf.learning.ranks import Ranks
 from rlhf.models.loading import max_positions
 from rlhf.models.policy_model import PolicyModel, completion_logprobs
-from rlhf.models.sequences import pad_sequences
 from services.trainer.config.offline import SftRunConfig
+from services.trainer.offline.fit import Task
 from services.trainer.offline.policy_training import PolicyData, train_policy
 
 
-class SftTask:
-    """A fit.Task: the mean negative log-likelihood of the trained tokens of the whole batch, each counting the same."""
+class SftTask(Task[ChatExample]):
+    """The mean negative log-likelihood of the trained tokens of the whole batch, each counting the same."""
 
     def __init__(self, policy: PolicyModel) -> None:
         self._policy = policy
@@ -33,21 +33,12 @@ class SftTask:
         """Returns the trained tokens of the batch."""
         return float(sum(example.num_trained for example in batch))
 
-    def prepare(self, batch: Sequence[ChatExample]) -> None:
-        """Does nothing: an example's loss depends on no other."""
-
     def loss(self, micro: Sequence[ChatExample], normalizer: float) -> tuple[Tensor, Mapping[str, float]]:
         """Returns the examples' share of the loss, and sums of what describe() needs."""
         device = next(self._policy.parameters()).device
-        prompts = [example.prompt_ids for example in micro]
-        tails = [example.token_ids[len(prompt) :] for example, prompt in zip(micro, prompts, strict=True)]
-        sequences = pad_sequences(prompts, tails).to(device)
-        logprobs = completion_logprobs(self._policy, sequences, temperature=1.0)
-        # What the user said after the assistant's first turn is scored with the rest, and left out here.
-        trained = torch.zeros(logprobs.shape, dtype=torch.bool)
-        for row, (example, prompt) in enumerate(zip(micro, prompts, strict=True)):
-            marks = example.trained[len(prompt) :]
-            trained[row, : len(marks)] = torch.tensor(marks)
+        # What the user said after the assistant's first turn is scored with the rest, and left out of the sum.
+        sequences, trained = pad_examples(micro)
+        logprobs = completion_logprobs(self._policy, sequences.to(device), temperature=1.0)
         total = -select(logprobs, trained.to(device)).sum()
         sums = {"nats": float(total.detach()), "trained_tokens": float(trained.sum())}
         return total / normalizer, sums

@@ -17,8 +17,8 @@ from itertools import groupby
 
 from rlhf.client.tasks import task_group
 from rlhf.errors import RunError, ServiceError
-from rlhf.learning.ranks import Ranks, exchange, exchange_failure
-from rlhf.learning.sample import Sample, decode_sample, encode_sample
+from rlhf.learning.batch import Sample, decode_sample, encode_sample
+from rlhf.learning.ranks import ALONE, Ranks, exchange, exchange_failure
 from rlhf.rollout import Prompt, Rollout, Sampling, expected_ids
 from services.trainer.fleet.peers import Peers
 from services.trainer.rollouts.journal import StepJournal
@@ -78,7 +78,7 @@ async def collect(
     *,
     policy_version: int | None = None,
     journal: StepJournal | None = None,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
 ) -> Collected:
     """Returns scored samples for every prompt, on every rank.
 
@@ -88,7 +88,7 @@ async def collect(
         peers: the services, checked.
         policy_version: the version that every token must be sampled by; None takes any.
         journal: of this step; what it knows is taken from it, what arrives is added. None keeps nothing.
-        ranks: the processes that call this together, with the same prompts; None is one alone.
+        ranks: the processes that call this together, with the same prompts.
     Raises: NotReadyError when a service stayed away for too long; RunError when the reference is no longer the same
         model, or the journal cannot be written; other ServiceErrors as they come. What arrived before is journaled.
     """
@@ -111,7 +111,7 @@ class Collection:
         policy_version: int | None = None,
         newest_version: Callable[[], int] | None = None,
         journal: StepJournal | None = None,
-        ranks: Ranks | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Tells the journal what is going to be asked for; calls no service and no other rank.
 
@@ -126,7 +126,7 @@ class Collection:
         self._peers = peers
         self._min_policy_version = policy_version or 0
         self._journal = journal
-        self._ranks = Ranks() if ranks is None else ranks
+        self._ranks = ranks
         self._scoring = Scoring(
             peers, temperature=sampling.temperature, policy_version=policy_version, newest_version=newest_version
         )
@@ -240,7 +240,6 @@ async def collect_groups(
     draw: Callable[[int], list[Prompt]],
     num_prompts: int,
     collect_prompts: Callable[[Sequence[Prompt]], Awaitable[Collected]],
-    keep: Callable[[Sequence[Sample]], bool] = rewards_differ,
     max_rounds: int = 1,
 ) -> Collected:
     """Returns the samples of num_prompts groups worth keeping, in the order of drawing; of fewer after the last round.
@@ -249,7 +248,6 @@ async def collect_groups(
         draw: returns the next prompts; what is drawn stays drawn, kept or not.
         num_prompts: groups that the step wants.
         collect_prompts: samples and scores some prompts, such as collect() with the step's journal.
-        keep: whether a group (the samples of one prompt that were not dropped) is worth training on.
         max_rounds: how often prompts are drawn, the first time included.
     Raises: RunError if not one group is worth keeping; what collect_prompts raises.
     """
@@ -258,7 +256,7 @@ async def collect_groups(
     for _ in range(max_rounds):
         prompts = draw(num_prompts - num_kept)
         num_drawn += len(prompts)
-        num_kept += _add(whole, await collect_prompts(prompts), keep)
+        num_kept += _add(whole, await collect_prompts(prompts))
         if num_kept == num_prompts:
             break
     # Samples that were all dropped for want of a score are another fault, which require_enough() names.
@@ -271,12 +269,12 @@ async def collect_groups(
     return whole
 
 
-def _add(whole: Collected, part: Collected, keep: Callable[[Sequence[Sample]], bool]) -> int:
+def _add(whole: Collected, part: Collected) -> int:
     """Adds a round to the step; returns how many of its groups were kept."""
     num_kept = 0
     for _, samples in groupby(part.samples, key=lambda sample: sample.rollout.group_id):
         group = list(samples)
-        if keep(group):
+        if rewards_differ(group):
             whole.samples += group
             num_kept += 1
         else:

@@ -25,8 +25,8 @@ from typing import Any
 
 from blake3 import blake3
 
-from rlhf.learning.ranks import Ranks
-from rlhf.learning.sample import Sample, decode_sample, encode_sample
+from rlhf.learning.batch import Sample, decode_sample, encode_sample
+from rlhf.learning.ranks import ALONE, Ranks
 from rlhf.logs import get_logger
 from rlhf.rollout import Prompt, Sampling, expected_ids
 from services.trainer.rollouts.journal_file import FORMAT_VERSION, JournalLines, JournalWriter, read_lines
@@ -44,7 +44,7 @@ class Journal:
     def __init__(
         self,
         run_dir: Path,
-        ranks: Ranks | None = None,
+        ranks: Ranks = ALONE,
         *,
         settings: Mapping[str, Any] | None = None,
         max_policy_lag: int = 0,
@@ -53,14 +53,14 @@ class Journal:
         """Reads nothing yet.
 
         Args:
-            run_dir: of the run. ranks: this process among all; None if it is alone.
+            run_dir: of the run. ranks: this process among all.
             settings: what the rollouts depend on besides prompts, sampling and policy version: what decides the
                 weights. Must survive JSON. Rollouts that were journaled under others are passed over.
             max_policy_lag: above 0 the rollouts of a step may be of other versions than the one it is asked for with.
             report: told, in a sentence, what of the journal cannot be used.
         """
         self.folder = run_dir / "journal"
-        self._ranks = Ranks() if ranks is None else ranks
+        self._ranks = ranks
         self._settings = dict(settings or {})
         self._max_policy_lag = max_policy_lag
         self._report = report or (lambda message: None)

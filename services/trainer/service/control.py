@@ -38,9 +38,10 @@ class RunControl:
         """Says which services are away, in words; empty if none is."""
         self._phase: Literal["starting", "running", "finished", "failed"] = "starting"
         self._failure = ""
+        self.stopping = False
+        """Whether the run was asked to end early."""
         self._paused = False
         self._pausing = False
-        self._stopping = False
         self._saves: list[asyncio.Future[tuple[Path, int]]] = []
         self._history: list[FinishedStep] = []
         self._changed = asyncio.Condition()
@@ -64,22 +65,20 @@ class RunControl:
         """Whether the run is over."""
         return self._phase in ("finished", "failed")
 
-    @property
-    def stopping(self) -> bool:
-        """Whether the run was asked to end early."""
-        return self._stopping
-
     async def pause(self) -> None:
         """Makes the run wait after the step in progress."""
-        await self._set(pausing=True)
+        self._pausing = True
+        await self._tell()
 
     async def resume(self) -> None:
         """Lets a paused run go on."""
-        await self._set(pausing=False)
+        self._pausing = False
+        await self._tell()
 
     async def stop(self) -> None:
         """Ends the run after the step in progress."""
-        await self._set(stopping=True)
+        self.stopping = True
+        await self._tell()
 
     async def save_checkpoint(self) -> tuple[Path, int]:
         """Returns the directory and step of a checkpoint, written after the step in progress.
@@ -90,7 +89,7 @@ class RunControl:
             raise PreconditionError(f"the run is {self.state}; its last checkpoint is in its run directory")
         saved: asyncio.Future[tuple[Path, int]] = asyncio.get_running_loop().create_future()
         self._saves.append(saved)
-        await self._set()
+        await self._tell()
         return await saved
 
     async def between_steps(self, save: Callable[[], Awaitable[Path]]) -> bool:
@@ -103,10 +102,10 @@ class RunControl:
                 for saved in saves:
                     if not saved.done():
                         saved.set_result((path, self.step))
-            if self._stopping:
+            if self.stopping:
                 return False
             async with self._changed:
-                if not self._saves and not self._stopping:
+                if not self._saves and not self.stopping:
                     self._paused = self._pausing
                     if not self._paused:
                         return True
@@ -118,7 +117,7 @@ class RunControl:
         self.step, self.policy_version = step, policy_version
         self.last_step_time = datetime.now(UTC)
         self._history.append(FinishedStep(step, self.last_step_time, dict(metrics)))
-        await self._set()
+        await self._tell()
 
     async def end(self, failure: str = "") -> None:
         """Marks the run as over: finished, or failed for the given reason."""
@@ -128,7 +127,7 @@ class RunControl:
                 saved.set_exception(
                     PreconditionError(f"the run is {self._phase}; no checkpoint was written for this call")
                 )
-        await self._set()
+        await self._tell()
 
     async def watch(self, from_step: int) -> AsyncIterator[FinishedStep]:
         """Yields the steps from a number on: those of the past at once, the others as they end, until the run does."""
@@ -146,8 +145,6 @@ class RunControl:
                     return
                 await self._changed.wait()
 
-    async def _set(self, *, pausing: bool | None = None, stopping: bool | None = None) -> None:
+    async def _tell(self) -> None:
         async with self._changed:
-            self._pausing = self._pausing if pausing is None else pausing
-            self._stopping = self._stopping if stopping is None else stopping
             self._changed.notify_all()

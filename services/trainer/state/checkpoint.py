@@ -13,14 +13,14 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
 from blake3 import blake3
 from transformers import AutoConfig
 
 from rlhf.errors import ConfigError, RunError
 from rlhf.files import sync
-from rlhf.learning.ranks import Ranks
+from rlhf.learning.ranks import ALONE, Ranks
 from rlhf.logs import get_logger
 from services.trainer.config.sections import CheckpointConfig
 
@@ -28,10 +28,9 @@ log = get_logger(__name__)
 
 FORMAT_VERSION = 2
 STATE_FILE = "state.json"
-ONE_RANK = Ranks()
 
 
-def write_directory(directory: Path, write: Callable[[Path], None], ranks: Ranks = ONE_RANK) -> None:
+def write_directory(directory: Path, write: Callable[[Path], None], ranks: Ranks = ALONE) -> None:
     """Has `write` fill a directory beside its place, makes it durable, and only then puts it there.
 
     An older directory of the same name is replaced. On many ranks all must call it, and all run `write`: the directory
@@ -48,9 +47,6 @@ def write_directory(directory: Path, write: Callable[[Path], None], ranks: Ranks
                 shutil.rmtree(leftover, ignore_errors=True)
             temporary.mkdir(parents=True)
 
-    def fill() -> None:
-        write(temporary)
-
     def sync_all() -> None:
         for path in (*temporary.rglob("*"), temporary):
             sync(path)
@@ -63,7 +59,7 @@ def write_directory(directory: Path, write: Callable[[Path], None], ranks: Ranks
             sync(directory.parent)
 
     try:
-        for phase in (begin, fill, sync_all, put_in_place):
+        for phase in (begin, lambda: write(temporary), sync_all, put_in_place):
             ranks.together(phase)
     except OSError as error:
         if ranks.is_main:
@@ -76,27 +72,10 @@ def write_directory(directory: Path, write: Callable[[Path], None], ranks: Ranks
 class CheckpointFolder:
     """The checkpoints of one run, and which of them are kept."""
 
-    def __init__(
-        self,
-        run_dir: Path,
-        *,
-        keep_last: int,
-        keep_every: int = 0,
-        keep_best: tuple[str, Literal["max", "min"]] | None = None,
-        ranks: Ranks = ONE_RANK,
-    ) -> None:
-        """Args: as CheckpointConfig has them; keep_best is the metric's name, and whether the best is its "max"."""
+    def __init__(self, run_dir: Path, config: CheckpointConfig, ranks: Ranks = ALONE) -> None:
         self.path = run_dir / "checkpoints"
-        self._keep_last = keep_last
-        self._keep_every = keep_every
-        self._keep_best = keep_best
+        self._config = config
         self._ranks = ranks
-
-    @classmethod
-    def configured(cls, run_dir: Path, config: CheckpointConfig, ranks: Ranks = ONE_RANK) -> Self:
-        """Returns the folder of a run that keeps what its configuration says."""
-        best = (config.keep_best, config.keep_best_order) if config.keep_best else None
-        return cls(run_dir, keep_last=config.keep_last, keep_every=config.keep_every, keep_best=best, ranks=ranks)
 
     def save(
         self,
@@ -124,7 +103,8 @@ class CheckpointFolder:
                 whole = {"format_version": FORMAT_VERSION, "step": step, **state, "metrics": finite, "files": files}
                 (path / STATE_FILE).write_text(json.dumps(whole, indent=1))
 
-        if not self._main_says(lambda: read_state(directory) is not None):
+        known = b"yes" if self._ranks.is_main and read_state(directory) is not None else b""
+        if not self._ranks.gather_bytes(known)[0]:
             write_directory(directory, write, self._ranks)
         if self._ranks.is_main:
             self._prune()
@@ -159,14 +139,11 @@ class CheckpointFolder:
         """Returns size and digest of every file, each read by one of the ranks."""
         paths = sorted(each for each in path.rglob("*") if each.is_file())
         mine = {
-            str(each.relative_to(path)): _describe(each) for each in paths[self._ranks.rank :: self._ranks.world_size]
+            str(each.relative_to(path)): {"bytes": each.stat().st_size, "blake3": _digest(each)}
+            for each in paths[self._ranks.rank :: self._ranks.world_size]
         }
         parts = self._ranks.gather_bytes(json.dumps(mine).encode())
         return {name: facts for part in parts for name, facts in sorted(json.loads(part).items())}
-
-    def _main_says(self, question: Callable[[], bool]) -> bool:
-        answer = b"yes" if self._ranks.is_main and question() else b""
-        return self._ranks.gather_bytes(answer)[0] == b"yes"
 
     def _all(self) -> list[Path]:
         return sorted(self.path.glob("step-*"))
@@ -174,9 +151,9 @@ class CheckpointFolder:
     def _prune(self) -> None:
         states = {directory: read_state(directory) for directory in self._all()}
         whole = {directory: state for directory, state in states.items() if state is not None}
-        kept = {*list(whole)[-self._keep_last :], *self._best(whole)}
-        if self._keep_every > 0:
-            kept |= {directory for directory, state in whole.items() if state["step"] % self._keep_every == 0}
+        kept = {*list(whole)[-self._config.keep_last :], *self._best(whole)}
+        if every := self._config.keep_every:
+            kept |= {directory for directory, state in whole.items() if state["step"] % every == 0}
         for directory in states.keys() - kept:
             # The marker first: a deletion that is cut short must not leave something that looks whole.
             (directory / STATE_FILE).unlink(missing_ok=True)
@@ -184,10 +161,7 @@ class CheckpointFolder:
 
     def _best(self, whole: Mapping[Path, Mapping[str, Any]]) -> list[Path]:
         """The checkpoint whose metric is best, the newest of equals; none if none has the metric."""
-        if self._keep_best is None:
-            return []
-        name, order = self._keep_best
-        sign = 1.0 if order == "max" else -1.0
+        name, sign = self._config.keep_best, 1.0 if self._config.keep_best_order == "max" else -1.0
         values = {path: sign * state["metrics"][name] for path, state in whole.items() if name in state["metrics"]}
         return [max(values, key=lambda path: (values[path], path))] if values else []
 
@@ -233,10 +207,6 @@ def _shape_of(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"'{path}' holds no model configuration: {error}") from None
     return {key: value for key, value in config.items() if key == "model_type" or type(value) is int}
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "blake3": _digest(path)}
 
 
 def _digest(path: Path) -> str:

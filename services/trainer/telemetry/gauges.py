@@ -8,14 +8,14 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol, get_args
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, start_http_server
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from rlhf.errors import ConfigError
-from services.trainer.service.control import RunState
+from services.trainer.service.control import RunControl, RunState
 
 
 class LateGauges(Collector):
@@ -44,22 +44,7 @@ class LateGauges(Collector):
                 yield GaugeMetricFamily(self._prefix + name, text, value=values[name])
 
 
-class Standing(Protocol):
-    """How a run stands."""
-
-    run_name: str
-    algorithm: str
-    num_steps: int
-    """Of the whole run."""
-    last_step_time: datetime
-    """When the last step ended; the start of this process while it has ended none."""
-
-    @property
-    def state(self) -> RunState:
-        """What the run is doing."""
-
-
-def register_run_gauges(run: Standing, run_dir: Path, registry: CollectorRegistry) -> None:
+def register_run_gauges(run: "RunControl | FitMetrics", run_dir: Path, registry: CollectorRegistry) -> None:
     """Puts the gauges of a run on its registry; what changes is asked for at every scrape."""
 
     def gauge(name: str, text: str, value: Callable[[], float]) -> None:
@@ -69,7 +54,7 @@ def register_run_gauges(run: Standing, run_dir: Path, registry: CollectorRegistr
     info.labels(run.run_name, run.algorithm).set(1)
     state = Gauge("rlhf_trainer_state", "1 for what the run is doing, 0 for the others.", ["state"], registry=registry)
     for each in get_args(RunState):
-        state.labels(each).set_function(partial(_is_in, run, each))
+        state.labels(each).set_function(partial(lambda each: float(run.state == each), each))
     gauge("steps_planned", "Steps of the whole run.", lambda: run.num_steps)
     gauge(
         "last_step_timestamp_seconds",
@@ -84,10 +69,6 @@ def register_kl_budget(nats: float, registry: CollectorRegistry) -> None:
     """Puts watch.kl_budget on the registry of a run, for alerts to compare with."""
     text = "KL to the reference past which somebody should look, in nats per completion."
     Gauge("rlhf_trainer_kl_budget", text, registry=registry).set(nats)
-
-
-def _is_in(run: Standing, state: RunState) -> float:
-    return float(run.state == state)
 
 
 def _disk(run_dir: Path) -> tuple[float, float]:
@@ -109,11 +90,6 @@ EVALUATION_METRICS: Mapping[str, str] = MappingProxyType(
     }
 )
 """What an evaluation tells, with meaning and unit. On Prometheus each is rlhf_trainer_evaluation_<name>."""
-
-
-def evaluation_gauges(registry: CollectorRegistry) -> LateGauges:
-    """Returns the gauges; what the newest evaluation did not know has no sample."""
-    return LateGauges("rlhf_trainer_evaluation_", EVALUATION_METRICS, registry)
 
 
 class FitMetrics(Collector):

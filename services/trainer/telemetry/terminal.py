@@ -12,7 +12,13 @@ from rich.table import Table
 
 MAX_ROWS = 15
 
-# Heading, metric, format; those that the run has are shown. The full list, with units, is in step_metrics.py.
+
+def say(console: Console, message: str) -> None:
+    """Prints a sentence as it is: without markup, colours or line breaks of rich."""
+    console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+# Heading, metric, format; those that the run has are shown. The full list, with units, is in telemetry/step.py.
 COLUMNS = (
     ("reward", "reward_mean", "{:.3f}"),
     ("±", "reward_std", "{:.3f}"),
@@ -41,7 +47,7 @@ class _Shown:
 
     def say(self, message: str) -> None:
         """Prints a sentence above the display."""
-        self._console.print(message, markup=False, highlight=False, soft_wrap=True)
+        say(self._console, message)
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:

@@ -1,9 +1,8 @@
 """Preferences with what the reference thinks of them: the examples of DPO and its relatives."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -15,7 +14,8 @@ from services.trainer.config.offline import DpoDataConfig
 from services.trainer.offline.dpo.reference_logprobs import Ids, PromptedCompletion
 
 Say = Callable[[str], None]
-T = TypeVar("T")
+LogpsOf = Callable[[Sequence[PromptedCompletion]], list[float]]
+"""Returns the reference's log-probability of each completion, in nats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +93,11 @@ def with_other_completions(examples: Sequence[KtoExample], max_tokens: int) -> l
     return result
 
 
-def add_reference_to_pairs(
-    examples: Sequence[DpoExample], logps_of: Callable[[Sequence[PromptedCompletion]], list[float]]
-) -> list[DpoExample]:
+def add_reference_to_pairs(examples: Sequence[DpoExample], logps_of: LogpsOf) -> list[DpoExample]:
     """Returns the pairs with the reference's log-probabilities, each distinct completion asked for once."""
-    sides = [(example.prompt_ids, ids) for example in examples for ids in (example.chosen_ids, example.rejected_ids)]
-    logps = _ask_once(sides, logps_of)
+    logps = _ask_once(
+        ((each.prompt_ids, ids) for each in examples for ids in (each.chosen_ids, each.rejected_ids)), logps_of
+    )
     return [
         replace(
             example,
@@ -109,13 +108,9 @@ def add_reference_to_pairs(
     ]
 
 
-def add_reference_to_judged(
-    examples: Sequence[KtoExample], logps_of: Callable[[Sequence[PromptedCompletion]], list[float]]
-) -> list[KtoExample]:
+def add_reference_to_judged(examples: Sequence[KtoExample], logps_of: LogpsOf) -> list[KtoExample]:
     """Returns the completions with the reference's log-probabilities, also of the other prompts' completions."""
-    wanted = [
-        (example.prompt_ids, ids) for example in examples for ids in (example.completion_ids, example.other_ids) if ids
-    ]
+    wanted = ((each.prompt_ids, ids) for each in examples for ids in (each.completion_ids, each.other_ids) if ids)
     logps = _ask_once(wanted, logps_of)
     return [
         replace(
@@ -127,11 +122,9 @@ def add_reference_to_judged(
     ]
 
 
-def _ask_once(
-    wanted: Sequence[tuple[Ids, Ids]], logps_of: Callable[[Sequence[PromptedCompletion]], list[float]]
-) -> dict[tuple[Ids, Ids], float]:
-    distinct = list(dict.fromkeys(wanted))
-    return dict(zip(distinct, logps_of([PromptedCompletion(*each) for each in distinct]), strict=True))
+def _ask_once(wanted: Iterable[tuple[Ids, Ids]], logps_of: LogpsOf) -> dict[tuple[Ids, Ids], float]:
+    distinct = [PromptedCompletion(*each) for each in dict.fromkeys(wanted)]
+    return dict(zip(distinct, logps_of(distinct), strict=True))
 
 
 def _preference_pairs(data: DpoDataConfig, tokenizer: PreTrainedTokenizerBase, say: Say) -> list[PreferencePair]:

@@ -8,9 +8,8 @@ The file's name has the digests of what it is of, so data or a reference that ch
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from blake3 import blake3
@@ -25,6 +24,7 @@ from rlhf.client.reference import LogprobsItem, ReferenceClient, ReferenceModel
 from rlhf.errors import ConfigError, RunError
 from rlhf.files import whole
 from services.trainer.config.offline import DpoServicesConfig
+from services.trainer.telemetry.terminal import say
 
 T = TypeVar("T")
 Ids = tuple[int, ...]
@@ -35,8 +35,7 @@ CALLS_AT_ONCE = 2
 """One is computed while the next one travels."""
 
 
-@dataclass(frozen=True, slots=True)
-class PromptedCompletion:
+class PromptedCompletion(NamedTuple):
     """A completion whose log-probability is wanted."""
 
     prompt_ids: Ids
@@ -141,7 +140,7 @@ class ReferenceLogprobs:
         patience = Patience(
             wait_seconds=self._config.wait_for_services_seconds,
             remedy="start it again, then continue with --resume",
-            on_wait=lambda _, message: self._say(message),
+            on_wait=lambda _, message: say(self._console, message),
         )
         return await patience.ask(client, call)
 
@@ -152,9 +151,9 @@ class ReferenceLogprobs:
             if path.is_file():
                 logps = _read(path, self._metadata(digest, version))
                 if logps is not None:
-                    self._say(f"reference log-probabilities of {len(logps)} completions: taken from {path}")
+                    say(self._console, f"reference log-probabilities of {len(logps)} completions: taken from {path}")
                     return logps
-                self._say(f"{path} is damaged; the log-probabilities are computed again")
+                say(self._console, f"{path} is damaged; the log-probabilities are computed again")
         return None
 
     def _keep(self, digest: str, version: str, logps: Sequence[float]) -> None:
@@ -169,7 +168,7 @@ class ReferenceLogprobs:
             except (OSError, SafetensorError) as error:
                 reason = error
                 continue
-            self._say(f"reference log-probabilities of {len(logps)} completions: kept in {path}")
+            say(self._console, f"reference log-probabilities of {len(logps)} completions: kept in {path}")
             return
         raise RunError(f"the reference's log-probabilities could not be kept in {self._folders[-1]}: {reason}")
 
@@ -184,9 +183,6 @@ class ReferenceLogprobs:
             "reference_version": version,
             "tokenizer_digest": self._tokenizer_digest,
         }
-
-    def _say(self, message: str) -> None:
-        self._console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def _short(version: str) -> str:

@@ -15,6 +15,7 @@ from rlhf.models.sequences import pad_sequences, split_by_tokens
 from services.trainer.config.offline import DpoConfig
 from services.trainer.offline.dpo.data import DpoExample, KtoExample
 from services.trainer.offline.dpo.reference_logprobs import Ids
+from services.trainer.offline.fit import Task
 
 SUMS = ("chosen_reward", "rejected_reward", "chosen_logp", "rejected_logp", "accuracy", "log_ratio")
 
@@ -33,8 +34,8 @@ class Pairs:
     """Probability that the chosen one is the better one."""
 
 
-class DpoTask:
-    """A fit.Task: the mean loss of the batch's pairs."""
+class DpoTask(Task[DpoExample]):
+    """The mean loss of the batch's pairs."""
 
     def __init__(self, policy: PolicyModel, config: DpoConfig) -> None:
         self._policy = policy
@@ -43,13 +44,6 @@ class DpoTask:
     def num_tokens(self, example: DpoExample) -> int:
         """Returns the tokens of both completions, the prompt counted with each."""
         return 2 * len(example.prompt_ids) + len(example.chosen_ids) + len(example.rejected_ids)
-
-    def normalizer(self, batch: Sequence[DpoExample]) -> float:
-        """Returns the number of pairs."""
-        return float(len(batch))
-
-    def prepare(self, batch: Sequence[DpoExample]) -> None:
-        """Does nothing: a pair's loss depends on no other."""
 
     def loss(self, micro: Sequence[DpoExample], normalizer: float) -> tuple[Tensor, Mapping[str, float]]:
         """Returns the pairs' share of the loss, and sums of what describe() needs."""
@@ -135,8 +129,8 @@ def _score(policy: PolicyModel, micro: Sequence[DpoExample]) -> Pairs:
     )
 
 
-class KtoTask:
-    """A fit.Task: the mean loss of the batch's completions, around a KL that is estimated from the batch."""
+class KtoTask(Task[KtoExample]):
+    """The mean loss of the batch's completions, around a KL that is estimated from the batch."""
 
     def __init__(self, policy: PolicyModel, config: DpoConfig, micro_batch_tokens: int, ranks: Ranks) -> None:
         self._policy = policy
@@ -148,10 +142,6 @@ class KtoTask:
     def num_tokens(self, example: KtoExample) -> int:
         """Returns the tokens of prompt and completion."""
         return len(example.prompt_ids) + len(example.completion_ids)
-
-    def normalizer(self, batch: Sequence[KtoExample]) -> float:
-        """Returns the number of completions."""
-        return float(len(batch))
 
     @torch.no_grad()
     def prepare(self, batch: Sequence[KtoExample]) -> None:

@@ -19,6 +19,7 @@ from services.trainer.config.offline import DpoDataConfig, DpoRunConfig
 from services.trainer.offline.dpo.data import (
     DpoExample,
     KtoExample,
+    LogpsOf,
     add_reference_to_judged,
     add_reference_to_pairs,
     load_judged,
@@ -28,8 +29,6 @@ from services.trainer.offline.dpo.data import (
 from services.trainer.offline.dpo.reference_logprobs import PromptedCompletion, ReferenceLogprobs
 from services.trainer.offline.dpo.tasks import DpoTask, KtoTask
 from services.trainer.offline.policy_training import PolicyData, train_policy
-
-LogpsOf = Callable[[Sequence[PromptedCompletion]], list[float]]
 
 
 def run_dpo(config: DpoRunConfig, *, resume: bool, console: Console) -> int:

@@ -18,8 +18,7 @@ from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.loading import enable_activation_checkpointing, resolve_device
 from rlhf.models.scalar_model import ScalarModel
 from services.trainer.config.offline import RewardModelRunConfig
-from services.trainer.offline.fit import FitRun, fit
-from services.trainer.offline.order import examples_digest, num_steps, steps_per_epoch
+from services.trainer.offline.fit import FitRun, examples_digest, fit, num_steps, steps_per_epoch
 from services.trainer.offline.reward_model.task import RewardModelTask, normalize
 from services.trainer.state.checkpoint import write_directory
 from services.trainer.telemetry.step import MetricsFile

@@ -21,6 +21,7 @@ from services.trainer.offline.reward_model.accuracy import (
     expected_calibration_error,
     hit,
 )
+from services.trainer.telemetry.terminal import say
 
 REPORT_FILE = "reward_model_report.json"
 
@@ -259,9 +260,9 @@ def show_report(report: RewardModelReport, console: Console) -> None:
     if report.ensemble is not None:
         rules = ", ".join(f"{rule} {accuracy:.1%}" for rule, accuracy in report.ensemble.accuracy_by_rule.items())
         _show_bins("disagreement of the members", report.ensemble.accuracy_by_disagreement, console)
-        _say(console, f"accuracy by rule: {rules}; mean disagreement {report.ensemble.mean_disagreement:.3f} std")
+        say(console, f"accuracy by rule: {rules}; mean disagreement {report.ensemble.mean_disagreement:.3f} std")
     if report.num_undecided_pairs:
-        _say(console, f"{report.num_undecided_pairs} held-out pairs are undecided (soft label 0.5): in no accuracy")
+        say(console, f"{report.num_undecided_pairs} held-out pairs are undecided (soft label 0.5): in no accuracy")
 
 
 def _title(report: RewardModelReport) -> str:
@@ -308,7 +309,3 @@ def _show_bins(key: str, bins: Sequence[AccuracyBin], console: Console) -> None:
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

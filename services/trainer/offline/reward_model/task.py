@@ -15,11 +15,12 @@ from rlhf.errors import RunError
 from rlhf.learning.ranks import Ranks
 from rlhf.models.scalar_model import ScalarModel, sequence_scores
 from rlhf.models.sequences import pad_sequences, split_by_tokens
+from services.trainer.offline.fit import Task
 from services.trainer.offline.reward_model.accuracy import hit
 
 
-class RewardModelTask:
-    """A fit.Task. The loss of a prompt is the mean over its choices, that of a batch the mean over its prompts.
+class RewardModelTask(Task[PreferenceGroup]):
+    """The loss of a prompt is the mean over its choices, that of a batch the mean over its prompts.
 
     So a prompt weighs the same whether two of its completions were ranked or nine (InstructGPT, arXiv:2203.02155, eq.
     1, where the sum over the pairs of a prompt is divided by K(K-1)/2); with pairs it is the mean over pairs.
@@ -33,13 +34,6 @@ class RewardModelTask:
     def num_tokens(self, example: PreferenceGroup) -> int:
         """Returns the tokens of the forward passes over all completions of the prompt."""
         return example.num_tokens
-
-    def normalizer(self, batch: Sequence[PreferenceGroup]) -> float:
-        """Returns the number of prompts."""
-        return float(len(batch))
-
-    def prepare(self, batch: Sequence[PreferenceGroup]) -> None:
-        """Does nothing: a prompt's loss depends on no other."""
 
     def loss(self, micro: Sequence[PreferenceGroup], normalizer: float) -> tuple[Tensor, Mapping[str, float]]:
         """Returns the prompts' share of the loss, and sums of what describe() needs."""

@@ -37,6 +37,7 @@ from services.trainer.offline.reward_model.report import (
 )
 from services.trainer.offline.reward_model.task import score_groups
 from services.trainer.state.run_dir import locked
+from services.trainer.telemetry.terminal import say
 
 PLOT_FILE = "reward_model_report.png"
 
@@ -95,19 +96,19 @@ def _run(
     tokenizer = load_tokenizer(config.model.path)
     data = _load_data(config, tokenizer)
     for reason, count in sorted(data.skipped.items()):
-        _say(console, f"{count} pairs left out: {reason} (a side may have {data.max_tokens} tokens)")
+        say(console, f"{count} pairs left out: {reason} (a side may have {data.max_tokens} tokens)")
     for member in members:
         facts = member.facts()
         if facts is not None:
             member.require_same(facts, data.train)
-            _say(console, f"{member.title}: finished already")
+            say(console, f"{member.title}: finished already")
         else:
             train_member(member, data.train, data.heldout, tokenizer, console=console, resume=resume, ranks=ranks)
     report = _measure(members, data, ranks, started)
     if ranks.is_main:
         _write(config, report)
         show_report(report, console)
-        _say(console, f"saved {', '.join(str(member.model_path) for member in members)}")
+        say(console, f"saved {', '.join(str(member.model_path) for member in members)}")
     return report
 
 
@@ -202,7 +203,3 @@ def _member_report(
         reward_std=facts.reward_std,
         heldout=measure_scores(pairs, scores, predicted),
     )
-
-
-def _say(console: Console, message: str) -> None:
-    console.print(message, markup=False, highlight=False, soft_wrap=True)

@@ -21,8 +21,7 @@ from services.reference.core import ReferenceMetrics
 from services.reward.metrics import RewardMetrics
 from services.trainer.service.control import RunControl
 from services.trainer.telemetry.gauges import EVALUATION_METRICS, register_kl_budget, register_run_gauges
-from services.trainer.telemetry.step import TrainerMetrics
-from services.trainer.telemetry.step_metrics import STEP_METRICS
+from services.trainer.telemetry.step import STEP_METRICS, TrainerMetrics
 
 MONITORING = FOLDER.parent
 NAMES = tuple(BOARDS)

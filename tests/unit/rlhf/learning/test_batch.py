@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from rlhf.learning.batch import collate, micro_batches
-from rlhf.learning.sample import Sample
+from rlhf.learning.batch import Sample, collate, micro_batches
 from rlhf.rollout import Rollout
 
 

@@ -10,15 +10,16 @@ import torch
 
 from rlhf.data.chat import ChatExample
 from rlhf.learning.batch import collate
+from rlhf.learning.batch_scores import RewardShaper
 from rlhf.learning.config import RewardShapingConfig
 from rlhf.learning.ranks import Ranks
-from rlhf.learning.shaping import RewardShaper
 from rlhf.models.loading import load_tokenizer
 from rlhf.models.policy_model import PolicyModel, completion_logprobs
 from rlhf.models.sequences import pad_sequences
+from services.trainer.config.sections import CheckpointConfig
 from services.trainer.loading import load_run
 from services.trainer.state.checkpoint import CheckpointFolder
-from services.trainer.telemetry.step_metrics import step_metrics
+from services.trainer.telemetry.step import step_metrics
 from services.trainer.trainings import ONLINE
 from tests.unit.rlhf.learning.online_updaters import (
     ALGORITHM_NAMES,
@@ -210,7 +211,7 @@ def test_saved_and_loaded_the_next_step_is_equal_bit_for_bit(
     run.prompts.draw(3)
     run.updater.update(batch, 1)
     run.step += 1
-    folder = CheckpointFolder(tmp_path, keep_last=1)
+    folder = CheckpointFolder(tmp_path, CheckpointConfig())
     checkpoint = folder.save(1, run.state(config), run.write_models)
     loaded = load_run(config, checkpoint, resume=True, ranks=Ranks())
     assert loaded.notes == []

@@ -21,7 +21,7 @@ from rlhf_cli.pipeline.stages import Stage
 from services.trainer.evaluation.evaluate import Evaluation, EvaluationRow, summarise
 from services.trainer.evaluation.report import read_evaluations, write_evaluations
 from services.trainer.offline.reward_model.report import RewardModelReport
-from services.trainer.telemetry.step_metrics import STEP_METRICS
+from services.trainer.telemetry.step import STEP_METRICS
 from tests.support.paths import ROOT
 
 REPORT = RewardModelReport(

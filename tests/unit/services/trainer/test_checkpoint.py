@@ -38,7 +38,7 @@ def at_most(num_bytes: int) -> Iterator[None]:
 
 
 def make_folder(tmp_path: Path, steps: list[int], **keep: Any) -> CheckpointFolder:
-    folder = CheckpointFolder(tmp_path, **{"keep_last": 9, **keep})
+    folder = CheckpointFolder(tmp_path, CheckpointConfig(**{"keep_last": 9, **keep}))
     for step in steps:
         folder.save(step, {"policy_version": step + 1}, write_model)
     return folder
@@ -73,7 +73,7 @@ def test_every_mth_is_kept_for_good(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("order", "kept"), [("max", [2, 4]), ("min", [3, 4])])
 def test_the_best_is_kept(tmp_path: Path, order: str, kept: list[int]) -> None:
-    folder = make_folder(tmp_path, [], keep_last=1, keep_best=("reward", order))
+    folder = make_folder(tmp_path, [], keep_last=1, keep_best="reward", keep_best_order=order)
     for step, reward in enumerate([0.0, 2.0, -1.0], 1):
         folder.save(step, {}, write_model, {"reward": reward})
     folder.save(4, {}, write_model, {"reward": math.inf})  # is no best
@@ -82,14 +82,14 @@ def test_the_best_is_kept(tmp_path: Path, order: str, kept: list[int]) -> None:
 
 def test_the_configuration_says_what_is_kept(tmp_path: Path) -> None:
     config = CheckpointConfig(keep_last=1, keep_every=2, keep_best="loss", keep_best_order="min")
-    folder = CheckpointFolder.configured(tmp_path, config)
+    folder = CheckpointFolder(tmp_path, config)
     for step, loss in enumerate([0.1, 0.4, 0.3, 0.2, 0.5], 1):
         folder.save(step, {}, write_model, {"loss": loss})
     assert kept_steps(folder) == [1, 2, 4, 5]
 
 
 def test_without_checkpoints_there_is_no_newest(tmp_path: Path) -> None:
-    assert CheckpointFolder(tmp_path, keep_last=1).newest() is None
+    assert CheckpointFolder(tmp_path, CheckpointConfig()).newest() is None
 
 
 @pytest.mark.parametrize("damage", ["marker", "file", "bytes", "torn marker", "bit"])

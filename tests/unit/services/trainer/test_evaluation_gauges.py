@@ -2,12 +2,12 @@
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from services.trainer.telemetry.gauges import EVALUATION_METRICS, evaluation_gauges
+from services.trainer.telemetry.gauges import EVALUATION_METRICS, LateGauges
 
 
 def test_what_an_evaluation_does_not_know_has_no_sample() -> None:
     registry = CollectorRegistry()
-    gauges = evaluation_gauges(registry)
+    gauges = LateGauges("rlhf_trainer_evaluation_", EVALUATION_METRICS, registry)
     assert b"rlhf_trainer_evaluation" not in generate_latest(registry)
     gauges.set({"step": 10, "reward_mean": 0.5, "gold_reward_mean": 0.25, "seconds": 3.0})
     names = ("step", "reward_mean", "gold_reward_mean", "kl", "seconds")

@@ -15,8 +15,7 @@ from rlhf.errors import ConfigError, RunError
 from rlhf.learning.trained_model import TrainedModel
 from services.trainer.config.offline import FitConfig, OfflineOptimizerConfig
 from services.trainer.config.sections import CheckpointConfig
-from services.trainer.offline.fit import FitResult, FitRun, fit
-from services.trainer.offline.order import batch_indices, num_steps
+from services.trainer.offline.fit import FitResult, FitRun, batch_indices, fit, num_steps
 
 TIMES = ("seconds", "tokens_per_second")
 

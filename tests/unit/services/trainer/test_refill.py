@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import pytest
 
 from rlhf.errors import RunError
-from rlhf.learning.sample import Sample
+from rlhf.learning.batch import Sample
 from rlhf.rollout import Prompt, Rollout
-from services.trainer.rollouts.collect import Collected, collect_groups, rewards_differ
+from services.trainer.rollouts.collect import Collected, collect_groups
 
 
 def make_sample(group_id: str, index: int, reward: float) -> Sample:
@@ -54,7 +54,7 @@ def kept(collected: Collected) -> list[str]:
 
 async def test_uniform_groups_are_replaced_by_the_next_prompts() -> None:
     source = Source([1, 1], [0, 1], [2, 2], [3, 4], [5, 5], [6, 7])
-    collected = await collect_groups(source.draw, 3, source.collect, rewards_differ, max_rounds=4)
+    collected = await collect_groups(source.draw, 3, source.collect, max_rounds=4)
     # 3 prompts: one teaches. 2 more (3 and 4): one teaches. 1 more (5) does.
     assert source.rounds == [3, 2, 1]
     assert kept(collected) == ["1/0", "1/1", "3/0", "3/1", "5/0", "5/1"]
@@ -64,19 +64,19 @@ async def test_uniform_groups_are_replaced_by_the_next_prompts() -> None:
 
 async def test_after_the_last_round_the_step_goes_on_with_what_there_is() -> None:
     source = Source([1, 1], [0, 1], [2, 2], [3, 3])
-    collected = await collect_groups(source.draw, 2, source.collect, rewards_differ, max_rounds=2)
+    collected = await collect_groups(source.draw, 2, source.collect, max_rounds=2)
     assert (source.rounds, kept(collected)) == ([2, 1], ["1/0", "1/1"])
 
 
 async def test_nothing_to_learn_from_is_an_error_that_says_what_to_do() -> None:
     source = Source(*[[1, 1]] * 4)
     with pytest.raises(RunError, match=r"each of 4 prompts got equal rewards, in 2 rounds.*Raise group_size"):
-        await collect_groups(source.draw, 2, source.collect, rewards_differ, max_rounds=2)
+        await collect_groups(source.draw, 2, source.collect, max_rounds=2)
 
 
 async def test_a_group_of_which_one_completion_is_left_teaches_nothing() -> None:
     source = Source([1, None], [None, None], [0, 1], [0, 1])
-    collected = await collect_groups(source.draw, 2, source.collect, rewards_differ, max_rounds=2)
+    collected = await collect_groups(source.draw, 2, source.collect, max_rounds=2)
     assert kept(collected) == ["2/0", "2/1", "3/0", "3/1"]
     assert (collected.uniform_groups, collected.dropped) == (1, Counter(score_too_long=3))
     collected.require_enough(3 / 8)  # 4 kept, 1 uniform and 3 dropped
@@ -86,6 +86,6 @@ async def test_a_group_of_which_one_completion_is_left_teaches_nothing() -> None
 
 async def test_a_step_without_any_score_is_left_to_the_check_of_dropped_rollouts() -> None:
     source = Source([None], [None])
-    collected = await collect_groups(source.draw, 1, source.collect, rewards_differ, max_rounds=2)
+    collected = await collect_groups(source.draw, 1, source.collect, max_rounds=2)
     with pytest.raises(RunError, match="2 of 2 rollouts were dropped"):
         collected.require_enough(0.5)

@@ -9,11 +9,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 
-from rlhf.learning.sample import Sample
+from rlhf.learning.batch import Sample
 from services.trainer.fleet.push import FleetPush
 from services.trainer.rollouts.collect import Collected
-from services.trainer.telemetry.step import MetricsFile, TrainerMetrics, describe_step
-from services.trainer.telemetry.step_metrics import STEP_METRICS
+from services.trainer.telemetry.step import STEP_METRICS, MetricsFile, TrainerMetrics, describe_step
 from services.trainer.telemetry.terminal import COLUMNS, RunProgress
 from tests.unit.rlhf.learning.test_batch import SAMPLES, make_sample
 
