@@ -61,7 +61,7 @@ def gather_by_layer(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Iterat
 
     Every rank must iterate to the end. A tensor that is neither divided nor of another type is not copied.
     """
-    for _, names in groupby(tensors, _layer_of):
+    for _, names in groupby(tensors, lambda name: found.group() if (found := LAYER_PREFIX.match(name)) else ""):
         yield {name: _whole(tensors[name].detach(), dtype) for name in names}
 
 
@@ -71,19 +71,10 @@ def _whole(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _layer_of(name: str) -> str:
-    found = LAYER_PREFIX.match(name)
-    return found.group() if found else ""
-
-
 def _decoder_layers(module: nn.Module) -> list[nn.Module]:
     """The layers of the largest list of modules, which in a decoder are its layers."""
     lists = [each for each in module.modules() if isinstance(each, nn.ModuleList)]
-    return [*max(lists, key=_num_elements)]
-
-
-def _num_elements(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+    return [*max(lists, key=lambda each: sum(parameter.numel() for parameter in each.parameters()))]
 
 
 def _train_in_float32(module: nn.Module) -> None:

@@ -65,7 +65,9 @@ class TrainedModel:
         self._lora_scale = None if lora is None else lora.alpha / lora.rank
         self._frozen_digest = ""
         if lora is not None:
-            self._frozen_digest = _parameters_digest(_transformer(module))
+            frozen = _transformer(module).named_parameters()
+            infos = (tensor_info(key, each.detach().cpu().contiguous()) for key, each in frozen)
+            self._frozen_digest = WeightsManifest(tuple(infos)).digest
             add_adapters(_transformer(module), lora, seed)
         if ranks.world_size > 1:
             shard(module, ranks, self.dtype)
@@ -82,13 +84,6 @@ class TrainedModel:
     def zero_grad(self) -> None:
         """Forgets the gradients gathered so far."""
         self.optimizer.zero_grad()
-
-    @property
-    def serves_own_memory(self) -> bool:
-        """Whether what weights() yields is the model's own memory; else it is gathered, merged or copied each time."""
-        parameter = next(self.module.parameters())
-        is_plain = self.ranks.world_size == 1 and self._lora_scale is None
-        return is_plain and parameter.device.type == "cpu" and parameter.dtype == self.dtype
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yields the tensors of the model's checkpoint by their names there: on the CPU, in `dtype`, contiguous.
@@ -206,8 +201,3 @@ def _scalar_prefix(model: ScalarModel) -> str:
     with torch.device("meta"):
         classifier = AutoModelForSequenceClassification.from_config(model.backbone.config)
     return f"{classifier.base_model_prefix}."
-
-
-def _parameters_digest(model: nn.Module) -> str:
-    infos = (tensor_info(name, each.detach().cpu().contiguous()) for name, each in model.named_parameters())
-    return WeightsManifest(tuple(infos)).digest

@@ -14,7 +14,6 @@ from services.trainer.config.online import OnlineRunConfig, PpoRunConfig
 from services.trainer.trainings import ONLINE
 
 RESUME_FLAG = "--resume"
-ENV_PREFIX = TRAINER.env_prefix
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from prometheus_client import CollectorRegistry
 
-from rlhf.learning.ranks import Ranks
+from rlhf.learning.ranks import ALONE, Ranks
 from rlhf.learning.snapshot import SparsePatch, WeightsSnapshot
 from rlhf.models.sparse_patch import diff
 from rlhf.models.weights import tensor_info
@@ -62,7 +62,7 @@ class FleetWorld:
 
 @asynccontextmanager
 async def make_fleet(
-    *fakes: FakePolicy, ranks: Ranks | None = None, starts: bool = True, **services: Any
+    *fakes: FakePolicy, ranks: Ranks = ALONE, starts: bool = True, **services: Any
 ) -> AsyncIterator[FleetWorld]:
     """Yields a fleet of the fakes, which are started; it is impatient, so that tests are fast."""
     async with AsyncExitStack() as stack:

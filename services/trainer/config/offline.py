@@ -126,10 +126,6 @@ class EnsembleConfig(Section):
     members differ more and each is less good."""
 
 
-class RewardModelOptimizerConfig(OfflineOptimizerConfig):
-    """AdamW for the reward model."""
-
-
 class RewardModelCheckpointConfig(CheckpointConfig):
     """When a training saves what it needs to go on. A member that is finished is never trained again."""
 
@@ -147,7 +143,7 @@ class RewardModelRunConfig(Section):
     data: PreferencesConfig
     training: TrainingConfig = TrainingConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
-    optimizer: RewardModelOptimizerConfig = RewardModelOptimizerConfig()
+    optimizer: OfflineOptimizerConfig = OfflineOptimizerConfig()
     lora: LoraConfig | None = None
     """Train adapters instead of all weights; they are merged into the saved model. Absent: all weights are trained."""
     checkpoint: RewardModelCheckpointConfig = RewardModelCheckpointConfig()

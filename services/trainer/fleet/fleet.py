@@ -41,7 +41,7 @@ class Fleet:
         Args:
             config: targets, deadlines and patience. tokenizer_digest: of the tokenizer whose ids are sent.
             report: told, in a sentence, when a replica goes away or is set aside, and when it is back.
-            caller: the name under which replicas know these calls. ranks: the processes of the run; None is one alone.
+            caller: the name under which replicas know these calls. ranks: the processes of the run.
             metrics: what is counted; None counts for nobody.
         """
         self.replicas: dict[str, Replica] = {}

@@ -40,7 +40,7 @@ class Peers:
             report: told, in a sentence, when a service goes away and when it is back; once for each absence.
             reward_targets: reward services by name; config.reward_target alone if None.
             caller: the name under which services know these calls, and report on these rewards, such as the run's.
-            ranks: the processes of the run, of which the main one pushes weights; None is one alone.
+            ranks: the processes of the run, of which the main one pushes weights.
             metrics: what is counted of the policy services; None counts for nobody.
         """
         targets = {TRAINING_REWARD: config.reward_target} if reward_targets is None else reward_targets

@@ -92,7 +92,7 @@ class Supervisor:
         probe_seconds = self._goal.config.replica_probe_seconds
         try:
             await replica.client.check_health(self._goal.config.replica_hang_seconds)
-            if self._leaving or self.is_held or (replica.state == "set_aside" and self._is_refused()):
+            if self._leaving or self.is_held or (replica.state == "set_aside" and self._refused is self._goal.snapshot):
                 return probe_seconds
             return await self._bring_current()
         except SilentError as silence:
@@ -105,9 +105,6 @@ class Supervisor:
             move(replica, "set_aside", str(fault), fault)
             return probe_seconds
         return min(ABSENT_SECONDS, probe_seconds)
-
-    def _is_refused(self) -> bool:
-        return self._refused is self._goal.snapshot
 
     def _take_away(self, error: ServiceError) -> None:
         self.replica.served = None

@@ -1,9 +1,8 @@
 """What all trainings of a policy on data share: from a model in a folder to the trained one in RUN_DIR/final."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
@@ -24,15 +23,9 @@ from services.trainer.telemetry.terminal import say
 Example = TypeVar("Example")
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyData(Generic[Example]):
-    """What a policy is trained and measured on."""
-
-    train: Sequence[Example]
-    heldout: Sequence[Example]
-
-
-LoadData = Callable[[PreTrainedTokenizerBase, Ranks, Callable[[str], None]], PolicyData[Example]]
+Split = tuple[list[Example], list[Example]]
+"""Examples to train on, and held-out ones."""
+LoadData = Callable[[PreTrainedTokenizerBase, Ranks, Callable[[str], None]], Split[Example]]
 """Given the tokenizer, the ranks, and whom to tell what was left out."""
 MakeTask = Callable[[PolicyModel, Ranks], Task[Example]]
 
@@ -76,9 +69,9 @@ def _train(
     if final.exists() and not resume:
         raise ConfigError(f"run_dir is '{config.run_dir}': it holds a trained model already; choose another directory")
     tokenizer = load_tokenizer(config.model.path)
-    data = load_data(tokenizer, ranks, lambda message: say(console, message))
-    say(console, f"{len(data.train)} examples to train on, {len(data.heldout)} held out")
-    policy, trained = _load_model(config, num_steps(len(data.train), config.training), ranks)
+    train, heldout = load_data(tokenizer, ranks, lambda message: say(console, message))
+    say(console, f"{len(train)} examples to train on, {len(heldout)} held out")
+    policy, trained = _load_model(config, num_steps(len(train), config.training), ranks)
     run = FitRun(
         title=title,
         run_dir=config.run_dir,
@@ -91,7 +84,7 @@ def _train(
         metrics_port=config.server.metrics_port,
     )
     task = make_task(policy, ranks)
-    result = fit(task, trained, data.train, data.heldout, run)
+    result = fit(task, trained, train, heldout, run)
     if not result.finished:
         return result.exit_code
     write_directory(final, lambda path: trained.save_weights(path, tokenizer), ranks)

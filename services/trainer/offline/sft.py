@@ -16,7 +16,7 @@ from rlhf.models.loading import max_positions
 from rlhf.models.policy_model import PolicyModel, completion_logprobs
 from services.trainer.config.offline import SftRunConfig
 from services.trainer.offline.fit import Task
-from services.trainer.offline.policy_training import PolicyData, train_policy
+from services.trainer.offline.policy_training import Split, train_policy
 
 
 class SftTask(Task[ChatExample]):
@@ -57,12 +57,12 @@ def run_sft(config: SftRunConfig, *, resume: bool, console: Console) -> int:
     Raises: ConfigError for a model, data or directory that cannot be used; RunError for a run that cannot go on.
     """
 
-    def load(tokenizer: PreTrainedTokenizerBase, _: Ranks, say: Callable[[str], None]) -> PolicyData[ChatExample]:
+    def load(tokenizer: PreTrainedTokenizerBase, _: Ranks, say: Callable[[str], None]) -> Split[ChatExample]:
         data = config.data
         limit = min(data.max_tokens, max_positions(config.model.path))
         loaded = load_chat_examples(data.path, tokenizer, max_tokens=limit, split=data.split, train_on=data.train_on)
         for reason, count in sorted(loaded.skipped.items()):
             say(f"{count} examples left out: {reason} (the limit is {limit} tokens)")
-        return PolicyData(*split_by_prompt(loaded.examples, data.heldout_fraction, config.training.seed))
+        return split_by_prompt(loaded.examples, data.heldout_fraction, config.training.seed)
 
     return train_policy(config, "SFT", load, lambda policy, _: SftTask(policy), resume=resume, console=console)

@@ -144,7 +144,9 @@ class StepJournal:
         if header != self._header:
             self._header = header
             self._written = self._usable(header)
-        self._requests |= {prompt.group_id: _request_digest(prompt) for prompt in prompts}
+        for prompt in prompts:
+            text = json.dumps([prompt.prompt_ids, prompt.seed])
+            self._requests[prompt.group_id] = blake3(text.encode()).hexdigest()[:REQUEST_DIGITS]
 
     def known(self, rollout_id: str) -> Sample | str | None:
         """Returns the sample, the reason why it was dropped, or None if it must be asked for."""
@@ -224,8 +226,3 @@ class StepJournal:
         return any(
             settings == self._header and record["kind"] == "accepted" for settings, record in lines.with_settings()
         )
-
-
-def _request_digest(prompt: Prompt) -> str:
-    text = json.dumps([prompt.prompt_ids, prompt.seed])
-    return blake3(text.encode()).hexdigest()[:REQUEST_DIGITS]

@@ -115,7 +115,9 @@ class FitProgress(_Shown):
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
         """Shows a finished step."""
         self._recent.append(metrics)
-        facts = "  ".join(form.format(self._mean(name)) for name, form in FACTS if name in metrics)
+        facts = "  ".join(
+            form.format(fmean(each[name] for each in self._recent)) for name, form in FACTS if name in metrics
+        )
         if self._console.is_terminal:
             self._bar.update(self._task, completed=step, facts=facts)
         elif step % max(1, self._total // PLAIN_LINES) == 0 or step == self._total:
@@ -123,6 +125,3 @@ class FitProgress(_Shown):
         heldout = [f"{name.replace('_', ' ', 1)} {value:.3f}" for name, value in metrics.items() if "heldout_" in name]
         if heldout:
             self.say(f"step {step}: {', '.join(heldout)}")
-
-    def _mean(self, name: str) -> float:
-        return fmean(metrics[name] for metrics in self._recent)

@@ -174,7 +174,8 @@ class ReferenceLogprobs:
 
     def _name(self, digest: str, version: str) -> str:
         # A version may be any text; as part of a name it is digested.
-        return f"{self._stem}.reference-{digest[:NAME_DIGITS]}-{_short(version)}.safetensors"
+        short = blake3(version.encode()).hexdigest()[:NAME_DIGITS]
+        return f"{self._stem}.reference-{digest[:NAME_DIGITS]}-{short}.safetensors"
 
     def _metadata(self, digest: str, version: str) -> dict[str, str]:
         return {
@@ -183,10 +184,6 @@ class ReferenceLogprobs:
             "reference_version": version,
             "tokenizer_digest": self._tokenizer_digest,
         }
-
-
-def _short(version: str) -> str:
-    return blake3(version.encode()).hexdigest()[:NAME_DIGITS]
 
 
 def _read(path: Path, metadata: dict[str, str]) -> list[float] | None:

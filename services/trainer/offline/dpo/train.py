@@ -28,7 +28,7 @@ from services.trainer.offline.dpo.data import (
 )
 from services.trainer.offline.dpo.reference_logprobs import PromptedCompletion, ReferenceLogprobs
 from services.trainer.offline.dpo.tasks import DpoTask, KtoTask
-from services.trainer.offline.policy_training import PolicyData, train_policy
+from services.trainer.offline.policy_training import Split, train_policy
 
 
 def run_dpo(config: DpoRunConfig, *, resume: bool, console: Console) -> int:
@@ -59,20 +59,20 @@ def run_dpo(config: DpoRunConfig, *, resume: bool, console: Console) -> int:
 
 def _load_pairs(
     config: DpoRunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, say: Callable[[str], None], console: Console
-) -> PolicyData[DpoExample]:
+) -> Split[DpoExample]:
     examples = load_pairs(_within_positions(config), tokenizer, say)
     if config.dpo.needs_reference:
         examples = add_reference_to_pairs(examples, _reference(config, tokenizer, ranks, console))
-    return PolicyData(*split_by_prompt(examples, config.data.heldout_fraction, config.training.seed))
+    return split_by_prompt(examples, config.data.heldout_fraction, config.training.seed)
 
 
 def _load_judged(
     config: DpoRunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, say: Callable[[str], None], console: Console
-) -> PolicyData[KtoExample]:
+) -> Split[KtoExample]:
     data = _within_positions(config)
     examples = with_other_completions(load_judged(data, tokenizer, say), data.max_tokens)
     examples = add_reference_to_judged(examples, _reference(config, tokenizer, ranks, console))
-    return PolicyData(*split_by_prompt(examples, config.data.heldout_fraction, config.training.seed))
+    return split_by_prompt(examples, config.data.heldout_fraction, config.training.seed)
 
 
 def _within_positions(config: DpoRunConfig) -> DpoDataConfig:

@@ -21,7 +21,7 @@ from rlhf.logs import configure_logging
 from rlhf.models.loading import load_tokenizer, max_positions, require_model_folder
 from rlhf.process import keep_freed_memory
 from services.trainer.config.offline import PreferencesConfig, RewardModelRunConfig
-from services.trainer.offline.reward_model.member import Member, MemberFacts, load_member, train_member
+from services.trainer.offline.reward_model.member import Member, load_member, train_member
 from services.trainer.offline.reward_model.plot import plot_report
 from services.trainer.offline.reward_model.report import (
     HeldoutPairs,
@@ -168,7 +168,16 @@ def _measure(members: Sequence[Member], data: _Data, ranks: Ranks, started: floa
         else:
             scores.append([])
         predicted.append(probabilities(pairs, scores[-1], facts.reward_std))
-        reports.append(_member_report(member, facts, pairs, scores[-1], predicted[-1]))
+        reports.append(
+            MemberReport(
+                model=member.model_path.name,
+                train_loss=facts.train_loss,
+                train_accuracy=facts.train_accuracy,
+                reward_mean=facts.reward_mean,
+                reward_std=facts.reward_std,
+                heldout=measure_scores(pairs, scores[-1], predicted[-1]),
+            )
+        )
     mean, probability = mean_scores(scores), mean_scores(predicted)
     whole = measure_scores(pairs, mean, probability)
     return RewardModelReport(
@@ -189,17 +198,4 @@ def _measure(members: Sequence[Member], data: _Data, ranks: Ranks, started: floa
         ensemble=describe_ensemble(pairs, scores) if len(members) > 1 else None,
         heldout=describe_heldout(pairs, mean, probability) if data.heldout else None,
         seconds=time.monotonic() - started,
-    )
-
-
-def _member_report(
-    member: Member, facts: MemberFacts, pairs: HeldoutPairs, scores: Sequence[float], predicted: Sequence[float]
-) -> MemberReport:
-    return MemberReport(
-        model=member.model_path.name,
-        train_loss=facts.train_loss,
-        train_accuracy=facts.train_accuracy,
-        reward_mean=facts.reward_mean,
-        reward_std=facts.reward_std,
-        heldout=measure_scores(pairs, scores, predicted),
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.errors import NotReadyError, RunError, ServiceError
-from rlhf.learning.ranks import Ranks, exchange, exchange_failure
+from rlhf.learning.ranks import ALONE, Ranks, exchange, exchange_failure
 from rlhf.rollout import Prompt, Sampling
 from services.trainer.config.sections import ServicesConfig
 from services.trainer.fleet.peers import Peers
@@ -32,9 +32,9 @@ class World:
     peers: Peers
     run_dir: Path
 
-    async def collect(self, ranks: Ranks | None = None, sampling: Sampling = SAMPLING) -> Collected:
+    async def collect(self, ranks: Ranks = ALONE, sampling: Sampling = SAMPLING) -> Collected:
         """Collects with a journal that is opened anew, as a restarted trainer does."""
-        journal = Journal(self.run_dir, Ranks(0 if ranks is None else ranks.rank)).open_step(1)
+        journal = Journal(self.run_dir, Ranks(ranks.rank)).open_step(1)
         try:
             collected = await collect(PROMPTS, sampling, self.peers, policy_version=0, journal=journal, ranks=ranks)
             journal.sync()

@@ -10,7 +10,7 @@ import torch
 
 from rlhf.errors import ConfigError, RunError
 from rlhf.learning.config import LoraConfig, OptimizerConfig
-from rlhf.learning.ranks import Ranks
+from rlhf.learning.ranks import ALONE, Ranks
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.loading import load_policy
 from rlhf.models.weights import model_manifest
@@ -35,7 +35,7 @@ class World:
 
 @asynccontextmanager
 async def make_world(
-    path: Path, *fakes: FakePolicy, lora: LoraConfig | None = None, ranks: Ranks | None = None
+    path: Path, *fakes: FakePolicy, lora: LoraConfig | None = None, ranks: Ranks = ALONE
 ) -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
         for fake in fakes:
@@ -46,7 +46,7 @@ async def make_world(
         model = TrainedModel("policy", load_policy(path, dtype="float32"), OptimizerConfig(), total_steps=1, lora=lora)
         if ranks is not None:
             model.ranks = ranks
-        yield World(model, PolicyPushes(model, peers, Ranks() if ranks is None else ranks))
+        yield World(model, PolicyPushes(model, peers, ranks))
 
 
 async def test_every_policy_service_gets_the_weights(tiny_model_path: Path) -> None:

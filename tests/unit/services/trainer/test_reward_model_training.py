@@ -24,10 +24,10 @@ from services.reward.scorers.config import build_scorer, scorer_config
 from services.reward.scorers.scorer import TextPair
 from services.trainer.config.offline import (
     EnsembleConfig,
+    OfflineOptimizerConfig,
     PreferencesConfig,
     RewardModelBaseConfig,
     RewardModelCheckpointConfig,
-    RewardModelOptimizerConfig,
     RewardModelRunConfig,
     TrainingConfig,
 )
@@ -40,7 +40,7 @@ from services.trainer.service.signals import NUMBERS
 from tests.support.tiny_model import make_tiny_model
 
 QUIET = Console(quiet=True)
-OPTIMIZER = RewardModelOptimizerConfig(learning_rate=3e-3, warmup_steps=0)
+OPTIMIZER = OfflineOptimizerConfig(learning_rate=3e-3, warmup_steps=0)
 ALONE = Ranks()
 
 
