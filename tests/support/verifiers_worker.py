@@ -7,6 +7,7 @@ completion; the last has none, and must stay without a reward.
 import asyncio
 import json
 import sys
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +19,7 @@ Pairs = list[tuple[str, str]]
 
 async def score_with_rubric(target: str, pairs: Pairs) -> dict[str, Any]:
     """A Rubric of verifiers 0.1: one completion at a time, and a group; the failure ends either."""
-    from verifiers import Rubric
+    Rubric = import_module("verifiers").Rubric  # noqa: N806 - a class
 
     states = [
         {
@@ -45,9 +46,7 @@ async def score_with_rubric(target: str, pairs: Pairs) -> dict[str, Any]:
 
 async def score_traces(target: str, pairs: Pairs) -> dict[str, Any]:
     """Tasks of verifiers.v1 with the reward plugged in by its configuration."""
-    import verifiers.v1 as vf
-    from verifiers.v1.graph import MessageNode
-    from verifiers.v1.types import AssistantMessage, UserMessage
+    vf, graph, types = (import_module(f"verifiers.v1{name}") for name in ("", ".graph", ".types"))
 
     # The configuration names functions of modules; a user has such a module as a file.
     sys.modules["our_rewards"] = SimpleNamespace(helpful=adapter.make_trace_reward(target))  # type: ignore[assignment]
@@ -56,8 +55,8 @@ async def score_traces(target: str, pairs: Pairs) -> dict[str, Any]:
     for prompt, completion in pairs:
         task = vf.Task(vf.TaskData(prompt=prompt), config)
         nodes = [
-            MessageNode(message=UserMessage(content=prompt)),
-            MessageNode(message=AssistantMessage(content=completion), parent=0, sampled=True),
+            graph.MessageNode(message=types.UserMessage(content=prompt)),
+            graph.MessageNode(message=types.AssistantMessage(content=completion), parent=0, sampled=True),
         ]
         trace = vf.Trace(task={"type": "Task", "data": task.data}, agent={"config": vf.AgentConfig()}, nodes=nodes)
         try:
