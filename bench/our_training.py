@@ -8,9 +8,10 @@ from torch import nn
 from bench.train_work import TrainWork
 from rlhf.data.chat import ChatExample
 from rlhf.data.preferences import Choice, PreferenceGroup
-from rlhf.learning.batch import TRAINING_REWARD, Sample, collate
+from rlhf.learning.batch import collate
 from rlhf.learning.config import OptimizerConfig
 from rlhf.learning.ranks import Ranks
+from rlhf.learning.sample import TRAINING_REWARD, Sample
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.models.loading import load_policy
 from rlhf.models.policy_model import PolicyModel

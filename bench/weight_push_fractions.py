@@ -20,7 +20,8 @@ from bench.fixed_work import FixedWork
 from bench.measurements import machine_facts, positive, say, show, write_json
 from bench.own_sampling import complete
 from rlhf.client.push_messages import push_messages
-from rlhf.learning.batch import TRAINING_REWARD, Sample, collate
+from rlhf.learning.batch import collate
+from rlhf.learning.sample import TRAINING_REWARD, Sample
 from rlhf.learning.snapshot import WeightsSnapshot, take_snapshot
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.learning.update import Updater

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.client.policy import PolicyClient
 from rlhf.data.prompts import PromptItem
 from rlhf.errors import ConfigError
-from rlhf.learning.batch import Sample
+from rlhf.learning.sample import Sample
 from rlhf.models.loading import DtypeName, load_policy, tokenizer_digest
 from rlhf.models.weights import checkpoint_tensors, model_manifest, tensor_bytes
 from rlhf.rollout import Prompt, Sampling

@@ -16,8 +16,8 @@ from rlhf.client.reward import RewardClient
 from rlhf.client.reward_types import Reward, ScoreItem
 from rlhf.client.tasks import task_group
 from rlhf.errors import ServiceError
-from rlhf.learning.batch import TRAINING_REWARD, Sample
 from rlhf.learning.ranks import Ranks
+from rlhf.learning.sample import TRAINING_REWARD, Sample
 from rlhf.statistics import MeanWithInterval
 from services.trainer.config.online import OnlineRunConfig
 from services.trainer.evaluation.evaluate import questions_of, rows_of, summarise

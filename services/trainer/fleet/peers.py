@@ -7,8 +7,8 @@ from rlhf.client.base import ServiceClient
 from rlhf.client.patience import Patience
 from rlhf.client.reference import ReferenceClient
 from rlhf.client.reward import RewardClient
-from rlhf.learning.batch import TRAINING_REWARD
 from rlhf.learning.ranks import ALONE, Ranks
+from rlhf.learning.sample import TRAINING_REWARD
 from rlhf.serving.calls import clean_name
 from services.trainer.config.sections import ServicesConfig
 from services.trainer.fleet.dispatch import Dispatcher

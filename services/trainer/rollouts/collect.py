@@ -17,8 +17,8 @@ from itertools import groupby
 
 from rlhf.client.tasks import task_group
 from rlhf.errors import RunError, ServiceError
-from rlhf.learning.batch import Sample, decode_sample, encode_sample
 from rlhf.learning.ranks import ALONE, Ranks, exchange, exchange_failure
+from rlhf.learning.sample import Sample, decode_sample, encode_sample
 from rlhf.rollout import Prompt, Rollout, Sampling, expected_ids
 from services.trainer.fleet.peers import Peers
 from services.trainer.rollouts.journal import StepJournal

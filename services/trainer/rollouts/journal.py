@@ -25,8 +25,8 @@ from typing import Any
 
 from blake3 import blake3
 
-from rlhf.learning.batch import Sample, decode_sample, encode_sample
 from rlhf.learning.ranks import ALONE, Ranks
+from rlhf.learning.sample import Sample, decode_sample, encode_sample
 from rlhf.logs import get_logger
 from rlhf.rollout import Prompt, Sampling, expected_ids
 from services.trainer.rollouts.journal_file import FORMAT_VERSION, JournalLines, JournalWriter, read_lines

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf.data.prompts import PromptSampler
-from rlhf.learning.batch import Sample
 from rlhf.learning.ranks import Ranks
+from rlhf.learning.sample import Sample
 from rlhf.rollout import Prompt
 from services.trainer.config.online import OnlineRunConfig
 from services.trainer.fleet.peers import Peers

@@ -10,7 +10,7 @@ from rlhf.client.reward import RewardClient
 from rlhf.client.reward_types import Reward, RewardError, ScoreItem
 from rlhf.client.tasks import task_group
 from rlhf.errors import InternalError, RunError
-from rlhf.learning.batch import Sample
+from rlhf.learning.sample import Sample
 from rlhf.rollout import Rollout
 from services.trainer.fleet.peers import Peers
 

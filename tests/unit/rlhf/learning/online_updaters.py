@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf.learning.batch import Batch, Sample, collate
+from rlhf.learning.batch import Batch, collate
 from rlhf.learning.config import OptimizerConfig
+from rlhf.learning.sample import Sample
 from rlhf.learning.trained_model import TrainedModel
 from rlhf.learning.update import Updater
 from rlhf.models.loading import load_policy

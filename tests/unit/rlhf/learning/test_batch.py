@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from rlhf.learning.batch import Sample, collate, micro_batches
+from rlhf.learning.batch import collate, micro_batches
+from rlhf.learning.sample import Sample
 from rlhf.rollout import Rollout
 
 

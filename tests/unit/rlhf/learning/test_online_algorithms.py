@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from rlhf.learning.algorithm import Estimates, Scored
-from rlhf.learning.batch import Sample, collate
+from rlhf.learning.batch import collate
+from rlhf.learning.sample import Sample
 from services.trainer.trainings import make_algorithm
 from tests.unit.rlhf.learning.online_updaters import SAMPLES, Maker, on_policy, policy_logprobs, sample
 

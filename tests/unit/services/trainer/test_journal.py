@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf.errors import RunError
-from rlhf.learning.batch import Sample, decode_sample, encode_sample
 from rlhf.learning.ranks import Ranks
+from rlhf.learning.sample import Sample, decode_sample, encode_sample
 from rlhf.rollout import Prompt, Rollout, Sampling
 from services.trainer.rollouts.journal import Journal, StepJournal
 from services.trainer.rollouts.journal_file import JournalWriter

@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry
 
-from rlhf.learning.batch import Sample
+from rlhf.learning.sample import Sample
 from rlhf.rollout import Rollout
 from services.trainer.fleet.metrics import LagHistogram
 from services.trainer.rollouts.collect import Collected

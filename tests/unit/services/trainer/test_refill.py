@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from rlhf.errors import RunError
-from rlhf.learning.batch import Sample
+from rlhf.learning.sample import Sample
 from rlhf.rollout import Prompt, Rollout
 from services.trainer.rollouts.collect import Collected, collect_groups
 

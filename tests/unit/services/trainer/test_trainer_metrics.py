@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 
-from rlhf.learning.batch import Sample
+from rlhf.learning.sample import Sample
 from services.trainer.fleet.push import FleetPush
 from services.trainer.rollouts.collect import Collected
 from services.trainer.telemetry.step import STEP_METRICS, MetricsFile, TrainerMetrics, describe_step
