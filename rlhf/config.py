@@ -214,7 +214,7 @@ def _explain_flag_error(message: str, cls: type[BaseModel], prog: str) -> str:
         return f"{message}; see {prog} --help"
     word = unknown.split()[0].split("=")[0]
     near = difflib.get_close_matches(word, [f"--{flag}" for flag in _flags(cls)], n=1)
-    return f"unknown flag '{word}'" + (f"; did you mean '{near[0]}'?" if near else "") + f"; see {prog} --help"
+    return f"unknown flag '{word}'" + (f"; did you mean '{near[0]}'?" if near else f"; see {prog} --help")
 
 
 def _flags(cls: type[BaseModel], prefix: str = "") -> list[str]:

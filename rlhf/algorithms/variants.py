@@ -3,7 +3,7 @@
 A new variant is a row. Torch is imported when a loss is computed, so that configurations can read the table without it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -86,3 +86,8 @@ PAIR_VARIANTS = tuple(name for name, each in VARIANTS.items() if each.loss is no
 """Variants of dpo_loss."""
 SMOOTHED_VARIANTS = tuple(name for name, each in VARIANTS.items() if each.takes_smoothing)
 """Variants that take label_smoothing."""
+
+
+def help_of(names: Iterable[str]) -> str:
+    """Returns what each of some variants is, as the help text of a choice between them."""
+    return "Form of the loss. " + " ".join(f"{name}: {VARIANTS[name].help}" for name in names)

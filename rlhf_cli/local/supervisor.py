@@ -195,7 +195,7 @@ class Supervisor:
     def _restarted_if_dead(self, running: _Running) -> _Running:
         """Returns the service as it runs after this look at it: afresh once the backoff after a death is over."""
         exit_code = running.process.poll()
-        if exit_code is None or running.ready_after_seconds is None:  # alive, or wait_ready() tells of its death
+        if exit_code is None or running.ready_after_seconds is None:  # alive, or wait_ready() reports its death
             return running
         now = time.monotonic()
         name = running.spec.name

@@ -1,6 +1,6 @@
 """Repeated calls: one with the id of an earlier call gets the earlier answer, and is computed and counted once.
 
-A digest of what calls say tells a repeat from another call with the same id.
+A digest of what calls say distinguishes a repeat from another call with the same id.
 """
 
 import asyncio

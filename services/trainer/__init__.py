@@ -1,1 +1,1 @@
-"""The trainer: reward-model training and PPO. Start reading at loop.py."""
+"""The trainer: every training there is, listed in trainings.py. Start reading at loop.py."""

@@ -50,7 +50,7 @@ def run_online(config: OnlineRunConfig, *, resume: bool, console: Console) -> in
     for field, path in paths:
         if not path.is_dir():
             raise ConfigError(f"{field} is '{path}': no such directory; give the folder of a checkpoint")
-    # On a terminal the table tells the story; JSON lines would tear it apart.
+    # On a terminal the table shows the run; JSON lines would tear it apart.
     configure_logging("warning" if console.is_terminal else config.server.log_level, TRAINER.name)
     sleep_at_barriers()
     keep_freed_memory()

@@ -28,7 +28,7 @@ ITEM = ScoreItem.text("a prompt", "a completion")
 
 
 class ToyBackend:
-    """Loads at once and is healthy; tests set `error` to what check() shall raise, and `gate` to delay load()."""
+    """Loads at once and is healthy; tests set `error` to what check() raises, and `gate` to delay load()."""
 
     def __init__(self) -> None:
         self.error: Exception | None = None

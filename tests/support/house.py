@@ -22,7 +22,7 @@ MAY_USE = {
     "rlhf.data": {"rlhf.models"},
     "rlhf.learning": {"rlhf.algorithms", "rlhf.models", "rlhf.data"},
 }
-"""Beside itself, the plain types, and what lies inside it. Rooms that are not named are of services or rlhf_cli."""
+"""Beside itself and, but for the algorithms, the plain types. Rooms that are not named are of services or rlhf_cli."""
 
 
 class House:
@@ -33,9 +33,8 @@ class House:
         self.folders = [path.relative_to(root) for path in paths if path.name == "__init__.py"]
         """The files that make folders packages."""
         names = {".".join(path.relative_to(root).with_suffix("").parts): path for path in paths}
-        modules = {name: path for name, path in names.items() if path.name != "__init__.py"}
-        self.files = {name: _imported(path) & set(modules) - {name} for name, path in modules.items()}
-        """The modules that each module imports."""
+        self.files = {name: _imported(name, path, set(names)) - {name} for name, path in names.items()}
+        """The modules that each module imports; what a room exports is imported from its `__init__`."""
         self.rooms: dict[str, set[str]] = {}
         """What lies side by side in one folder, files and folders alike, and which of its neighbours each imports."""
         for name, imported in self.files.items():
@@ -56,15 +55,26 @@ def room_of(module: str) -> str:
     return module.rpartition(".")[0]
 
 
-def _imported(path: Path) -> set[str]:
-    """Returns all dotted names that a file imports, as modules or from them."""
-    names = set()
+def _imported(name: str, path: Path, modules: set[str]) -> set[str]:
+    """Returns those of the modules that a file imports, or imports something from."""
+    found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        if isinstance(node, ast.ImportFrom):
+            above = name.split(".")[: -node.level] if node.level else []
+            source = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {_module_of(f"{source}.{alias.name}", modules) for alias in node.names}
         elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    return names
+            found |= {_module_of(alias.name, modules) for alias in node.names}
+    return found - {""}
+
+
+def _module_of(dotted: str, modules: set[str]) -> str:
+    """Returns the module that a name is, or is a name of; empty if it is none of them."""
+    for each in (dotted, dotted.rpartition(".")[0]):
+        for module in (each, f"{each}.__init__"):
+            if module in modules:
+                return module
+    return ""
 
 
 def imports_upward(house: House) -> list[str]:
@@ -85,7 +95,8 @@ def _may_use(name: str, other: str) -> bool:
         # No service imports another.
         return other_package == "rlhf" or name.split(".")[1] == other.split(".")[1]
     room, other_room = room_of(name), room_of(other)
-    return other_package == "rlhf" and (room == other_room or other_room in PLAIN | MAY_USE[room])
+    plain = set() if room == "rlhf.algorithms" else PLAIN
+    return other_package == "rlhf" and (room == other_room or other_room in plain | MAY_USE.get(room, set()))
 
 
 def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:

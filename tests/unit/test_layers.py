@@ -30,7 +30,12 @@ def test_an_import_that_is_planted_upward_is_found(tmp_path: Path):
     for name, text in {
         "rlhf/models/loading.py": "from rlhf.learning.ppo import Ppo\n",
         "rlhf/learning/ppo.py": "from rlhf.models.loading import load_policy\n",
+        "rlhf/client/__init__.py": "from rlhf.client.reward import RewardClient\n",
         "rlhf/client/reward.py": "from rlhf.serving.probe import ask_health\n",
+        "rlhf/client/base.py": "from . import RewardClient\n",
+        "rlhf/data/records.py": "from rlhf.client import RewardClient\n",
+        "rlhf/algorithms/kl.py": "from rlhf.errors import ConfigError\n",
+        "rlhf/errors.py": "",
         "rlhf/serving/probe.py": "",
         "services/policy/server.py": "from services.reward.server import main\n",
         "services/reward/server.py": "",
@@ -39,7 +44,9 @@ def test_an_import_that_is_planted_upward_is_found(tmp_path: Path):
         (tmp_path / name).write_text(text)
     house = House(tmp_path)
     assert imports_upward(house) == [
+        "rlhf/algorithms/kl.py imports rlhf.errors",
         "rlhf/client/reward.py imports rlhf.serving.probe",
+        "rlhf/data/records.py imports rlhf.client.__init__",
         "rlhf/models/loading.py imports rlhf.learning.ppo",
         "services/policy/server.py imports services.reward.server",
     ]

@@ -162,7 +162,7 @@ class _Server(uvicorn.Server):
 
 
 class _Connection(H11Protocol):
-    """A connection that tells its calls the names in the client's certificate."""
+    """A connection that gives its calls the names in the client's certificate."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Called once TLS has let the client in."""

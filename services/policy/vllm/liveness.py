@@ -15,7 +15,7 @@ RESTART = (
     "This process exits with code 1 so that its supervisor starts it afresh with the weights it loads at start: "
     "wait until it serves, then push the current weights"
 )
-"""What a FatalError of the policy tells its caller to do."""
+"""What a FatalError of the policy advises its caller to do."""
 
 log = get_logger(__name__)
 

@@ -1,4 +1,4 @@
-"""Where each element of a checkpoint lives in a running model, as the model's own loader tells it. Imports torch alone.
+"""Where each element of a checkpoint lives in a running model, as its own loader puts it there. Imports torch alone.
 
 Engines fuse tensors of a checkpoint (q, k and v into one), pad them, and keep a part of each on every worker. Their
 loaders know how; they end in Tensor.copy_ from a part of a checkpoint's tensor to a part of a parameter. One load with

@@ -1,1 +1,1 @@
-"""The reward service over HTTP: JSON of our own, and the wire formats that other systems already speak."""
+"""The wire formats of other systems that the reward service speaks over HTTP."""

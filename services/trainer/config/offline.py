@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from rlhf.algorithms.variants import VARIANTS
+from rlhf.algorithms.variants import VARIANTS, help_of
 from rlhf.config import Port, Section
 from rlhf.learning.config import LoraConfig, OptimizerConfig
 from rlhf.serving.directory import REFERENCE
@@ -167,8 +167,7 @@ class DpoDataConfig(Section):
 class DpoConfig(Section):
     """The loss. Formulas and sources: docs/training.md."""
 
-    variant: AnyVariant = "sigmoid"
-    """"sigmoid" is DPO itself (arXiv:2305.18290)."""
+    variant: AnyVariant = Field(default="sigmoid", description=help_of(VARIANTS))
     beta: float | None = Field(default=None, gt=0)
     """How strongly the policy is held to the reference; absent takes 0.1, and 2.0 for "simpo". "orpo" has none."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from rlhf.algorithms.variants import PAIR_VARIANTS, help_of
 from rlhf.config import Section
 from rlhf.learning.config import (
     CriticConfig,
@@ -271,8 +272,7 @@ class OnlineDpoConfig(Section):
 
     beta: float = Field(default=0.1, gt=0)
     """Temperature of the implicit reward; with "ipo", of length-averaged log-probabilities."""
-    variant: PairVariant = "sigmoid"
-    """Form of the loss (docs/online.md)."""
+    variant: PairVariant = Field(default="sigmoid", description=help_of(PAIR_VARIANTS))
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Probability that the reward service prefers the wrong one; "sigmoid" and "robust" use it."""
     max_approx_kl: float | None = Field(default=None, gt=0)

@@ -227,11 +227,6 @@ class OnlineTrainingConfig(Section):
         """Completions sampled in one step."""
         return self.prompts_per_step * self.group_size
 
-    @property
-    def optimizer_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return self.steps * self.epochs * self.minibatches
-
 
 class GroupTrainingConfig(OnlineTrainingConfig):
     """How much is sampled and trained on, and how it is cut."""

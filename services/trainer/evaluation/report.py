@@ -1,4 +1,4 @@
-"""Win rates: how often one policy's completion of a prompt is scored above another's."""
+"""The report of an evaluation: its rows and numbers as files, win rates of policies against one another, and tables."""
 
 import io
 import json

@@ -67,7 +67,7 @@ class Replica:
             self.touch()
 
     def become(self, state: State, reason: str = "", error: Exception | None = None) -> None:
-        """Takes a new state, and tells those who wait for it. A ready one gets a new `lost`."""
+        """Takes a new state, and wakes those who wait for it. A ready one gets a new `lost`."""
         self.state, self.reason, self.error = state, reason, error
         if state == "ready":
             self.reason = ""

@@ -308,7 +308,7 @@ def require_same_run(checkpoint: Path, state: Mapping[str, Any], identity: Mappi
 
 
 def examples_digest(examples: Sequence[object]) -> str:
-    """Returns the hex BLAKE3 of the examples, in their order; they must have a repr that tells them apart."""
+    """Returns the hex BLAKE3 of the examples, in their order; they must have a repr that differs where they do."""
     digest = blake3()
     for example in examples:
         digest.update(repr(example).encode())

@@ -1,1 +1,1 @@
-"""From prompts to scored rollouts as tensors, and the new weights back to the policy services."""
+"""From prompts to scored rollouts: collected, journaled, and sampled ahead of training."""

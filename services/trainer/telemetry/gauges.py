@@ -89,7 +89,7 @@ EVALUATION_METRICS: Mapping[str, str] = MappingProxyType(
         "completion_tokens_mean": "Mean tokens of the same.",
     }
 )
-"""What an evaluation tells, with meaning and unit. On Prometheus each is rlhf_trainer_evaluation_<name>."""
+"""What an evaluation reports, with meaning and unit. On Prometheus each is rlhf_trainer_evaluation_<name>."""
 
 
 class FitMetrics(Collector):

@@ -17,7 +17,8 @@ from tests.support.paths import ROOT
 
 
 def test_every_service_is_everywhere_it_must_be() -> None:
-    assert missing(SERVICES.values(), ROOT) == []
+    faults = missing(SERVICES.values(), ROOT)
+    assert not faults, "\n".join(faults)
 
 
 def test_a_service_that_is_planted_in_the_directory_is_missed_in_every_place() -> None:

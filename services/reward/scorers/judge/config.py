@@ -37,7 +37,7 @@ class JudgeConfig(Section):
     tokenizer: str = ""
     """policy: the folder of the served model's tokenizer, with a chat template."""
     samples: int = Field(default=32, ge=1, le=256)
-    """policy: how many first tokens are drawn. Each tells its exact probability; see max_uncertainty."""
+    """policy: how many first tokens are drawn. Each comes with its exact probability; see max_uncertainty."""
     max_uncertainty: float = Field(default=0.05, gt=0, lt=0.5)
     """policy: how far the reward may be from the exact one, given the probability of all tokens that were not drawn.
     An item of which more is unknown fails."""

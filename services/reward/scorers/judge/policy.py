@@ -1,6 +1,6 @@
 """A judge behind a policy service of our own, which reports the probability of tokens that it samples, and no others.
 
-So several first tokens are drawn at temperature 1. Each tells its exact probability, so that exactly this much is
+So several first tokens are drawn at temperature 1. Each comes with its exact probability, so that exactly this much is
 unknown: what the drawn ones leave of 1. Of a judge that answers the question, two tokens have almost all of it. Of
 another one the reward would be a guess, and there is an error instead (judge.max_uncertainty).
 """

@@ -132,7 +132,7 @@ class JudgeBackend(Protocol):
     """Where a judge is asked. Its methods run in one event loop."""
 
     async def connect(self) -> str:
-        """Returns what tells the served weights apart, if that can be known, else "". Raises: ConfigError."""
+        """Returns what identifies the served weights, if that can be known, else "". Raises: ConfigError."""
 
     async def ask(self, questions: Sequence[Question]) -> list[FirstTokens | ScoreError]:
         """Returns what is known of each answer. Raises: ScorerError, UNAVAILABLE, if none can be had now."""

@@ -1,4 +1,4 @@
-"""The losses on pairs: DPO, IPO, hinge, robust DPO, SimPO, ORPO."""
+"""The losses on preferences: on pairs (DPO, IPO, hinge, robust DPO, SimPO, ORPO), and on single judgements (KTO)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -82,7 +82,7 @@ def _within_positions(config: DpoRunConfig) -> DpoDataConfig:
 
 
 def _reference(config: DpoRunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, console: Console) -> LogpsOf:
-    """Returns what gives the reference's log-probabilities; the first rank asks, and tells the others."""
+    """Returns what gives the reference's log-probabilities; the first rank asks, and sends them to the others."""
     reference = ReferenceLogprobs(
         config.services,
         tokenizer_digest=tokenizer_digest(tokenizer),

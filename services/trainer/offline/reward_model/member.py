@@ -125,7 +125,7 @@ def train_member(
     It goes through a folder, whatever it was trained as (shards, adapters), so that what is normalised is what is
     served, rounding included.
 
-    Raises: ConfigError, RunError as fit() does; RunError if the trained model tells nothing apart; StoppedError if a
+    Raises: ConfigError, RunError as fit() does; RunError if the trained model scores all alike; StoppedError if a
         signal stopped it before its end.
     """
     examples = member.examples(train)

@@ -72,7 +72,7 @@ class EnsembleReport:
     """Mean over held-out completions of the standard deviation of the members' normalised scores."""
     accuracy_by_disagreement: list[AccuracyBin]
     """Accuracy of the half of the pairs on whose score difference the members agree more, then of the other half; if
-    the first is higher, disagreement tells where the ensemble errs."""
+    the first is higher, disagreement shows where the ensemble errs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

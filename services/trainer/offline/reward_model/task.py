@@ -119,7 +119,7 @@ def normalize(
 ) -> tuple[float, float]:
     """Makes the completions of the groups score mean 0, std 1; returns the mean and std they had.
 
-    Raises: RunError if all scores are equal, or one is not finite: such a model tells nothing apart.
+    Raises: RunError if all scores are equal, or one is not finite: such a model scores all alike.
     """
     scores = score_groups(model, groups, max_tokens=max_tokens, ranks=ranks)
     mean, std = fmean(scores), pstdev(scores)

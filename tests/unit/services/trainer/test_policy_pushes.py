@@ -23,7 +23,7 @@ from tests.support.fake_services import TOKENIZER, FakePolicy
 
 @dataclass
 class World:
-    """A model, and the services that shall have its weights."""
+    """A model, and the services that get its weights."""
 
     model: TrainedModel
     pushes: PolicyPushes
